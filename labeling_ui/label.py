@@ -271,7 +271,7 @@ def _serve_store(
     _greet(store, config, new, pairs, answers)
     with contextlib.suppress(KeyboardInterrupt), _answering(config):
         run_server(app, listening, believed_proxies(config), config.prefix)
-    show("", f"saved: {sum(store.status()['judgments'].values())} judgments in {store.url}")
+    show("", f"saved: {store.judged()} judgments in {store.url}")
 
 
 def believed_proxies(config: LabelConfig) -> Sequence[str]:
@@ -449,7 +449,10 @@ def _status(words: list[str]) -> None:
 
 def status_lines(status: Mapping[str, Any], colours: bool = False) -> list[str]:
     """A store's counts as a table."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in status["judgments"].items())
+    of_kinds = status["judgments"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in of_kinds.items() if kind != "model" or len(of_kinds) == 1)
+    if beside := sum(of_kinds.values()) - status["judged"]:
+        kinds += f"; beside them, {beside} by model judges"
     judgments = f"of {status['judgments_wanted']} wanted" + (f": {kinds}" if kinds else "")
     judged = f"{status['single_answers_judged']} judged"
     single = [("single answers", status["single_answers"], judged)] if status["single_answers"] else []
@@ -457,7 +460,7 @@ def status_lines(status: Mapping[str, Any], colours: bool = False) -> list[str]:
         ("pairs", status["pairs"], f"{status['withdrawn']} more withdrawn" if status["withdrawn"] else ""),
         ("items", status["items"], f"{status['items_judged']} judged, {status['disputed']} disputed"),
         *single,
-        ("judgments", sum(status["judgments"].values()), judgments),
+        ("judgments", status["judged"], judgments),
         ("raters", status["raters"], ""),
         ("events", status["events"], f"head {status['head'][:16]}"),
     ]

@@ -27,7 +27,7 @@ EventKind = Literal[
     "invitation_revoked", "second_factor_set", "second_factor_removed",
     "published", "guidelines_accepted", "consent_given",
     "assigned", "reopened", "renewed", "lapsed", "shown", "draft",
-    "submitted", "skipped", "flagged", "amended", "undone", "rejected", "adjudicated", "settlement_removed",
+    "submitted", "skipped", "flagged", "amended", "undone", "rejected", "unrejected", "adjudicated", "settlement_removed",
     "imported", "asked", "answered",
     "inspection_planned", "inspection_decided", "standing_changed",
 ]  # fmt: skip

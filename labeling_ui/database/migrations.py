@@ -418,6 +418,15 @@ def _migrate_016_standing(connection: Connection) -> None:
     _run_all(connection, _STANDING)
 
 
+def _migrate_017_rejections_taken_back(connection: Connection) -> None:
+    """They belong to an item's history."""
+    connection.exec_driver_sql("DROP INDEX events_of_item")
+    connection.exec_driver_sql(
+        "CREATE INDEX events_of_item ON events (item_id) WHERE kind IN ('submitted', 'skipped', 'amended', 'undone', "
+        "'rejected', 'imported', 'flagged', 'adjudicated', 'settlement_removed', 'gold_set', 'gold_removed', 'unrejected')"
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -435,6 +444,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_014_single_answers,
     _migrate_015_second_factors,
     _migrate_016_standing,
+    _migrate_017_rejections_taken_back,
 )
 
 

@@ -212,7 +212,7 @@ function judgmentTable(given, ofRater) {
       one.judgment.rationale ? make('span', { class: 'note', dir: 'auto' }, one.judgment.rationale) : null,
       one.rejected === null ? null : make('span', { class: 'note late' }, say('rejected.for', { reason: one.rejected }))),
     make('td', { class: 'note' }, `${timeOf(one.at_ms)} · ${Math.round(one.active_ms / 1000)} s`),
-    make('td', {}, one.rejected === null ? make('button', { type: 'button', class: 'plain', 'data-reject-one': one.judgment_id }, words['reject.one'], make('span', { class: 'unseen' }, ` ${nameOf(one.judgment.rater_id)} ${one.item_id}`)) : null))))));
+    make('td', {}, one.rejected === null ? make('button', { type: 'button', class: 'plain', 'data-reject-one': one.judgment_id }, words['reject.one'], make('span', { class: 'unseen' }, ` ${nameOf(one.judgment.rater_id)} ${one.item_id}`)) : make('button', { type: 'button', class: 'plain', 'data-take-back': one.judgment_id }, words['reject.back'])))))));
 }
 
 // What a judgment says beside the vote, in lines; the letters are those of the answer above them.
@@ -289,6 +289,14 @@ async function askRejection(selection) {
   find('.rejecting [name=reason]').focus();
 }
 
+async function takeBack(id) {
+  const done = await change('/api/lead/rejections/take-back', 'POST', { judgment_ids: [id] });
+  if (!done) return;
+  warn(done.stay ? words['reject.stays'] : '', 'lost');
+  if (item) await openItem(item.item_id);
+  if (person && !find('.person').hidden) await openPerson(person.id);
+}
+
 async function reject() {
   const reason = find('.rejecting [name=reason]');
   if (!reason.value.trim()) {
@@ -347,6 +355,7 @@ desk.addEventListener('click', (event) => {
   else if (about.unsettle) unsettle(about.unsettle);
   else if (about.person) openPerson(about.person).catch((error) => warn(error.message, 'lost'));
   else if (about.morePerson !== undefined) morePerson().catch((error) => warn(error.message, 'lost'));
+  else if (about.takeBack) takeBack(about.takeBack).catch((error) => warn(error.message, 'lost'));
   else if (about.rejectOne) askRejection({ judgment_ids: [about.rejectOne] });
   else if (about.reject !== undefined) reject();
   else if (about.close !== undefined) button.closest('dialog').close();

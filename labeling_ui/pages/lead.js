@@ -19,8 +19,10 @@ let sorting = { column: 'rater', down: false };
 
 function showStatus(status, waiting) {
   const disputed = waiting < MOST_COUNTED ? whole(waiting) : `${whole(waiting)}+`;
-  const judged = Object.values(status.judgments).reduce((a, b) => a + b, 0);
-  const kinds = Object.entries(status.judgments).map(([kind, n]) => `${whole(n)} ${kind}`).join(', ') || words['lead.none'];
+  const { judged } = status;
+  const beside = Object.values(status.judgments).reduce((a, b) => a + b, 0) - judged;
+  const counted = Object.entries(status.judgments).filter(([kind]) => !beside || kind !== 'model').map(([kind, n]) => `${whole(n)} ${kind}`);
+  const kinds = [...counted, ...(beside ? [say('lead.judges', { n: whole(beside) })] : [])].join('; ') || words['lead.none'];
   const days = status.days_left;
   const left = days === null ? '–' : days === 0 ? words['lead.nothing'] : days < 2 ? say('lead.hours', { n: Math.ceil(days * 24) }) : say('lead.days', { n: Math.ceil(days) });
   const of = (done, total) => say('lead.of', { done: whole(done), total: whole(total) });
@@ -123,6 +125,13 @@ function interval(name, figure, form, marks = []) {
   return row;
 }
 
+// Each aspect and criterion: how often two raters agree, and α.
+function criterionFigures() {
+  const nameOf = (name) => props.value.criteria.find((one) => one.name === name)?.label || words[`aspect.${name}`] || name;
+  return Object.entries(measured.criteria || {}).flatMap(([name, one]) => [
+    interval(say('lead.criterion.agree', { name: nameOf(name) }), one.agreement, percent), interval(say('lead.criterion.alpha', { name: nameOf(name) }), one.krippendorff_alpha, plain)]);
+}
+
 // Each task of single answers: how often two raters agree, and α.
 function singleFigures() {
   return Object.entries(measured.single_answers || {}).flatMap(([task, one]) => [
@@ -146,6 +155,7 @@ function showAgreement() {
     interval(words['lead.alpha.nominal'], measured.krippendorff_alpha.nominal, plain),
     interval(words['lead.alpha.interval'], measured.krippendorff_alpha.interval, plain),
     interval(words['lead.self'], measured.self_consistency, percent),
+    ...criterionFigures(),
     ...singleFigures(),
   );
   find('.published').replaceChildren(

@@ -17,7 +17,7 @@ async function showWork() {
   place.replaceChildren(); // otherwise stale rows would change while the rater uses them
   try {
     const since = dayStarts()[0];
-    const [me, past, hours] = await Promise.all([call(mePath()), call('/api/history?limit=20'), call(`/api/hours?since_ms=${since}`)]);
+    const [me, past, hours, sentBack] = await Promise.all([call(mePath()), call('/api/history?limit=20'), call(`/api/hours?since_ms=${since}`), call('/api/rejections')]);
     if (mine !== openings) return;
     const { today, gold_agreement: gold } = me;
     const share = gold && gold.n ? `${Math.round((100 * gold.right) / gold.n)}%` : '–';
@@ -32,6 +32,7 @@ async function showWork() {
         ...(gold ? [tile(words['work.gold'], share, gold.n ? say('work.gold.note', gold) : '')] : [])),
       ...trend(hours),
       ...rejectedTexts(),
+      ...rejectedByLead(sentBack),
       make('h3', {}, words['work.history']),
       past.length ? make('div', { class: 'history', tabindex: '0' }, make('table', { class: 'plain-table' }, make('tbody'))) : make('p', { class: 'note' }, words['work.none']),
       make('button', { type: 'button', class: 'plain', 'data-earlier': true, hidden: true }, words['work.more']),
@@ -149,6 +150,14 @@ function rejectedTexts() {
   const rows = rejected().map(([, body]) => make('tr', {},
     make('td', {}, whenOf(body.client_at_ms)), make('td', {}, body.detail), make('td', { class: 'written', dir: 'auto' }, [body.rationale, body.edited_text].filter(Boolean).join('\n\n'))));
   return rows.length ? [make('h3', {}, words['work.rejected']), make('table', { class: 'plain-table rejected' }, make('tbody', {}, ...rows))] : [];
+}
+
+// Judgments that a lead rejected, with the reasons.
+function rejectedByLead(rows) {
+  if (!rows.length) return [];
+  return [make('h3', {}, words['work.rejected.lead']), make('table', { class: 'plain-table rejected by-lead' }, make('tbody', {}, ...rows.map((row) => make('tr', {},
+    make('td', {}, whenOf(row.rejected_at_ms)), make('td', { class: 'about', dir: 'auto' }, row.prompt), make('td', {}, describe(row.judgment)), make('td', { class: 'written', dir: 'auto' }, row.reason))))),
+    make('p', { class: 'note' }, words['work.rejected.note'])];
 }
 
 async function showEarlier() {

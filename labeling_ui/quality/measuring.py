@@ -22,6 +22,7 @@ from typing import Any
 
 from labeling_ui.database.schema import StoreError
 from labeling_ui.quality.agreement import measure_votes
+from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.intervals import share
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.single import measure_assessments
@@ -151,6 +152,7 @@ class StoreFigures:
         gold = {rater: share(right, n).as_json() for rater, (right, n) in self._store.gold_agreements().items()}
         single = measure_assessments(self._store.assessments()) if self._store.has_single_answers() else {}
         measured = {**measure_votes(by_kind), "gold": gold, "single_answers": single}
+        measured["criteria"] = self._measure_criteria(measured["kind"])
         figures, due = measured, time.monotonic() >= self._reliable_until
         agreed = time.monotonic()
         yield {"figures": figures, "head": head, "seconds": agreed - started, "more": due}
@@ -158,6 +160,11 @@ class StoreFigures:
             figures, now = {"reliability": self._measure_reliability(by_kind)}, time.monotonic()
             self._reliable_until = now + REST * (now - agreed)
             yield {"figures": figures, "head": head, "seconds": now - agreed, "more": False}
+
+    def _measure_criteria(self, kind: Kind | None) -> dict[str, Any]:
+        """Agreement by aspect and criterion, of the latest votes of the kind that the other figures are of."""
+        latest = self._store.judgments_with_criteria(MOST_VOTES)
+        return agreement_by_criterion([one for one in latest if one.kind == (kind or "human")])
 
     def _measure_reliability(self, by_kind: Mapping[Kind, Votes]) -> dict[str, Any]:
         voted = [kind for kind, votes in by_kind.items() if len(votes.cast)]

@@ -7,6 +7,7 @@ small; only the items of the page are read with their texts.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ FEW = 500
 """Items that are looked at one by one."""
 HISTORY = (
     "submitted", "skipped", "amended", "undone", "rejected", "imported", "flagged", "adjudicated", "settlement_removed",
-    "gold_set", "gold_removed",
+    "gold_set", "gold_removed", "unrejected",
 )  # fmt: skip
 """Kinds of events that an item's history shows."""
 HISTORY_INDEXED = ", ".join(f"'{kind}'" for kind in HISTORY)
@@ -329,11 +330,22 @@ def judgments_of_rater(
     return _judgments(connection, "rater_id", rater_id, before=before, limit=limit)
 
 
+def rejections_of_rater(connection: Connection, rater_id: str, *, limit: int) -> list[JudgmentEntry]:
+    """A rater's rejected judgments, latest first."""
+    return _judgments(connection, "rater_id", rater_id, limit=limit, tables=(REJECTIONS,))
+
+
 def _judgments(
-    connection: Connection, column: str, value: str, *, before: int | None = None, limit: int = 10_000
+    connection: Connection,
+    column: str,
+    value: str,
+    *,
+    before: int | None = None,
+    limit: int = 10_000,
+    tables: Sequence[sa.Table] = (JUDGMENTS, REJECTIONS),
 ) -> list[JudgmentEntry]:
     given: list[JudgmentEntry] = []
-    for table in (JUDGMENTS, REJECTIONS):
+    for table in tables:
         query = sa.select(table, PAIRS.c.record.label("pair")).join(ITEMS, ITEMS.c.id == table.c.item_id)
         query = query.join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id).where(table.c[column] == value)
         if before is not None:

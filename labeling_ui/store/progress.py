@@ -130,6 +130,14 @@ def wanted(connection: Connection) -> int:
     return int(every + (connection.scalar(of_gold) or 0) + repeats)
 
 
+def _of_people(connection: Connection, rater_id: Any) -> list[sa.ColumnElement[bool]]:
+    """The condition that leaves judges out, where there are others: as `judged` does."""
+    kinds = judged_by_kind(connection)
+    if "model" not in kinds or len(kinds) == 1:
+        return []
+    return [rater_id.not_in(sa.select(RATERS.c.id).where(RATERS.c.kind == "model"))]
+
+
 def batch_progress(connection: Connection) -> dict[str, BatchProgress]:
     """How far each batch is. Rankings and single answers have no votes: their places count."""
     voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
@@ -234,6 +242,7 @@ def status(connection: Connection) -> dict[str, Any]:
         "single_answers_judged": _count(connection, single.where(_IN_CAMPAIGN, ITEMS.c.id.in_(_ASSESSED))),
         "withdrawn": withdrawn,
         "judgments": judged_by_kind(connection),
+        "judged": judged(connection),
         "judgments_wanted": wanted(connection),
         "assignments": states | ({"done": finished} if finished else {}),
         "raters": _count(connection, sa.select(RATERS.c.id)),
@@ -247,10 +256,12 @@ def status(connection: Connection) -> dict[str, Any]:
 def judged_by_day(connection: Connection) -> dict[str, int]:
     """The judgments that `judged` counts, by the UTC day on which they were made; days without any are left out."""
     query = sa.select(RATER_HOURS.c.hour, sa.func.sum(RATER_HOURS.c.judged)).group_by(RATER_HOURS.c.hour)
+    of_people = _of_people(connection, JUDGMENTS.c.rater_id)
+    query = query.where(*_of_people(connection, RATER_HOURS.c.rater_id))
     days: Counter[int] = Counter()
     for hour, count in connection.execute(query.where(RATER_HOURS.c.hour >= 0)):
         days[hour // HOURS_A_DAY] += int(count)
-    for hour, count in _not_counted(connection, _HOUR, _MADE_HERE).items():
+    for hour, count in _not_counted(connection, _HOUR, _MADE_HERE, *of_people).items():
         days[hour // HOURS_A_DAY] -= count
     return {
         time.strftime("%Y-%m-%d", time.gmtime(day * DAY_SECONDS)): count for day, count in sorted(days.items()) if count
@@ -261,9 +272,11 @@ def judged_since(connection: Connection, at_ms: int) -> tuple[int, int]:
     """The judgments that `judged` counts, since the hour that contains `at_ms`, and the number of raters who made them."""
     hour = at_ms // HOUR_MS
     query = sa.select(RATER_HOURS.c.rater_id, sa.func.sum(RATER_HOURS.c.judged)).where(RATER_HOURS.c.hour >= hour)
+    query = query.where(*_of_people(connection, RATER_HOURS.c.rater_id))
     counts = Counter({row[0]: int(row[1]) for row in connection.execute(query.group_by(RATER_HOURS.c.rater_id))})
     since = JUDGMENTS.c.at_ms >= hour * HOUR_MS
-    counts.subtract(_not_counted(connection, JUDGMENTS.c.rater_id, _MADE_HERE, since))
+    of_people = _of_people(connection, JUDGMENTS.c.rater_id)
+    counts.subtract(_not_counted(connection, JUDGMENTS.c.rater_id, _MADE_HERE, since, *of_people))
     return sum(counts.values()), sum(count > 0 for count in counts.values())
 
 

@@ -137,6 +137,48 @@ def _reject_one(tx: Transaction, row: Any, reason: str, by: str | None, again: b
         st.SET_STATE.do(tx.connection, assignment=row.assignment_id, to_state="lapsed")
 
 
+def take_back(tx: Transaction, judgment_ids: Sequence[str], by: str | None) -> tuple[int, int]:
+    """Take rejections back: the judgments count again, on a place that the item gets if it has none free.
+
+    Returns how many judgments, and how many stay rejected: their raters have judged the pair again since.
+    """
+    query = sa.select(REJECTIONS).where(REJECTIONS.c.id.in_(judgment_ids)).order_by(REJECTIONS.c.seq)
+    items = sa.select(ITEMS.c.id).where(ITEMS.c.id.in_(query.with_only_columns(REJECTIONS.c.item_id).order_by(None)))
+    tx.connection.execute(items.order_by(ITEMS.c.id).with_for_update())  # before the log: see `Transaction`
+    done = stay = 0
+    for row in tx.connection.execute(query).all():
+        again = sa.select(JUDGMENTS.c.id).where(JUDGMENTS.c.assignment_id == row.assignment_id)
+        if tx.connection.scalar(again) is not None:
+            stay += 1
+        else:
+            _take_back_one(tx, row, by)
+            done += 1
+    return done, stay
+
+
+def _take_back_one(tx: Transaction, row: Any, by: str | None) -> None:
+    judgment = read_judgment(row.record)
+    item = st.ITEM.one(tx.connection, item=row.item_id)
+    assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
+    count_vote(tx, item, row.occasion, before=None, now=judgment, counted=judgment.judge is None)
+    if judgment.judge is None and row.occasion == 0:
+        # `again` gave the pair back to its rater, who may hold its place.
+        if judgment.skip:
+            if assignment.state == "open":
+                st.FREE_PLACE.do(tx.connection, item=row.item_id)
+            st.COUNT_SKIP.do(tx.connection, item=row.item_id)
+        elif assignment.state != "open":
+            st.MAKE_PLACE.do(tx.connection, item=row.item_id)
+    at_ms = IMPORTED_AT_MS if row.id.startswith("imported-") else row.at_ms
+    count_work(tx, row.rater_id, at_ms, judged=1)
+    payload = {"judgment_id": row.id, "assignment": row.assignment_id, "by": by}
+    tx.event("unrejected", rater_id=row.rater_id, item_id=row.item_id, payload=payload)
+    tx.connection.execute(sa.delete(REJECTIONS).where(REJECTIONS.c.id == row.id))
+    st.ADD_JUDGMENT.do(tx.connection, **{column.name: getattr(row, column.name) for column in JUDGMENTS.columns})
+    st.SET_STATE.do(tx.connection, assignment=row.assignment_id, to_state="done")
+    st.DROP_DRAFT.do(tx.connection, assignment=row.assignment_id)
+
+
 def _select(connection: Connection, selection: Selection) -> list[Any]:
     if not selection.judgment_ids and not selection.rater_id:
         raise RefusedError("name judgments to reject, or a rater")

@@ -702,6 +702,16 @@ class Store:
             rejected += self.transact(partial(rejecting.reject, judgment_ids=part, reason=reason, by=by, again=again))
         return rejected
 
+    def take_back_rejections(self, judgment_ids: Sequence[str], by: str | None = None) -> tuple[int, int]:
+        """Take rejections back: the judgments count again. Returns how many, and how many stay rejected because their
+        raters have judged the pair again."""
+        return self.transact(lambda tx: rejecting.take_back(tx, judgment_ids, by))
+
+    def rejections_of_rater(self, rater_id: str, limit: int = 50) -> list[JudgmentEntry]:
+        """A rater's rejected judgments, latest first."""
+        with self.reading() as connection:
+            return finding.rejections_of_rater(connection, rater_id, limit=limit)
+
     # --- counts -------------------------------------------------------------------------------------------------------
 
     def progress(self, rater_id: str) -> Progress:
@@ -787,6 +797,16 @@ class Store:
             head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
         judgments = [read_judgment(row.record) for row in rows]
         return [one for one in judgments if not isinstance(one, Assessment)], head
+
+    def judgments_with_criteria(self, limit: int) -> list[Judgment]:
+        """The latest judgments that answer aspects or criteria, without repeats, in order."""
+        record = JUDGMENTS.c.record
+        answers = sa.or_(record.like('%"criteria":{"%'), record.like('%"aspects":{"%'))
+        query = sa.select(record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+        query = query.where(answers, JUDGMENTS.c.occasion == 0, ITEMS.c.withdrawn == sa.literal_column("0"))
+        with self.reading() as connection:
+            rows = connection.scalars(query.order_by(JUDGMENTS.c.seq.desc()).limit(limit)).all()
+        return [read_judgment(one) for one in reversed(rows)]
 
     def exported_judgments(self) -> tuple[list[ExportedJudgment], str]:
         """The same, each with its time, its batch, and whether it is of gold or a repeat."""

@@ -65,6 +65,8 @@ class _RebuiltTables:
     """assignments whose current judgment is a skip"""
     rejected: dict[str, tuple[str, str, str | None]] = field(default_factory=dict)
     """rejected judgments: the assignment, the reason, and who rejected it"""
+    aside: dict[str, tuple[Row, bool]] = field(default_factory=dict)
+    """rejected judgments as they were, and whether they are skips"""
     emptied: set[str] = field(default_factory=set)
     """assignments whose judgment was rejected: they hold no place"""
     uncounted: set[str] = field(default_factory=set)
@@ -184,6 +186,8 @@ def _apply(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
             rebuilt.assignments[payload["assignment"]]["state"] = "lapsed" if event.kind == "lapsed" else "open"
     if event.kind == "rejected":
         _reject(rebuilt, event, payload)
+    if event.kind == "unrejected":
+        _take_back(rebuilt, event, payload)
     if event.kind in ("submitted", "skipped", "imported", "amended", "undone"):
         _judge(rebuilt, event, payload)
 
@@ -235,7 +239,9 @@ def _judge(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
 
 def _reject(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
     identity, assignment = payload["judgment_id"], payload["assignment"]
-    judged_at = rebuilt.judgments.pop(identity)["at_ms"]
+    row = rebuilt.judgments.pop(identity)
+    judged_at = row["at_ms"]
+    rebuilt.aside[identity] = row, assignment in rebuilt.skipped
     rebuilt.rejected[identity] = assignment, payload["reason"], payload["by"]
     rebuilt.skipped.discard(assignment)
     if payload["again"] and rebuilt.assignments[assignment]["occasion"] == 0:
@@ -243,6 +249,18 @@ def _reject(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
     else:
         rebuilt.emptied.add(assignment)
     _count(rebuilt, event.rater_id, IMPORTED_AT_MS if identity.startswith(IMPORTED) else judged_at, -1, 0, 0)
+
+
+def _take_back(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
+    identity, assignment = payload["judgment_id"], payload["assignment"]
+    row, is_skip = rebuilt.aside.pop(identity)
+    rebuilt.judgments[identity] = row
+    del rebuilt.rejected[identity]
+    rebuilt.emptied.discard(assignment)
+    rebuilt.assignments[assignment]["state"] = "done"
+    if is_skip:
+        rebuilt.skipped.add(assignment)
+    _count(rebuilt, event.rater_id, IMPORTED_AT_MS if identity.startswith(IMPORTED) else row["at_ms"], 1, 0, 0)
 
 
 def _count(rebuilt: _RebuiltTables, rater_id: str, at_ms: int, judged: int, active_ms: int, idle_ms: int) -> None:

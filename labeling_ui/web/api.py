@@ -12,6 +12,7 @@ PUT  /api/drafts/{pair_id}              save a draft
 POST /api/passages/{pair_id}            where a passage that is marked on the page is in the answer's raw text
 POST /api/judgments                     store a judgment; the reply has the next pair
 GET  /api/history                       current judgments, latest first
+GET  /api/rejections                    those that a lead rejected, with the reasons
 GET  /api/judgments/{id}                one judgment, with its pair
 PUT  /api/judgments/{id}                replace a judgment's answer
 POST /api/judgments/{id}/undo           undo a judgment; the reply has the pair, to be judged again
@@ -458,6 +459,23 @@ def history(
     """The rater's current judgments, latest first; `before`: the `seq` of the last one that the client has."""
     past = desk.store.history(session.rater.id, before=before, limit=limit)
     return [{**vars(entry), "judgment": judgment_as_json(entry.judgment)} for entry in past]
+
+
+@router.get("/rejections")
+def rejections(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
+    """The rater's judgments that a lead rejected, latest first, with the reasons."""
+    return [
+        {
+            "judgment_id": one.judgment_id,
+            "item_id": one.item_id,
+            "at_ms": one.at_ms,
+            "reason": one.rejected,
+            "rejected_at_ms": one.rejected_at_ms,
+            "prompt": one.prompt,
+            "judgment": judgment_as_json(one.judgment),
+        }
+        for one in desk.store.rejections_of_rater(session.rater.id)
+    ]
 
 
 @router.get("/judgments/{judgment_id}")

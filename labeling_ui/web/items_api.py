@@ -3,7 +3,7 @@
 GET  items                              items by text, id, batch, rater, flag, answer, agreement, state and length
 GET  items/{pair_id}                    an item with all its judgments and its history
 GET  raters/{rater_id}/judgments        a rater's judgments, rejected ones too, latest first
-POST rejections/preview, rejections     what rejecting judgments would do; rejects them
+POST rejections/preview, rejections     what rejecting judgments would do; rejects them; rejections/take-back
 """
 
 from __future__ import annotations
@@ -44,6 +44,19 @@ class Reject(BaseModel):
     """the same raters get the pairs again, unless others are faster"""
 
     _storable = field_validator("reason")(storable)
+
+
+class TakeBack(BaseModel):
+    """Rejected judgments that are to count again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    judgment_ids: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(min_length=1, max_length=500)
+
+    @field_validator("judgment_ids")
+    @classmethod
+    def _storable_ids(cls, names: list[str]) -> list[str]:
+        return [storable(name) or "" for name in names]
 
 
 @router.get("/items")
@@ -102,6 +115,13 @@ def preview_rejection(desk: DeskOf, _lead: LeadWritingSession, body: Selection) 
 def reject(desk: DeskOf, lead: LeadWritingSession, body: Reject) -> dict[str, int]:
     """Reject judgments: they count nowhere, their places are free, and their pairs are given out again."""
     return {"rejected": desk.store.reject(body.selection, body.reason, lead.rater.id, again=body.again)}
+
+
+@router.post("/rejections/take-back")
+def take_back(desk: DeskOf, lead: LeadWritingSession, body: TakeBack) -> dict[str, int]:
+    """Take rejections back: the judgments count again. `stay`: those whose raters have judged the pair again since."""
+    done, stay = desk.store.take_back_rejections(body.judgment_ids, lead.rater.id)
+    return {"taken_back": done, "stay": stay}
 
 
 def _as_json(given: JudgmentEntry) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class GoldAnswer(BaseModel):
 def status(desk: DeskOf) -> dict[str, Any]:
     """Counts, the last day's pace, and the days left at that pace."""
     counted = desk.store.status()
-    judged = sum(counted["judgments"].values())
+    judged = counted["judged"]
     last_day, raters = desk.store.judged_since(wall_clock_ms() - DAY_MS)
     left = max(0, counted["judgments_wanted"] - judged)
     return {

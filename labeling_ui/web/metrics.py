@@ -53,7 +53,12 @@ class Metrics:
         yield f"tiebreak_request_seconds_count {requests}"
         gauges: dict[str, float] = {"start_time_seconds": self._begun, "store_up": int(status is not None)}
         if status is not None:
-            gauges |= {"judgments": sum(status["judgments"].values()), "judgments_wanted": status["judgments_wanted"]}
+            beside = sum(status["judgments"].values()) - status["judged"]
+            gauges |= {
+                "judgments": status["judged"],
+                "judgments_by_judges": beside,
+                "judgments_wanted": status["judgments_wanted"],
+            }
             gauges |= {name: status[name] for name in ("pairs", "raters", "skipped", "disputed", "withdrawn", "events")}
         for name, value in gauges.items():
             yield f"# TYPE tiebreak_{name} gauge"

@@ -77,6 +77,7 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         "TABLE item_words",
         "TABLE rejections",
         "TABLE withdrawals",
+        "TABLE second_factors",
         *(f"INDEX {one}" for one in indices),
     ):
         connection.execute(f"DROP {statement}")

@@ -10,11 +10,13 @@ from label_support import answer, make_pair, open_store, rubric_pairs, write_pai
 from support import read_rows, run_here
 
 from labeling_ui.exchange.importing import import_records
+from labeling_ui.label import status_lines
 from labeling_ui.quality.aggregate import AggregationConfig, KnownAnswers, Vote, build_preferences, group_judgments
 from labeling_ui.quality.judges import judge_weights, measure_judges
 from labeling_ui.store.rejecting import Selection, preview
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.web.metrics import Metrics
 from tiebreak.errors import DataError
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, ModelVerdict, Pair
@@ -66,7 +68,18 @@ def test_judges_join_a_store_and_take_no_place_from_people(judged: tuple[Path, P
         store.submit("r0", answer(assignment.item_id, -1, assignment.id))
     assert store.claim("r0") is None
     assert (store.status()["disputed"], store.judged()) == (0, 6)
-    assert store.status()["judgments"] == {"human": 6, "model": 6}
+    status = store.status()
+    assert (status["judgments"], status["judged"]) == ({"human": 6, "model": 6}, 6)
+    assert "6 of 6 wanted" not in "".join(status_lines(status))
+    [line] = [line for line in status_lines(status) if "judgments" in line]
+    assert line.split() == "judgments 6 of 6 wanted: 6 human; beside them, 6 by model judges".split()
+    assert "tiebreak_judgments 6" in list(Metrics().lines(status))
+    assert "tiebreak_judgments_by_judges 6" in list(Metrics().lines(status))
+    store.add_rater("model rater", kind="model", rater_id="m0")
+    given = store.claim("m0")
+    assert given is None, "a judge takes no place"
+    assert sum(store.judged_by_day().values()) == 6
+    assert store.judged_since(0) == (6, 1)
     assert verify(store).faults == []
     mine = Selection(rater_id="judge-function-rubric")
     with store.reading() as connection:

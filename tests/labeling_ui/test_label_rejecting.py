@@ -14,6 +14,7 @@ from labeling_ui.quality.agreement import measure_agreement, measure_votes
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.assigning import RefusedError
+from labeling_ui.store.finding import Search
 from labeling_ui.store.rejecting import Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
@@ -44,6 +45,47 @@ def judge(store: Store, rater: str, *values: int, **fields: Any) -> list[str]:
 
 def assert_whole(store: Store) -> None:
     assert verify(store).faults == []
+
+
+def test_a_rejection_is_taken_back(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(4)], overlap=1, raters=2)
+    before = store.status()
+    first, second, third = judge(store, "r0", 1, 1, 1)
+    skipped = store.claim("r0")
+    assert skipped is not None
+    fourth = store.submit("r0", Submission(client_id="skip", pair_id=skipped.item_id, skip=True)).judgment_id
+    votes = [row.for_first for row in store.find(Search()).items]
+    work = store.work_since("r0", 0)
+    assert store.reject(Selection(judgment_ids=(first, fourth)), "hasty") == 2
+    assert store.reject(Selection(judgment_ids=(second, third)), "hasty", again=True) == 2
+    assert [one.rejected for one in store.rejections_of_rater("r0")] == ["hasty"] * 4
+    held = store.claim("r0")
+    assert held is not None
+    other = store.claim("r1")
+    assert other is not None, "the first one's place is free, and somebody takes it"
+    store.submit("r1", Submission(client_id="other", pair_id=other.item_id, answer=1))
+    assert_whole(store)
+    assert store.take_back_rejections([first, second, third, fourth], "lead") == (4, 0)
+    assert_whole(store)
+    assert store.rejections_of_rater("r0") == []
+    assert store.work_since("r0", 0) == work
+    assert store.status()["judged"] == 4, "three again, and the other rater's"
+    assert store.status()["skipped"] == 1
+    counted = {row.item_id: row.for_first + row.for_second for row in store.find(Search()).items}
+    assert sum(counted.values()) == sum(votes) + 1
+    assert store.undo("r0", first).item_id == "pair-0"
+    assert_whole(store)
+    assert before["judged"] == 0
+
+
+def test_a_rejection_stays_where_the_rater_has_judged_again(url: str) -> None:
+    store = open_store(url, [make_pair(0)], raters=1)
+    [first] = judge(store, "r0", 1)
+    store.reject(Selection(judgment_ids=(first,)), "hasty", again=True)
+    store.claim("r0")
+    store.submit("r0", Submission(client_id="again", pair_id="pair-0", answer=0))
+    assert store.take_back_rejections([first]) == (0, 1)
+    assert_whole(store)
 
 
 def test_a_bad_raters_day_is_done_again_by_others(url: str) -> None:

@@ -484,3 +484,37 @@ def test_a_wrong_configuration_names_its_key(tmp_path: Path, fields: dict[str, A
     path.write_text(yaml.safe_dump({"pairs": "p.jsonl", "output": str(tmp_path / "out"), **fields}))
     with pytest.raises(ConfigError, match=words):
         load_config(LabelConfig, ["--config", str(path)], "label")
+
+
+@needs_chromium
+def test_raters_see_a_rejection_with_its_reason_and_a_lead_takes_it_back(served: ServedPage) -> None:
+    from playwright.sync_api import sync_playwright
+
+    reply = served.judge(served.next(), "to be rejected", answer=1)
+    name = reply.json()["judgment_id"]
+    body = {"selection": {"judgment_ids": [name]}, "reason": "<b>too fast</b>"}
+    assert served.call("POST", "/lead/rejections", body).status_code == 200
+    [row] = served.call("GET", "/rejections").json()
+    assert (row["judgment_id"], row["reason"], row["judgment"]["left"]) == (name, "<b>too fast</b>", "A")
+    assert served.call("GET", "/lead/agreement").json()["criteria"]["correct"]["scale"] == "interval"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_context(viewport={"width": 1366, "height": 768}).new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{served.address}/rate/")
+        page.wait_for_selector(".desk[data-pair^=pair]")
+        page.keyboard.press("w")
+        page.wait_for_selector(".by-lead")
+        assert "<b>too fast</b>" in page.inner_text(".by-lead")
+        page.goto(f"{served.address}/lead/")
+        page.wait_for_selector(".figures .figure")
+        assert "Correct: Krippendorff’s α" in page.inner_text(".figures")
+        page.click("[data-view=raters]")
+        page.click("[data-person=local]")
+        page.click(f"[data-take-back='{name}']")
+        page.wait_for_selector(f"[data-reject-one='{name}']")
+        assert errors == []
+        browser.close()
+    assert served.call("GET", "/rejections").json() == []
+    assert served.call("GET", f"/judgments/{name}").status_code == 200
