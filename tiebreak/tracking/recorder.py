@@ -23,8 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tiebreak.config import TrackingConfig
 from tiebreak.records import write_json, write_jsonl
-from tiebreak.runs.run import MANIFEST, Run, git_commit, read_metrics
+from tiebreak.runs.run import MANIFEST, RUN_FILE, Run, git_commit, read_metrics
 from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.wandb_copy import FACTS_FILE, FOLDER, STATE_FILE, artifact_name, read_json
 
@@ -209,6 +210,8 @@ class WandbCopy:
 
     def _spawn(self, mode: str, copy: str) -> _DetachedProcess:
         environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH}
+        if self._restarted:
+            environment.pop("WANDB_DIR", None)  # where the first copy failed
         environment.setdefault("WANDB_DATA_DIR", str((self._folder / FOLDER / "data").resolve()))  # of its artifacts
         limits = (str(SECONDS_ONLINE), str(SECONDS_OFFLINE))
         theirs, self._pipe = os.pipe()
@@ -256,31 +259,51 @@ def _run_id(asked: str) -> str:
 def facts_of(run: Run) -> dict[str, Any]:
     """A run's metadata for W&B. Keys of `tracking` that differ from their default override W&B's own variables, which
     override the default; tags are combined."""
-    tracking, environment = run.config.tracking, os.environ
-    before = read_json(run.folder / FOLDER / FACTS_FILE)
-    before = before if before.get("fingerprint") == run.fingerprint else {}
-    default = type(tracking).model_fields["project"].default
+    return _facts(
+        run.folder,
+        {
+            "stage": run.stage,
+            "fingerprint": run.fingerprint,
+            "config": run.config.model_dump(mode="json"),
+            "inputs": {name: vars(one) for name, one in run.inputs.items()},
+        },
+    )
+
+
+def facts_in(folder: Path) -> dict[str, Any]:
+    """Those of a run whose folder had no room for W&B's; {} if it has no run."""
+    record = read_json(folder / MANIFEST) or read_json(folder / RUN_FILE)
+    return _facts(folder, record) if {"stage", "fingerprint", "config", "inputs"} <= record.keys() else {}
+
+
+def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    config, environment = record["config"], os.environ
+    tracking = TrackingConfig(**config.get("tracking", {}))
+    before = read_json(folder / FOLDER / FACTS_FILE)
+    before = before if before.get("fingerprint") == record["fingerprint"] else {}
+    default = TrackingConfig.model_fields["project"].default
     project = tracking.project if tracking.project != default else environment.get("WANDB_PROJECT") or default
     group = tracking.group or environment.get("WANDB_RUN_GROUP") or environment.get("TIEBREAK_GROUP")
     alone = "TIEBREAK_GROUP" not in environment  # one id cannot identify all stages of a recipe
-    seed = getattr(getattr(run.config, "training", None), "seed", None)
+    seed = (config.get("training") or {}).get("seed")
     tags = [
-        run.stage,
+        record["stage"],
         *tracking.tags,
         *environment.get("WANDB_TAGS", "").split(","),
         *([f"seed-{seed}"] if seed is not None else []),
         git_commit() or "",
     ]
+    inputs = [one for one in record["inputs"].values() if one["kind"] == "run"]
     return {
-        "fingerprint": run.fingerprint,
+        "fingerprint": record["fingerprint"],
         "run_id": before.get("run_id") or _run_id(environment.get("WANDB_RUN_ID", "") if alone else ""),
-        "stage": run.stage,
+        "stage": record["stage"],
         "project": project,
         "group": group or before.get("group"),
-        "job_type": environment.get("WANDB_JOB_TYPE") or run.stage,
-        "name": environment.get("WANDB_NAME") or f"{run.stage}-{run.fingerprint[:8]}",
+        "job_type": environment.get("WANDB_JOB_TYPE") or record["stage"],
+        "name": environment.get("WANDB_NAME") or f"{record['stage']}-{record['fingerprint'][:8]}",
         "tags": list(dict.fromkeys(tag.strip()[:64] for tag in tags if tag.strip())),
-        "config": run.config.model_dump(mode="json"),
-        "artifact": artifact_name(run.folder),
-        "inputs": {artifact_name(Path(one.source)): one.id for one in run.inputs.values() if one.kind == "run"},
+        "config": config,
+        "artifact": artifact_name(folder),
+        "inputs": {artifact_name(Path(one["source"])): one["id"] for one in inputs},
     }

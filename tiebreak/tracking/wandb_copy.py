@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,6 +75,8 @@ class Copy:
         self.run: Any = None
         self.lacks = ""
         """what W&B did not accept"""
+        self.moved = ""
+        """why its files are not where the user wants them"""
 
     def begin(self, **settings: Any) -> None:
         """Open the W&B run; online, resume that of an interrupted stage."""
@@ -81,6 +84,7 @@ class Copy:
 
         self._end_if_replaced()
         facts = self.facts
+        self.moved = refused_folder(self.folder)
         self.run = wandb.init(
             id=facts["run_id"],
             resume="allow" if self.mode == "online" else None,  # an offline copy is whole, and replaces what was sent
@@ -90,7 +94,7 @@ class Copy:
             name=facts["name"],
             tags=facts["tags"],
             config=facts["config"],
-            dir=None if os.environ.get("WANDB_DIR") else str(self.folder),
+            dir=None if os.environ.get("WANDB_DIR") and not self.moved else str(self.folder),
             mode=cast("Any", self.mode),
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **settings),
         )
@@ -159,7 +163,7 @@ class Copy:
         """Close the W&B run; an offline copy replaces earlier ones.
 
         Raises:
-            RuntimeError: W&B gave up on its rows, as after a key was revoked, or its folder was removed.
+            RuntimeError: W&B gave up on its rows, as after a key was revoked, its folder was removed, or its disk is full.
         """
         self._end_if_replaced()
         own, log = Path(self.run.settings.sync_dir), Path(self.run.settings.log_internal)
@@ -169,6 +173,9 @@ class Copy:
         if lost := lost_rows(log):
             raise RuntimeError(lost)
         if self.mode == "offline":
+            if lost := written_out(own, log, self.sent):
+                shutil.rmtree(own, ignore_errors=True)
+                raise RuntimeError(lost)
             for path in own.parent.glob(f"offline-run-*-{self.facts['run_id']}"):
                 if path != own:
                     shutil.rmtree(path, ignore_errors=True)
@@ -185,6 +192,69 @@ def lost_rows(log: Path) -> str:
     messages = (read_line(line).get("msg", "") for line in log.read_text(encoding="utf-8").splitlines())
     found = next((message for message in messages if str(message).startswith(_LOST_ROWS)), "")
     return str(found).removeprefix(_LOST_ROWS)
+
+
+SECONDS_TO_WRITE = 20.0
+"""that W&B's service may take, after the run's end, to write the rest of an offline copy"""
+_FAILED_WRITE = "writer: failed to save record"
+
+
+def written_out(folder: Path, log: Path, rows: int) -> str:
+    """`rows_lacking`, once W&B's service has written the rest."""
+    give_up = time.monotonic() + SECONDS_TO_WRITE
+    while (lost := rows_lacking(folder, rows)) and time.monotonic() < give_up:
+        if log.is_file() and _FAILED_WRITE in log.read_text(encoding="utf-8", errors="replace"):
+            break
+        time.sleep(0.2)
+    return lost
+
+
+def rows_lacking(folder: Path, rows: int) -> str:
+    """What an offline copy lacks of `rows` rows; empty if nothing. On a full disk, W&B drops rows without an error."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("run-*.wandb")
+    kinds = [Record.FromString(record).WhichOneof("record_type") for record in records_in(path)]
+    found = kinds.count("history")  # tables are among them
+    return "" if found >= rows and "exit" in kinds else f"no room for all rows in {folder}"
+
+
+_HEADER, _BLOCK, _CHUNK = 7, 2**15, 7
+"""bytes of a .wandb file: before its first block, of a block, and before each chunk"""
+
+
+def records_in(path: Path) -> Iterator[bytes]:
+    """The whole records of a .wandb file, a log in LevelDB's format: in blocks, records in one or several chunks, each
+    behind its checksum (4 bytes), length (2) and kind (1: whole, 2: first, 3: middle, 4: last)."""
+    content = path.read_bytes()
+    place, record = _HEADER, b""
+    while place + _CHUNK <= len(content):
+        left = _BLOCK - place % _BLOCK
+        if left < _CHUNK:
+            place += left
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        chunk = content[place + _CHUNK : place + _CHUNK + length]
+        if kind not in (1, 2, 3, 4) or len(chunk) < length:
+            return
+        record = chunk if kind in (1, 2) else record + chunk
+        if kind in (1, 4):
+            yield record
+        place += _CHUNK + length
+
+
+def refused_folder(folder: Path) -> str:
+    """Why a run's copy is not in WANDB_DIR; empty if it is. W&B would put it among the temporary files."""
+    named = os.environ.get("WANDB_DIR")
+    if not named:
+        return ""
+    try:
+        inside = Path(named) / FOLDER
+        inside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=inside):
+            return ""
+    except OSError as error:
+        return f"WANDB_DIR={named} cannot be written ({error.strerror}), so W&B's files are in {folder / FOLDER}"
 
 
 def row_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -375,7 +445,8 @@ def _copy(copy: Copy, deadline: Deadline, end: End, stage: int) -> None:
     if manifest:
         copy.send_result(manifest)
     copy.end(finished=bool(manifest))
-    message = f"{failed}. 'wandb sync {copy.path}' sends the run" if failed else copy.lacks
+    own = f"{failed}. 'wandb sync {copy.path}' sends the run" if failed else copy.lacks
+    message = ". ".join(text for text in (copy.moved, own) if text)
     note(copy.folder, state="done", mode=copy.mode, manifest_id=manifest.get("id"), message=message)
 
 
@@ -426,7 +497,7 @@ def sync(folders: Sequence[str]) -> None:
     """Send runs to W&B, each to the W&B run that it started.
 
     Raises:
-        ConfigError: no folder, or one that no stage ever copied.
+        ConfigError: no folder, or one without a run.
         MachineError: W&B rejects it.
     """
     from tiebreak.errors import ConfigError, MachineError
@@ -435,8 +506,7 @@ def sync(folders: Sequence[str]) -> None:
         raise ConfigError("no runs given: tiebreak wandb sync runs/quickstart/dpo")
     tidy_environment("online")
     for folder in map(Path, folders):
-        if not read_json(folder / FOLDER / FACTS_FILE):
-            raise ConfigError(f"{folder} has no {FOLDER}/{FACTS_FILE}: it was not written with W&B on")
+        _require_facts(folder)
         copy, manifest = Copy(folder, "online"), _manifest(folder)
         try:
             copy.begin(x_disable_stats=True)
@@ -448,6 +518,30 @@ def sync(folders: Sequence[str]) -> None:
             raise MachineError(f"W&B rejects {folder}: {_one_line(error)}") from error
         note(folder, state="done", mode="online", manifest_id=manifest.get("id"), message="")
         print(f"sent {folder}: {copy.sent} rows", flush=True)
+
+
+def _require_facts(folder: Path) -> None:
+    """Write a run's metadata for W&B if its stage could not, or did not want to.
+
+    Raises:
+        ConfigError: there is no run.
+        MachineError: they cannot be written, so a second sync would be a second W&B run.
+    """
+    from tiebreak.errors import ConfigError, MachineError
+    from tiebreak.records import write_json
+    from tiebreak.tracking.recorder import facts_in
+
+    if read_json(folder / FOLDER / FACTS_FILE):
+        return
+    if not (facts := facts_in(folder)):
+        raise ConfigError(f"{folder} holds no run: it has neither manifest.json nor run.json")
+    try:
+        (folder / FOLDER).mkdir(exist_ok=True)
+        write_json(folder / FOLDER / FACTS_FILE, facts)
+    except OSError as error:
+        raise MachineError(
+            f"{folder / FOLDER} cannot be written ({error.strerror}): W&B's files belong there"
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from wandb_stand_in import KEY, WandbServer
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.runs.run import read_metrics, start_run
 from tiebreak.tracking.recorder import LONGEST_WAIT, RunRecorder, facts_of, is_copied, track, track_again, wanted_mode
-from tiebreak.tracking.wandb_copy import read_json
+from tiebreak.tracking.wandb_copy import read_json, records_in, rows_lacking
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +241,7 @@ def test_an_offline_run_is_sent_later_by_its_folder(tmp_path: Path) -> None:
         assert summary["train/loss"] == 0.25
     refused = run_command("wandb", "sync", tmp_path, environment={"WANDB_API_KEY": KEY})
     assert refused.returncode == 2
-    assert "it was not written with W&B on" in refused.stderr
+    assert "holds no run: it has neither manifest.json nor run.json" in refused.stderr
 
 
 # --- what W&B may do ---
@@ -396,18 +398,86 @@ def test_a_copy_ends_once_a_later_one_of_its_folder_has_started(
     assert steps_in(offline_copy(tmp_path / "dpo")) == [1, 2]
 
 
-def test_a_full_disk_is_reported(
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_for_wandb_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """W&B's own folder cannot be written."""
+    """W&B itself would write among the temporary files."""
     (tmp_path / "full").write_text("a file")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "full" / "wandb"))
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "full" / "own"))
     monkeypatch.setenv("WANDB_DATA_DIR", "/dev/full")
     recorder = start(tmp_path / "dpo", mode="offline")
     log(recorder, 1)
     finish(recorder)
-    assert [row["step"] for row in read_metrics(tmp_path / "dpo")] == [1]
-    assert "W&B: " in capsys.readouterr().err or is_copied(tmp_path / "dpo")
+    message = printed(capsys)
+    assert f"W&B: WANDB_DIR={tmp_path / 'full' / 'own'} cannot be written (Not a directory), so W&B's files" in message
+    assert "W&B did not accept tables and artifacts" in message
+    assert steps_in(offline_copy(tmp_path / "dpo")) == [1]
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False).returncode:
+        pytest.skip("a file system can be mounted by root alone")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_fills_while_wandb_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B drops rows then, and calls the run finished: the copy is made again, in the run folder."""
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "disk"))
+    with small_disk(tmp_path / "disk", "200k"):
+        recorder = start(tmp_path / "dpo", mode="offline")
+        recorder.keep_up_to(0)
+        recorder._copy.check = lambda: None  # type: ignore[method-assign]
+        log(recorder, *range(1, 2001))
+        del recorder._copy.check
+        finish(recorder)
+        assert not list((tmp_path / "disk").rglob("*.wandb"))
+    assert is_copied(tmp_path / "dpo"), printed(capsys)
+    assert steps_in(offline_copy(tmp_path / "dpo")) == list(range(1, 2001))
+
+
+def test_a_copy_that_is_cut_off_lacks_rows(tmp_path: Path) -> None:
+    """400 rows take two blocks of W&B's file."""
+    recorder = start(tmp_path / "dpo", mode="offline")
+    log(recorder, *range(1, 401))
+    finish(recorder)
+    (file,) = (tmp_path / "dpo" / "wandb").glob("offline-run-*/run-*.wandb")
+    kinds = [record["type"] for record in offline_copy(tmp_path / "dpo")]
+    assert file.stat().st_size > 2**15
+    assert kinds.count("history") == 400
+    assert rows_lacking(file.parent, 400) == ""
+    assert rows_lacking(file.parent, 401) == f"no room for all rows in {file.parent}"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert rows_lacking(file.parent, 400) == f"no room for all rows in {file.parent}"
+    assert len(list(records_in(file))) >= len(kinds) - 1
+
+
+def test_a_run_without_room_for_wandb_is_sent_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dpo").mkdir()
+    recorder = start(tmp_path / "dpo", mode="offline", tags=["mine"])
+    (tmp_path / "dpo" / "wandb").write_text("a file: nothing can be written below it")
+    log(recorder, 1, 2)
+    finish(recorder)
+    message = printed(capsys)
+    assert message.count("W&B: ") == 1
+    assert f"the run continues without it. 'tiebreak wandb sync {tmp_path / 'dpo'}' sends it later" in message
+    (tmp_path / "dpo" / "wandb").unlink()
+    with WandbServer() as server:
+        succeed("wandb", "sync", tmp_path / "dpo", environment=server.environment())
+        (rows,) = (server.rows(run) for run in server.history)
+    assert [row["train/global_step"] for row in rows] == [1, 2]
+    assert read_json(tmp_path / "dpo" / "wandb" / "tiebreak.json")["tags"][:2] == ["study", "mine"]
 
 
 # --- rows ---
