@@ -23,7 +23,7 @@ SLOW = """
     test_reward_stage test_init_runs test_wheel test_thinking test_extras test_guard_stage test_export test_gguf test_server
 """.split()
 """Files of more than ten seconds, the longest first: each file is one worker's, so at the end none must be left alone with
-a long one. `make test-fast` leaves them out."""
+a long one. `make test-fast` leaves them out, and tests elsewhere of a finished recipe, which takes a minute to make."""
 
 
 def pytest_configure() -> None:
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     places = {name: place for place, name in enumerate(SLOW)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     for item in items:
-        if item.path.stem in places:
+        if item.path.stem in places or "finished_recipe" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
 
