@@ -129,6 +129,30 @@ EXPORT = Command(
     sources=(),
 )
 
+AUDIT = Command(
+    "audit",
+    "tiebreak.command.audit",
+    "record the runs below a folder in a trail of hashes, and verify it",
+    subcommands=(
+        Command(
+            "begin",
+            "tiebreak.command.audit",
+            "record the runs below a folder from now on",
+            "tiebreak.command.audit:BeginArguments",
+            positional="FOLDER",
+            sources=(),
+        ),
+        Command(
+            "verify",
+            "tiebreak.command.audit",
+            "check a trail, and the files of its runs",
+            "tiebreak.command.audit:VerifyArguments",
+            positional="FOLDER",
+            sources=(),
+        ),
+    ),
+)
+
 CARD = Command(
     "card",
     "tiebreak.card.command",
@@ -171,7 +195,7 @@ WANDB = Command(
 
 _RECIPES = {command.name: command for command in (INIT, RUN)}
 _BESIDE = {
-    command.name: command for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPORT, CARD, SERVE, WANDB)
+    command.name: command for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPORT, CARD, AUDIT, SERVE, WANDB)
 }
 
 COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)

@@ -41,7 +41,7 @@ from tiebreak.measures.functions import load_function
 from tiebreak.process import limit
 from tiebreak.process.stopping import check, deferring, interruptible
 from tiebreak.records import write_json, write_text_atomically
-from tiebreak.runs import checkpoints
+from tiebreak.runs import audit, checkpoints
 from tiebreak.runs.differences import differences
 from tiebreak.runs.hub import model_commit
 from tiebreak.runs.placement import Placement, global_batch_of, of_process
@@ -174,7 +174,10 @@ class Run:
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory_bytes(),
         }
-        write_json(self.folder / MANIFEST, manifest)
+        inputs = {name: one.id for name, one in self.inputs.items()}
+        finished = {"stage": self.stage, "id": manifest["id"], "inputs": inputs, "outputs": outputs}
+        audit.record(self.folder, "finished", finished | {"git_commit": manifest["git_commit"]})
+        write_json(self.folder / MANIFEST, manifest)  # after the event: what is finished is in the trail
         self.finished = True
         self._unlock()
         return manifest
@@ -395,6 +398,8 @@ def _open_folder(run: Run) -> None:
         placed += f", {rows} rows an optimizer step"
     write_text_atomically(run.folder / RESOLVED_CONFIG, f"{placed}\n{dump_config(run.config)}")
     run.note_seconds()
+    event = "resumed" if run.checkpoint else "started"
+    audit.record(run.folder, event, {"stage": run.stage, "fingerprint": run.fingerprint})
 
 
 def _unwritable(folder: Path, error: OSError) -> Exception:
