@@ -28,7 +28,7 @@ from pydantic import (
 from tiebreak.content import ImagePart, Parts, TextPart, read_parts
 
 Split = Literal["train", "validation", "test"]
-Kind = Literal["human", "simulated", "model", "unstated"]
+Kind = Literal["human", "simulated", "model", "synthetic", "unstated"]
 MAX_STRENGTH = 3
 """of a preference: much better"""
 

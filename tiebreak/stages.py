@@ -172,6 +172,24 @@ PREPARE = Stage(
     ),
 )
 
+SYNTHESISE = Stage(
+    "synthesise",
+    "sft.synthesis.synthesise",
+    "make prompts, answers and pairs with a model or by rules, for people to review",
+    "sft.synthesis.configuration:SynthesiseConfig",
+    makes="data",
+    inputs={
+        "demonstrations": "demonstrations_{}",
+        "prompts": "prompts_{}",
+        "against": "test_set_{}",
+        "gaps": "gaps",
+        "templates": "templates",
+        "model": "model",
+    },
+    rows=("answers", "prompts", "pairs"),
+    next=(Next("label", (("answers", "{output}"),)),),
+)
+
 SFT = Stage(
     "sft",
     "sft.train",
@@ -552,7 +570,8 @@ COMPARE = Stage(
 )
 
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (PREPARE, SFT, SAMPLE, JUDGE, SELECT, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
+    stage.name: stage
+    for stage in (PREPARE, SYNTHESISE, SFT, SAMPLE, JUDGE, SELECT, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
 }
 """In recipe order; the quickstart's recipe has no judge and no selection."""
 

@@ -96,6 +96,7 @@ def headline(
         ],
         "caveats": [
             *_caveats(evaluations, kinds),
+            *_synthetic_caveats(links),
             *_reward_caveats(links),
             *_implicit_reward_caveats(links, evaluations, chains),
             *_guard_caveats(links),
@@ -185,6 +186,18 @@ def _caveats(evaluations: Mapping[str, Evaluation], kinds: Sequence[str]) -> lis
     n = min(figures.n_prompts for one in evaluations.values() for figures in one.policies.values())
     if n < MANY_PROMPTS:
         rows.append(f"Only {n} prompt{'' if n == 1 else 's'}: a verdict takes {MANY_PROMPTS} at least.")
+    return rows
+
+
+def _synthetic_caveats(links: Sequence[Link]) -> list[str]:
+    """Rows that were made, of each training run, and whether people have seen them."""
+    rows = []
+    for link in links:
+        facts = link.manifest.get("synthetic")
+        if facts and find_stage(link.stage).makes != "data":
+            unseen = facts["rows"] - facts["reviewed"]
+            seen = "all of them reviewed" if not unseen else f"{unseen} of them reviewed by nobody (review: none)"
+            rows.append(f"{facts['rows']} of the {facts['of']} rows of {link.stage} are synthetic, {seen}.")
     return rows
 
 

@@ -22,6 +22,7 @@ from tiebreak.data.images import require_text, require_text_records
 from tiebreak.data.shapes import AnswerRow, LabelRow, Omission, PreferenceRow, PromptRow, RatingRow, RecordKind
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
+from tiebreak.data.synthetic import SYNTHETIC, check_reviewed
 from tiebreak.data.text import BadRow, Row, Table
 from tiebreak.errors import DataError, RunError, counted
 from tiebreak.records import (
@@ -152,8 +153,11 @@ def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -
 def read_demonstrations(source: str, rules: Rules = DEFAULT) -> list[Demonstration]:
     """Demonstrations, each with its split."""
     if is_run(source):
-        return read_own(source, "demonstrations", rules.stage)
-    return _built(read(source, "demonstrations", rules), rules)
+        shown: list[Demonstration] = read_own(source, "demonstrations", rules.stage)
+    else:
+        shown = _built(read(source, "demonstrations", rules), rules)
+    check_reviewed(shown, source, rules.run)
+    return shown
 
 
 def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
@@ -166,10 +170,13 @@ def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
         DataError: with every row that cannot be used.
         RunError: there is no such data.
     """
-    if not is_run(source):
-        return _built(read(source, "preferences", rules), rules)
-    own: list[Preference] = read_own(source, "preferences", rules.stage)
-    return _with_splits(own, source, rules)
+    if is_run(source):
+        own: list[Preference] = read_own(source, "preferences", rules.stage)
+        preferences = _with_splits(own, source, rules)
+    else:
+        preferences = _built(read(source, "preferences", rules), rules)
+    check_reviewed(preferences, source, rules.run)
+    return preferences
 
 
 def read_answers(source: str, rules: Rules = DEFAULT) -> list[LabelledAnswer]:
@@ -183,7 +190,9 @@ def read_answers(source: str, rules: Rules = DEFAULT) -> list[LabelledAnswer]:
         RunError: there is no such data.
     """
     if not is_run(source):
-        return _built(read(source, "answers", rules), rules)
+        answers: list[LabelledAnswer] = _built(read(source, "answers", rules), rules)
+        check_reviewed(answers, source, rules.run)
+        return answers
     name, _ = _FINAL["answers"]
     if not (Path(source) / "final" / name).is_file():
         raise RunError(
@@ -191,6 +200,7 @@ def read_answers(source: str, rules: Rules = DEFAULT) -> list[LabelledAnswer]:
             "in the label stage's configuration, or train on its pairs with --algorithm dpo"
         )
     own: list[LabelledAnswer] = read_own(source, "answers", rules.stage)
+    check_reviewed(own, source, rules.run)
     return _with_splits(own, source, rules)
 
 
@@ -428,6 +438,8 @@ def _of_one_split(
 def _draft(where: str, cells: Cells, result: PromptRow, reading: Reading, has_splits: bool) -> Draft:
     """The record without its split. Raises ValueError if it is invalid."""
     facts = about(cells, _ABOUT[reading.wanted])
+    if cells.values.get("kind") == SYNTHETIC and SYNTHETIC not in facts.get("tags", ()):
+        facts["tags"] = (*facts.get("tags", ()), SYNTHETIC)
     identity = prompt_id(result.prompt, result.tools)
     record = _record(identity, result, facts)
     return Draft(where, split_key(result.prompt, result.tools), _named_split(cells, has_splits), record)

@@ -9,6 +9,7 @@ are kept with the answer: they say where it is from.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,12 +19,14 @@ from tiebreak.data import shapes
 from tiebreak.data.columns import Cells, about
 from tiebreak.data.images import require_text
 from tiebreak.data.reading import fault_lines, is_run, read_own, whole_rows
-from tiebreak.data.sources import read_source
+from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import split_of
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted
 from tiebreak.records import Completion, Demonstration, Messages, check_prompt, content_id, explain, prompt_id
 
+ANSWERS = "answers.jsonl"
+"""the file of a *synthesise* run"""
 _NO_COLUMNS: Mapping[str, str | None] = {}
 
 
@@ -39,10 +42,11 @@ def read_single_answers(
     Raises:
         DataError: with every row that cannot be used.
     """
-    if is_run(source):
+    file = Path(source) / "final" / ANSWERS
+    if is_run(source) and not file.is_file():
         own: list[Demonstration] = read_own(source, "demonstrations", stage)
         return _each_once([_of_demonstration(one, _task_of(None, task), {}) for one in own])
-    table = read_source(source, "demonstrations")
+    table = read_file(file) if is_run(source) else read_source(source, "demonstrations")
     rows = whole_rows(table, source)
     answers: list[SingleAnswer] = []
     bad: list[BadRow] = []
@@ -62,7 +66,9 @@ def read_single_answers(
 
 def names_tasks(source: str) -> bool:
     """Whether a file's rows are single answers: one of them names a task."""
-    return not is_run(source) and any("task" in row for _, row in read_source(source, "demonstrations").rows)
+    if is_run(source):
+        return (Path(source) / "final" / ANSWERS).is_file()
+    return any("task" in row for _, row in read_source(source, "demonstrations").rows)
 
 
 def _read_row(

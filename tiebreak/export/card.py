@@ -122,6 +122,11 @@ def _making(manifests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     if kinds := sorted({str(kind) for one in manifests for kind in one.get("kinds") or ()}):
         yield from [f"Its preferences were judged {' and '.join(_KINDS.get(kind, kind) for kind in kinds)}.", ""]
+    for one in manifests:
+        if (made := one.get("synthetic")) and _trains(one):
+            unseen = made["rows"] - made["reviewed"]
+            seen = f"{unseen:,} of them reviewed by nobody" if unseen else "all of them reviewed"
+            yield from [f"{made['rows']:,} of the {made['of']:,} rows of {one['stage']} are synthetic, {seen}.", ""]
     last = manifests[-1]
     took = sum(float(one.get("seconds") or 0.0) for one in manifests if _trains(one))
     packages = ", ".join(f"{name} {version}" for name, version in (last.get("packages") or {}).items())

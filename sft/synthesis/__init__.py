@@ -1,0 +1,1 @@
+"""`tiebreak synthesise`: prompts, answers and pairs from a model or from rules, for people to review."""

@@ -1,0 +1,442 @@
+"""Makes synthetic prompts, answers and pairs, for people to review.
+
+    tiebreak synthesise --config synthesise.yaml
+
+Everything it makes carries the tag `synthetic` to the last report. Rows that repeat real rows, test prompts or one another
+are dropped, with refusals and with rows that hold personal data. Without `review: none`, no row reaches training before
+people have reviewed it (tiebreak label, task: review).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from sft.normalising import normalise
+from sft.prepare import trigrams
+from sft.synthesis.configuration import PAPERS, SynthesiseConfig
+from sft.synthesis.methods import Draft, Material, draft_rows
+from sft.synthesis.page import build_page
+from sft.synthesis.writers import Writer, Written, build_writer
+from tiebreak.command.launch import stage_main
+from tiebreak.data.reading import Rules, is_run, read, read_own, read_rows
+from tiebreak.data.synthetic import SYNTHETIC, UNREVIEWED
+from tiebreak.errors import ConfigError, DataError, counted
+from tiebreak.records import (
+    Completion,
+    Demonstration,
+    Message,
+    Pair,
+    Preference,
+    Prompt,
+    content_id,
+    prompt_id,
+    text_of,
+    write_json,
+    write_jsonl,
+    write_text_atomically,
+)
+from tiebreak.runs.run import Run, start_run
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import track, track_again
+
+LONGEST = 4000
+"""characters of a prompt or an answer"""
+_REFUSAL = re.compile(
+    r"^\W*(?:I(?:'|’)?m sorry|I am sorry|Sorry, (?:but )?I can|I can(?:not|(?:'|’)t) (?:help|assist|fulfil)|As an AI|"
+    r"Es tut mir leid, aber ich kann|Als KI)",
+    re.IGNORECASE,
+)
+_WRAPPING = re.compile(
+    r"^(?:(?:here is|here's|hier ist)[^\n:]{0,60}:\s*|(?:request|prompt|anfrage|frage)\s*:\s*|\d+[.)]\s+)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A synthetic row."""
+
+    draft: Draft
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def synthesise(config: SynthesiseConfig) -> None:
+    """The stage."""
+    writer = build_writer(config)
+    with start_run(config, "synthesise") as run:
+        if run.finished:
+            track_again(run)
+            say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+            return
+        material, tests = read_material(config)
+        drafts = draft_rows(config, material)
+        made, dropped = make(config, run, writer, drafts, Screen(material, tests, config.near_duplicate))
+        write_rows(config, run, made, writer.name if writer else "")
+        write_jsonl(run.final / "dropped.jsonl", dropped)
+        report = build_report(config, writer, drafts, made, dropped, material)
+        write_json(run.final / "report.json", report)
+        run.facts |= {"counts": report["counts"], "synthetic": {"rows": len(made), "of": len(made), "reviewed": 0}}
+        write_text_atomically(run.folder / "report.html", build_page(report))
+        run.finish()
+        track(run)
+        _say_report(config, run, report)
+
+
+# --- real rows ---
+
+
+def read_material(config: SynthesiseConfig) -> tuple[Material, list[Prompt]]:
+    """(what may be learned from, all prompts that may not be made again because they are tests)."""
+    demonstrations: list[Demonstration] = [
+        one for source in config.demonstrations for one in _records(source, "demonstrations")
+    ]
+    prompts: list[Prompt] = [one for source in config.prompts for one in _records(source, "prompts")]
+    for source in config.demonstrations:
+        if is_run(source):
+            prompts += _records(source, "prompts")
+    everything = [*prompts, *(one.prompt for one in demonstrations)]
+    tests = [one for one in everything if one.split == "test"]
+    for source in config.against:
+        tests += _records(source, "prompts")
+    seeds = {one.id: one for one in everything if one.split == "train" and SYNTHETIC not in one.tags}
+    shown = {content_id(one.prompt.id, one.text): one for one in demonstrations if one.prompt.id in seeds}
+    gaps = [row for _, row in read_rows(config.gaps, "gaps.jsonl")] if config.gaps else []
+    if config.gaps and not gaps:
+        raise DataError(f"gaps: {config.gaps} has none: nothing is rare, so leave gap-cards out")
+    material = Material(
+        [seeds[name] for name in sorted(seeds)], [shown[name] for name in sorted(shown)], gaps, _templates(config)
+    )
+    if not material.prompts and {*config.methods} - {"gap-cards", "templates"}:
+        raise DataError("no prompts of the train split to learn from in demonstrations and prompts")
+    return material, tests
+
+
+def _records(source: str, wanted: Any) -> list[Any]:
+    if is_run(source):
+        return read_own(source, wanted, "synthesise")
+    return [draft.placed(draft.split or "train") for draft in read(source, wanted, Rules(stage="synthesise")).drafts]
+
+
+def _templates(config: SynthesiseConfig) -> list[Mapping[str, Any]]:
+    if config.templates is None:
+        return []
+    rows = read_rows(config.templates)
+    for where, row in rows:
+        values = row.get("values", {})
+        fits = isinstance(values, dict) and all(isinstance(one, list) and one for one in values.values())
+        if not isinstance(row.get("prompt"), str) or not fits:
+            raise ConfigError(f"{where}: a template has prompt, completion and values, as {{lamp: [Arc, Line]}}")
+    return [row for _, row in rows]
+
+
+# --- screening ---
+
+
+class Screen:
+    """Says why a row is not kept."""
+
+    def __init__(self, material: Material, tests: Iterable[Prompt], threshold: float) -> None:
+        self.threshold = threshold
+        self.sets: list[tuple[str, frozenset[Any]]] = []
+        self.places: dict[Any, list[int]] = defaultdict(list)
+        for one in tests:
+            self.add("a test prompt", _text(one))
+        for one in material.prompts:
+            self.add("a real prompt", _text(one))
+        self.find_personal = _detector()
+
+    def add(self, what: str, text: str) -> None:
+        """A further prompt that may not be made again."""
+        one = trigrams(text)
+        for member in one:
+            self.places[member].append(len(self.sets))
+        self.sets.append((what, one))
+
+    def nearest(self, text: str) -> tuple[float, str]:
+        """(overlap, what it is) of the prompt that is most alike."""
+        one, shared = trigrams(text), Counter[int]()
+        for member in one:
+            shared.update(self.places.get(member, ()))
+        best = max(shared, key=lambda n: (shared[n] / (len(one) + len(self.sets[n][1]) - shared[n]), -n), default=None)
+        if best is None:
+            return 0.0, ""
+        return shared[best] / (len(one) + len(self.sets[best][1]) - shared[best]), self.sets[best][0]
+
+    def fault(self, draft: Draft) -> str:
+        """Why a row is dropped; empty if it is kept."""
+        texts = [text for text in (draft.prompt, draft.completion) if text]
+        if not draft.prompt.strip():
+            return "empty"
+        if any(len(text) > LONGEST for text in texts):
+            return f"longer than {LONGEST} characters"
+        if any(_REFUSAL.match(text) for text in texts):
+            return "a refusal"
+        if draft.completion and trigrams(draft.completion) == trigrams(draft.prompt):
+            return "the answer repeats the prompt"
+        if draft.method not in _KEEP_THE_PROMPT:
+            overlap, what = self.nearest(draft.prompt)
+            if overlap >= (self.threshold if what != "a real prompt" or draft.method != "typos" else 1.1):
+                return f"nearly the same as {what}"
+        written = draft.rejected or " ".join(texts)
+        if self.find_personal is not None and draft.request and self.find_personal(written):
+            return "holds personal data"
+        return ""
+
+
+_KEEP_THE_PROMPT = ("corruption",)
+"""methods whose prompt is a real one"""
+
+
+def _detector() -> Callable[[str], bool] | None:
+    """Finds personal data; None where Presidio is not installed."""
+    if importlib.util.find_spec("presidio_analyzer") is None:
+        return None
+    from sft.pii.detector import Detector
+
+    detector = Detector()
+    return lambda text: any(one.is_sure for one in detector.find(text))
+
+
+# --- making ---
+
+
+def make(
+    config: SynthesiseConfig, run: Run, writer: Writer | None, drafts: Sequence[Draft], screen: Screen
+) -> tuple[list[Made], list[dict[str, Any]]]:
+    """(kept rows, dropped rows with their reasons)."""
+    asked = [draft for draft in drafts if draft.request]
+    written = writer.write(run, [(one.id, one.request) for one in asked], "prompts") if writer and asked else []
+    by_id = {one.id: answer for one, answer in zip(asked, written, strict=True)}
+    rows = [_with_prompt(draft, by_id.get(draft.id)) for draft in drafts]
+    dropped: list[dict[str, Any]] = []
+    kept: list[Made] = []
+    for one, fault in rows:
+        reason = fault or screen.fault(one.draft)
+        if reason:
+            dropped.append(_dropped(one.draft, reason))
+            continue
+        if one.draft.method not in _KEEP_THE_PROMPT:
+            screen.add("an earlier synthetic prompt", one.draft.prompt)
+        kept.append(one)
+    if not config.answers or writer is None:
+        return kept, dropped
+    bare = [one for one in kept if not one.draft.completion]
+    answers = writer.write(run, [(one.draft.id, one.draft.prompt) for one in bare], "answers") if bare else []
+    answered = {one.draft.id: answer for one, answer in zip(bare, answers, strict=True)}
+    final: list[Made] = []
+    for one in kept:
+        if (answer := answered.get(one.draft.id)) is None:
+            final.append(one)
+            continue
+        draft = replace(one.draft, completion=_clean(answer.text))
+        fault = answer.fault or ("empty answer" if not draft.completion else _fault_of_answer(screen, draft))
+        if fault:
+            dropped.append(_dropped(draft, fault))
+        else:
+            tokens = one.prompt_tokens + answer.prompt_tokens, one.completion_tokens + answer.completion_tokens
+            final.append(Made(draft, *tokens))
+    return final, dropped
+
+
+def _fault_of_answer(screen: Screen, draft: Draft) -> str:
+    """Faults of a row whose prompt is kept already."""
+    return screen.fault(replace(draft, method=_KEEP_THE_PROMPT[0]))
+
+
+def _with_prompt(draft: Draft, written: Written | None) -> tuple[Made, str]:
+    if written is None:
+        return Made(draft), "no writer" if draft.request else ""
+    made = Made(replace(draft, prompt=_unwrapped(written.text)), written.prompt_tokens, written.completion_tokens)
+    return made, written.fault
+
+
+def _clean(text: str) -> str:
+    return normalise(text).strip()
+
+
+def _unwrapped(text: str) -> str:
+    """A request without what a model puts around it: an announcement, a number, quotation marks."""
+    text = _WRAPPING.sub("", _clean(text)).strip()
+    for first, last in ('""', "“”", "„“", "``", "''"):
+        if len(text) > 2 and text[0] == first and text[-1] == last:
+            text = text[1:-1].strip()
+    return text
+
+
+def _dropped(draft: Draft, reason: str) -> dict[str, Any]:
+    secret = reason == "holds personal data"
+    shown = {} if secret else {"prompt": draft.prompt, "completion": draft.completion}
+    return {"method": draft.method, "number": draft.number, "reason": reason, **shown}
+
+
+# --- writing ---
+
+
+def write_rows(config: SynthesiseConfig, run: Run, made: Sequence[Made], writer: str) -> None:
+    """The files: what people review, and with `review: none` what training reads."""
+    answers, pairs, preferences, demonstrations, prompts = [], [], [], [], []
+    for one in made:
+        draft = one.draft
+        messages = (Message(role="user", content=draft.prompt),)
+        tags = [*draft.tags, SYNTHETIC, f"method:{draft.method}"]
+        facts = {**_provenance(config, one, writer), "kind": SYNTHETIC}
+        source = f"{SYNTHETIC}:{draft.method}"
+        free = config.review == "none"
+        prompt = Prompt(
+            id=prompt_id(messages),
+            messages=messages,
+            source=source,
+            split="train",
+            tags=(*tags, *([UNREVIEWED] if free else [])),
+        )
+        prompts.append(prompt)
+        if draft.rejected:
+            sides = [_completion(prompt, text, draft.method) for text in (draft.completion, draft.rejected)]
+            identity = content_id("pair", prompt.id, *sorted(side.id for side in sides))
+            pairs.append(
+                Pair(id=identity, prompt_id=prompt.id, messages=messages, completions=tuple(sides), **_of_pair(prompt))
+            )
+            preferences.append(
+                Preference(
+                    prompt=messages,
+                    chosen=(Message(role="assistant", content=draft.completion),),
+                    rejected=(Message(role="assistant", content=draft.rejected),),
+                    kind="synthetic",
+                    pair_id=identity,
+                    prompt_id=prompt.id,
+                    source=source,
+                    tags=prompt.tags,
+                    split="train",
+                )
+            )
+        elif draft.completion:
+            demonstrations.append(Demonstration(prompt=prompt, completion=draft.completion))
+            asked = [message.model_dump(mode="json", exclude_defaults=True) for message in messages]
+            about = {"tags": tags, "source": source, "split": "train", **facts}
+            answers.append({"prompt": asked, "response": draft.completion, "task": "review", **about})
+    write_jsonl(run.final / "prompts.jsonl", list({one.id: one for one in prompts}.values()))
+    write_jsonl(run.final / "answers.jsonl", answers)
+    write_jsonl(run.final / "pairs.jsonl", pairs)
+    if config.review == "none":
+        write_jsonl(run.final / "demonstrations.jsonl", demonstrations)
+        write_jsonl(run.final / "preferences.jsonl", preferences)
+
+
+def _of_pair(prompt: Prompt) -> dict[str, Any]:
+    about = {"split": prompt.split, "source": prompt.source, "tags": prompt.tags}
+    return {name: value for name, value in about.items() if name in Pair.model_fields}
+
+
+def _completion(prompt: Prompt, text: str, method: str) -> Completion:
+    return Completion(id=content_id("completion", prompt.id, text), text=text, policy=f"{SYNTHETIC}:{method}")
+
+
+def _provenance(config: SynthesiseConfig, one: Made, writer: str) -> dict[str, Any]:
+    draft, cost = one.draft, None
+    if config.endpoint is not None:
+        cost = config.endpoint.cost_of(one.prompt_tokens, one.completion_tokens)
+    return {
+        "method": draft.method,
+        "paper": PAPERS[draft.method],
+        "writer": writer if draft.request or one.completion_tokens else "rules",
+        "made_from": list(draft.seeds),
+        "how": draft.how,
+        "seed": config.seed,
+        "tokens": one.prompt_tokens + one.completion_tokens,
+        **({} if cost is None else {"cost": cost}),
+    }
+
+
+# --- the report ---
+
+
+def build_report(
+    config: SynthesiseConfig,
+    writer: Writer | None,
+    drafts: Sequence[Draft],
+    made: Sequence[Made],
+    dropped: Sequence[Mapping[str, Any]],
+    material: Material,
+) -> dict[str, Any]:
+    """What was tried, made and dropped, its cost, and its diversity beside the real prompts'."""
+    tried = Counter(one.method for one in drafts)
+    kept = Counter(one.draft.method for one in made)
+    tokens = sum(one.prompt_tokens for one in made), sum(one.completion_tokens for one in made)
+    real = [_text(one) for one in material.prompts]
+    screen = Screen(Material(material.prompts), (), 1.0)
+    own = [one.draft.prompt for one in made if one.draft.method not in _KEEP_THE_PROMPT]
+    return {
+        "counts": {"tried": len(drafts), "kept": len(made), "dropped": len(dropped)},
+        "methods": {name: {"tried": tried[name], "kept": kept[name], "paper": PAPERS[name]} for name in config.methods},
+        "dropped": dict(Counter(str(one["reason"]) for one in dropped).most_common()),
+        "writer": writer.name if writer else "",
+        "review": config.review,
+        "tokens": {"prompt": tokens[0], "completion": tokens[1]},
+        "cost": config.endpoint.cost_of(*tokens) if config.endpoint else None,
+        "personal_data": "looked for" if screen.find_personal else "not looked for: pip install 'tiebreak[pii]'",
+        "diversity": {
+            "real": diversity(real),
+            "synthetic": {**diversity(own), "overlap_with_real": _mean([screen.nearest(text)[0] for text in own])},
+        },
+        "examples": [
+            {
+                "method": one.draft.method,
+                "how": one.draft.how,
+                "prompt": one.draft.prompt,
+                "completion": one.draft.completion,
+            }
+            | ({"rejected": one.draft.rejected} if one.draft.rejected else {})
+            for one in made
+        ][:200],
+    }
+
+
+def diversity(texts: Sequence[str]) -> dict[str, float]:
+    """Share of word pairs that are distinct (Li et al. 2016, distinct-2), and the words of a median prompt."""
+    words = [re.findall(r"\w+", text.casefold()) for text in texts]
+    pairs = [pair for one in words for pair in pairwise(one)]
+    return {
+        "prompts": len(texts),
+        "distinct_2": round(len(set(pairs)) / len(pairs), 3) if pairs else 0.0,
+        "words_median": statistics.median(map(len, words)) if words else 0,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(statistics.fmean(values), 3) if values else 0.0
+
+
+def _text(prompt: Prompt) -> str:
+    return text_of([message for message in prompt.messages if message.role == "user"][-1:])
+
+
+def _say_report(config: SynthesiseConfig, run: Run, report: Mapping[str, Any]) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
+    cost = f", cost {report['cost']:.4g}" if report["cost"] is not None else ""
+    counts, total = report["counts"], sum(report["tokens"].values())
+    answers = run.final / "answers.jsonl"
+    say(
+        f"{counts['kept']} of {counted(counts['tried'], 'synthetic row')} kept; dropped {counts['dropped']}"
+        f"{f' ({reasons})' if reasons else ''}; {total:,} tokens{cost}",
+        f"report: {(run.folder / 'report.html').resolve().as_uri()}",
+        "not reviewed by people (review: none): training takes these rows, and reports say so"
+        if config.review == "none"
+        else f"next: people review them: tiebreak label --answers {answers} --task review --output {run.folder}-reviewed",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak synthesise`, or `python -m sft.synthesis.synthesise`."""
+    stage_main("synthesise", SynthesiseConfig, synthesise, arguments)
+
+
+if __name__ == "__main__":
+    main()

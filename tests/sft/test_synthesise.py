@@ -1,0 +1,284 @@
+"""Synthetic rows: rules by hand, an endpoint that fails in every way, and nothing unreviewed in training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from support import REPOSITORY, TINY_TRAINING, read_rows, run_here, write_config, write_rows
+
+from sft.synthesis.methods import missing_step, platitude, with_typos, wrong_number
+from sft.synthesis.synthesise import diversity
+from tiebreak.runs.run import read_manifest
+
+sys.path.append(str(REPOSITORY / "tests" / "evaluation"))
+from api_stand_in import Api, serving
+
+REAL = [
+    {
+        "prompt": f"How do I fix the {thing} of lamp {n}?",
+        "completion": f"Turn the {thing} by {n} degrees. Then wait 5 minutes.",
+    }
+    for n, thing in enumerate(("switch", "shade", "cable", "socket", "dimmer", "base"), start=1)
+]
+TEST = {"prompt": "Which bulb is best for a reading corner in winter?", "split": "test"}
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-this-test")
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> list[str | Path]:
+    rows = write_rows(tmp_path / "real.jsonl", [{**row, "split": "train"} for row in REAL])
+    tests = write_rows(tmp_path / "tests.jsonl", [TEST])
+    return ["--demonstrations", json.dumps([str(rows)]), "--against", json.dumps([str(tests)])]
+
+
+def synthesise(output: Path, *words: str | Path, **methods: int) -> tuple[int, str]:
+    asked = json.dumps({name.replace("_", "-"): rows for name, rows in methods.items()})
+    return run_here("synthesise", "--output", output, "--methods", asked, *words, "--tracking.mode", "disabled")
+
+
+def by_endpoint(api: Api) -> list[str]:
+    return ["--endpoint.url", api.url, "--endpoint.model", "m", "--asking.parallel", "1"]
+
+
+def writes(prompt: str) -> str:
+    """An obedient writer: a new request for what asks for one, an answer otherwise."""
+    number = sum(map(ord, prompt)) % 9973
+    if "Reply with the request alone" in prompt:
+        return f'Request: "Where can {number} people buy part {number * 7} near town {number * 3}?"'
+    return f"Buy {number} of them online. They arrive in {number % 9 + 1} days."
+
+
+# --- rules -------------------------------------------------------------------------------------------------------------
+
+
+def test_corruptions_by_hand() -> None:
+    chance = Random(0)
+    for _ in range(50):
+        text = wrong_number("Add 5 ml to 10 litres.", chance)
+        assert (text.startswith("Add 5 ml to ")) != (text.endswith(" ml to 10 litres."))
+    assert wrong_number("No digits here.", chance) == ""
+    assert wrong_number("It is 1,5 m.", Random(1)).endswith(",5 m.")
+    steps = {missing_step("One. Two! Three?", Random(seed)) for seed in range(30)}
+    assert steps == {"Two! Three?", "One. Three?", "One. Two!"}
+    assert missing_step("Only one.", chance) == ""
+    assert platitude("Das ist der Weg und nicht die Wand.", chance).startswith("Das ist eine gute Frage")
+    typed = {with_typos("Please replace the broken lampshade", Random(seed)) for seed in range(30)}
+    assert len(typed) > 10
+    assert all(
+        sum(a != b for a, b in zip(text.split(), "Please replace the broken lampshade".split(), strict=True)) <= 1
+        for text in typed
+    )
+    assert diversity(["a b c", "a b d"]) == {"prompts": 2, "distinct_2": 0.75, "words_median": 3}
+
+
+def test_rules_alone_make_rows_with_their_provenance(tmp_path: Path, real: list[str | Path]) -> None:
+    templates = write_rows(
+        tmp_path / "templates.jsonl",
+        [
+            {
+                "prompt": "Does the {lamp} work in {place}?",
+                "completion": "The {lamp} does.",
+                "values": {"lamp": ["Arc", "Line"], "place": ["Oslo", "rain"]},
+            }
+        ],
+    )
+    output = tmp_path / "made"
+    status, err = synthesise(output, *real, "--templates", templates, typos=4, templates=9, corruption=6)
+    assert status == 0, err
+    answers = read_rows(output / "final" / "answers.jsonl")
+    filled = [row["prompt"][0]["content"] for row in answers if row["method"] == "templates"]
+    assert filled == [f"Does the {lamp} work in {place}?" for lamp in ("Arc", "Line") for place in ("Oslo", "rain")]
+    typos = [row for row in answers if row["method"] == "typos"]
+    assert typos
+    assert all(row["response"] in [one["completion"] for one in REAL] for row in typos)
+    for row in answers:
+        assert (row["kind"], row["writer"], row["task"], row["seed"]) == ("synthetic", "rules", "review", 0)
+        assert {"synthetic", f"method:{row['method']}"} <= set(row["tags"])
+    pairs = read_rows(output / "final" / "pairs.jsonl")
+    texts = [{side["text"] for side in pair["completions"]} for pair in pairs]
+    assert texts
+    assert all(len(sides & {one["completion"] for one in REAL}) == 1 for sides in texts)
+    again = tmp_path / "again"
+    assert synthesise(again, *real, "--templates", templates, typos=4, templates=9, corruption=6)[0] == 0
+    assert read_rows(again / "final" / "answers.jsonl") == answers
+    assert not (output / "final" / "demonstrations.jsonl").exists()
+
+
+# --- an endpoint -------------------------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_writes_prompts_and_answers_with_their_cost(
+    tmp_path: Path, api: Api, real: list[str | Path]
+) -> None:
+    api.answer = writes
+    gaps = write_rows(
+        tmp_path / "gaps.jsonl",
+        [{"kind": "tag", "value": "returns", "rows": 0, "wanted": 3, "examples": ["May I return it?"]}],
+    )
+    words = [*real, *by_endpoint(api), "--endpoint.input-price", "10", "--endpoint.output-price", "100", "--gaps", gaps]
+    methods = {
+        "self_instruct": 3,
+        "evol_instruct": 2,
+        "persona": 2,
+        "back_translation": 2,
+        "paraphrase": 2,
+        "gap_cards": 2,
+    }
+    output = tmp_path / "made"
+    status, err = synthesise(output, *words, **methods)
+    assert status == 0, err
+    rows = read_rows(output / "final" / "answers.jsonl")
+    assert {row["method"] for row in rows} == {name.replace("_", "-") for name in methods}
+    for row in rows:
+        assert row["prompt"][0]["content"].startswith("Where can ")  # without “Request:” and quotation marks
+        asked = 1 if row["method"] in ("back-translation", "paraphrase") else 2
+        assert row["tokens"] == asked * 110
+        assert row["cost"] == pytest.approx(asked * (100 * 10 + 10 * 100) / 1e6)
+        assert row["writer"] == "m"
+    kept_answers = {row["response"] for row in rows if row["method"] in ("back-translation", "paraphrase")}
+    assert kept_answers <= {one["completion"] for one in REAL}
+    assert next(row["tags"] for row in rows if row["method"] == "gap-cards")[0] == "returns"
+    report = json.loads((output / "final" / "report.json").read_text())
+    assert report["cost"] == pytest.approx(sum(row["cost"] for row in rows))
+    paid = api.paid.total()
+    assert synthesise(output, *words, **methods)[0] == 0
+    assert api.paid.total() == paid
+    assert "sk-of-this-test" not in "".join(f.read_text() for f in output.rglob("*") if f.is_file())
+
+
+def test_what_an_endpoint_should_not_write_is_dropped(tmp_path: Path, api: Api, real: list[str | Path]) -> None:
+    replies = iter(
+        [
+            REAL[0]["prompt"],
+            TEST["prompt"],
+            "",
+            "I'm sorry, I cannot help with that request.",
+            "Please call Ann at ann.b@example.org about the green lamp",
+            "x" * 5000,
+            "How many lamps fit on one long table?",
+            "How many lamps fit on one long table?",
+            "How many lamps fit on one long table?",  # the answer to the only one that is left
+        ]
+    )
+    api.answer = lambda prompt: next(replies)
+    output = tmp_path / "made"
+    status, err = synthesise(output, *real, *by_endpoint(api), self_instruct=8)
+    assert status == 0, err
+    dropped = [row["reason"] for row in read_rows(output / "final" / "dropped.jsonl")]
+    assert dropped == [
+        "nearly the same as a real prompt",
+        "nearly the same as a test prompt",
+        "empty",
+        "a refusal",
+        "holds personal data",
+        "longer than 4000 characters",
+        "nearly the same as an earlier synthetic prompt",
+        "the answer repeats the prompt",
+    ]
+    assert read_rows(output / "final" / "answers.jsonl") == []
+    written = "".join(file.read_text() for file in (output / "final").iterdir())
+    assert "ann.b@example.org" not in written
+
+
+def test_an_endpoint_that_fails_is_asked_again_and_nothing_is_paid_twice(
+    tmp_path: Path, api: Api, real: list[str | Path]
+) -> None:
+    faults = ["429", "500", "broken", "nonsense", "dropped"]
+    api.answer = writes
+    failed: set[str] = set()
+
+    def fail_once(prompt: str, number: int) -> str:
+        if number == 1 and faults:
+            failed.add(prompt)
+            return faults.pop()
+        return ""
+
+    api.faults = fail_once
+    output = tmp_path / "made"
+    words = [*real, *by_endpoint(api), "--asking.longest-wait-seconds", "0.05", "--asking.max-tokens", "900"]
+    status, err = synthesise(output, *words, self_instruct=8)
+    assert status == 1
+    assert "stopped before asking.max_tokens (900)" in err
+    assert "or ask for fewer rows (methods)" in err
+    assert len(failed) == 5
+    paid = dict(api.paid)
+    words[words.index("900")] = "90000"
+    status, err = synthesise(output, *words, self_instruct=8)
+    assert status == 0, err
+    assert all(api.paid[prompt] == count == 1 for prompt, count in paid.items())
+    for fault, message in (("401", "refuses the key"), ("404", "no such model")):
+        api.faults = lambda prompt, number, fault=fault: fault  # type: ignore[misc]
+        status, err = synthesise(tmp_path / fault, *words, self_instruct=2)
+        assert (status, message in err) == (2, True), err
+
+
+# --- nothing unreviewed in training ------------------------------------------------------------------------------------
+
+
+def sft(tmp_path: Path, model: Path, demonstrations: Path, name: str) -> tuple[int, str]:
+    config = write_config(
+        tmp_path / f"{name}.yaml",
+        output=tmp_path / name,
+        policy=model,
+        demonstrations=demonstrations,
+        training={**TINY_TRAINING, "max_steps": 1},
+        tracking={"mode": "disabled"},
+    )
+    return run_here("sft", "--config", config)
+
+
+def test_synthetic_rows_reach_training_after_review_or_by_key(
+    tmp_path: Path, tiny_model: Path, real: list[str | Path]
+) -> None:
+    made = tmp_path / "made"
+    assert synthesise(made, *real, typos=5)[0] == 0
+    status, err = sft(tmp_path, tiny_model, made / "final" / "answers.jsonl", "unreviewed")
+    assert (status, "synthetic, and reviewed by nobody: review them" in err) == (1, True), err
+    status, err = sft(tmp_path, tiny_model, made, "run")
+    assert status == 1, err
+    # through prepare, the mark stays
+    prepared = tmp_path / "prepared"
+    source = json.dumps([str(made / "final" / "answers.jsonl")])
+    words = ["--demonstrations", source, "--policy", tiny_model, "--near-duplicate", "1", "--output", prepared]
+    assert run_here("prepare", *words)[0] == 0
+    status, err = sft(tmp_path, tiny_model, prepared, "prepared-sft")
+    assert (status, "reviewed by nobody" in err) == (1, True), err
+    # by key, and the manifest says so
+    free = tmp_path / "free"
+    assert synthesise(free, *real, "--review", "none", typos=5)[0] == 0
+    status, err = sft(tmp_path, tiny_model, free, "free-sft")
+    assert status == 0, err
+    facts = read_manifest(tmp_path / "free-sft")["synthetic"]
+    assert facts == {"rows": facts["of"], "of": facts["of"], "reviewed": 0}
+    # reviewed by people, as the labelling app exports it
+    rows = read_rows(made / "final" / "answers.jsonl")
+    seen: list[dict[str, Any]] = [{**row, "tags": [*row["tags"], "reviewed:accepted"]} for row in rows]
+    status, err = sft(tmp_path, tiny_model, write_rows(tmp_path / "seen.jsonl", seen), "seen-sft")
+    assert status == 0, err
+    assert read_manifest(tmp_path / "seen-sft")["synthetic"]["reviewed"] == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", '{"self-instuct": 3}'], "did you mean self-instruct?"),
+        (["--methods", '{"self-instruct": 3}'], "self-instruct: needs a writer: endpoint or model"),
+        (["--methods", '{"gap-cards": 3}', "--model", "m"], "gap-cards needs gaps"),
+        (["--methods", '{"typos": 3}', "--prompts", '["x.jsonl"]'], "typos needs demonstrations"),
+    ],
+)
+def test_impossible_configurations_say_what_is_missing(words: list[str], message: str, tmp_path: Path) -> None:
+    status, err = run_here("synthesise", "--output", tmp_path / "x", *words)
+    assert (status, message in err) == (2, True), err

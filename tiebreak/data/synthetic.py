@@ -1,0 +1,51 @@
+"""Synthetic rows: how they are marked, and that none reaches training before a person has reviewed it.
+
+A synthetic row has the tag `synthetic`, or `kind: synthetic`. A review leaves the tag `reviewed:accepted`,
+`reviewed:edited` or `reviewed:by_sample`. `review: none` of *synthesise* leaves `reviewed:none`: training takes these
+rows, and reports say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tiebreak.errors import HandoffError, counted
+from tiebreak.records import Demonstration
+
+if TYPE_CHECKING:
+    from tiebreak.runs.run import Run
+
+SYNTHETIC = "synthetic"
+REVIEWED = "reviewed"
+UNREVIEWED = f"{REVIEWED}:none"
+
+
+def check_reviewed(records: Sequence[Any], source: str, run: Run | None) -> None:
+    """Refuse synthetic rows that nobody has reviewed, and note the others for reports.
+
+    Raises:
+        HandoffError: says how many there are, and what to do.
+    """
+    made = [one for one in records if is_synthetic(one)]
+    unseen = [one for one in made if not any(tag.startswith(f"{REVIEWED}:") for tag in _tags(one))]
+    judged = [one for one in unseen if getattr(one, "kind", SYNTHETIC) in ("human", "simulated", "model")]
+    if len(unseen) > len(judged):
+        raise HandoffError(
+            f"{source}: {len(unseen) - len(judged)} of {counted(len(records), 'row')} synthetic, and reviewed by nobody: "
+            "review them ('tiebreak label' with task: review) and train on that run, or make them with 'tiebreak "
+            "synthesise' and review: none"
+        )
+    if made and run is not None:
+        unreviewed = sum(UNREVIEWED in _tags(one) for one in made)
+        run.facts["synthetic"] = {"rows": len(made), "of": len(records), "reviewed": len(made) - unreviewed}
+
+
+def is_synthetic(record: Any) -> bool:
+    """Whether a record was made, not collected."""
+    return SYNTHETIC in _tags(record) or getattr(record, "kind", "") == SYNTHETIC
+
+
+def _tags(record: Any) -> Sequence[str]:
+    tags: Sequence[str] = record.prompt.tags if isinstance(record, Demonstration) else record.tags
+    return tags
