@@ -427,6 +427,13 @@ def _migrate_017_rejections_taken_back(connection: Connection) -> None:
     )
 
 
+def _migrate_018_review_sample(connection: Connection) -> None:
+    """Pairs that raters agree about and leads review all the same."""
+    connection.exec_driver_sql(
+        "CREATE TABLE review_sample (item_id TEXT PRIMARY KEY REFERENCES items (id), at_ms BIGINT NOT NULL)"
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -445,6 +452,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_015_second_factors,
     _migrate_016_standing,
     _migrate_017_rejections_taken_back,
+    _migrate_018_review_sample,
 )
 
 

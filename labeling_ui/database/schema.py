@@ -196,6 +196,12 @@ ADJUDICATIONS = Table(
     Column("seq", Integer),
     Column("at_ms", BigInteger),
 )
+REVIEW_SAMPLE = Table(
+    "review_sample",
+    METADATA,
+    Column("item_id", String, primary_key=True),
+    Column("at_ms", BigInteger),
+)
 TURNS = Table(
     "turns",
     METADATA,

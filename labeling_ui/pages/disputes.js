@@ -3,6 +3,7 @@ const SETTLING_KEYS = { t: '[data-answer="0"]', b: '[data-both_bad]', n: '[data-
 let disputes = [];
 let opened = null; // the dispute on the screen; null also while its answer is being sent
 let requested = ''; // id of the last one requested: replies about others are late
+let blind = storage.getItem('tiebreak-blind') === 'true'; // votes are hidden until the lead has answered
 let settled = false; // whether settled disputes are listed
 
 async function showDisputes(openNext = true) {
@@ -25,8 +26,8 @@ function listDisputes() {
     const chosen = opened && opened.pair.pair_id === one.item_id;
     return make('li', {}, make('button', { type: 'button', 'data-dispute': one.item_id, 'aria-current': String(Boolean(chosen)) },
       make('span', { class: 'asked', dir: 'auto' }, `${n + 1}. ${one.prompt}`),
-      make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((votesFor) => make('i', { style: `flex:${votesFor}` }))),
-      make('span', { class: 'note' }, `${about}: `, say('disputes.votes', { left: one.for_left, right: one.for_right, neither: one.for_neither }))));
+      blind && !settled ? null : make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((votesFor) => make('i', { style: `flex:${votesFor}` }))),
+      blind && !settled ? null : make('span', { class: 'note' }, `${about}: `, say('disputes.votes', { left: one.for_left, right: one.for_right, neither: one.for_neither }), one.settled_by ? ` · ${say('disputes.by', { name: nameOf(one.settled_by) })}` : '')));
   }));
 }
 
@@ -48,8 +49,8 @@ async function openDispute(id) {
       make('span', { class: 'who' }, words[message.role]), make('div', { class: 'text', dir: 'auto', html: message.html })))),
     make('div', { class: 'sides' }, ...['left', 'right'].map((side) => make('div', { class: `side-${side}`, tabindex: '0', role: 'group', 'aria-label': say('answer', { letter: side === 'left' ? 'A' : 'B' }) },
       make('h3', {}, side === 'left' ? 'A' : 'B'), make('div', { class: 'text', dir: 'auto', html: pair[side].html })))),
-    make('div', { class: 'said' }, make('h3', {}, words['disputes.said']), make('table', { class: 'plain-table' }, make('tbody', {}, ...judgments.map(vote)))),
-    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: describe(adjudicated, opened.pair.left.id) }), ' ', make('button', { type: 'button', class: 'plain', 'data-unsettle': pair.pair_id }, words['items.unsettle'])) : make('span'),
+    blind && !adjudicated ? make('p', { class: 'note' }, words['sample.hidden']) : make('div', { class: 'said' }, make('h3', {}, words['disputes.said']), make('table', { class: 'plain-table' }, make('tbody', {}, ...judgments.map(vote)))),
+    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: describe(adjudicated, opened.pair.left.id) }), ' ', say('disputes.by', { name: nameOf(adjudicated.rater_id) }), ' ', make('button', { type: 'button', class: 'plain', 'data-unsettle': pair.pair_id }, words['items.unsettle'])) : make('span'),
     make('div', { class: 'answering' },
       make('input', { name: 'rationale', maxlength: '4000', placeholder: words['disputes.reason'], 'aria-label': words['disputes.reason'] }),
       make('div', { class: 'bar7' }, ...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', { type: 'button', 'data-answer': value, class: value < 0 ? 'left' : value ? 'right' : '' },
@@ -73,13 +74,37 @@ async function settle(answer) {
     opened = opened || settling;
     return;
   }
+  if (blind) { // now the raters' answers are shown; N goes on
+    await showDisputes(false);
+    await openDispute(settling.pair.pair_id);
+  } else await showDisputes();
+  refresh();
+}
+
+async function drawSample(form) {
+  const done = await change('/api/lead/disputes/sample', 'POST', { count: Number(form.elements.count.value) });
+  if (!done) return;
+  warn(done.drawn ? '' : words['sample.none'], 'lost');
   await showDisputes();
   refresh();
 }
 
+desk.addEventListener('submit', (event) => {
+  if (event.target.dataset.form === 'sample') drawSample(event.target);
+});
+
+find('[data-blind]').checked = blind;
+find('[data-blind]').addEventListener('change', (event) => {
+  blind = event.target.checked;
+  keep('tiebreak-blind', String(blind));
+  opened = null;
+  showDisputes();
+});
+
 function nextDispute() {
   const at = disputes.findIndex((one) => one.item_id === opened.pair.pair_id);
-  look(disputes[(at + 1) % disputes.length].item_id);
+  if (!disputes.length) closeDispute();
+  else look(disputes[(at + 1) % disputes.length].item_id);
 }
 
 function look(id) {

@@ -17,7 +17,7 @@ async function showWork() {
   place.replaceChildren(); // otherwise stale rows would change while the rater uses them
   try {
     const since = dayStarts()[0];
-    const [me, past, hours, sentBack] = await Promise.all([call(mePath()), call('/api/history?limit=20'), call(`/api/hours?since_ms=${since}`), call('/api/rejections')]);
+    const [me, past, hours, sentBack, feedback] = await Promise.all([call(mePath()), call('/api/history?limit=20'), call(`/api/hours?since_ms=${since}`), call('/api/rejections'), call('/api/feedback')]);
     if (mine !== openings) return;
     const { today, gold_agreement: gold } = me;
     const share = gold && gold.n ? `${Math.round((100 * gold.right) / gold.n)}%` : '–';
@@ -33,6 +33,7 @@ async function showWork() {
       ...trend(hours),
       ...rejectedTexts(),
       ...rejectedByLead(sentBack),
+      ...settledByLead(feedback),
       make('h3', {}, words['work.history']),
       past.length ? make('div', { class: 'history', tabindex: '0' }, make('table', { class: 'plain-table' }, make('tbody'))) : make('p', { class: 'note' }, words['work.none']),
       make('button', { type: 'button', class: 'plain', 'data-earlier': true, hidden: true }, words['work.more']),
@@ -158,6 +159,13 @@ function rejectedByLead(rows) {
   return [make('h3', {}, words['work.rejected.lead']), make('table', { class: 'plain-table rejected by-lead' }, make('tbody', {}, ...rows.map((row) => make('tr', {},
     make('td', {}, whenOf(row.rejected_at_ms)), make('td', { class: 'about', dir: 'auto' }, row.prompt), make('td', {}, describe(row.judgment)), make('td', { class: 'written', dir: 'auto' }, row.reason))))),
     make('p', { class: 'note' }, words['work.rejected.note'])];
+}
+
+// Pairs that a lead settled otherwise, with the lead's reason.
+function settledByLead(rows) {
+  if (!rows.length) return [];
+  return [make('h3', {}, words['work.feedback']), make('table', { class: 'plain-table feedback' }, make('tbody', {}, ...rows.map((row) => make('tr', {},
+    make('td', {}, whenOf(row.at_ms)), make('td', { class: 'about', dir: 'auto' }, row.prompt), make('td', {}, say('work.feedback.both', { mine: describe(row.judgment), settled: describe(row.settled) })), make('td', { class: 'written', dir: 'auto' }, row.settled.rationale)))))];
 }
 
 async function showEarlier() {

@@ -12,7 +12,16 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import ADJUDICATIONS, GOLD, IMPORTED_AT_MS, ITEMS, JUDGMENTS, PAIRS, SETTINGS
+from labeling_ui.database.schema import (
+    ADJUDICATIONS,
+    GOLD,
+    IMPORTED_AT_MS,
+    ITEMS,
+    JUDGMENTS,
+    PAIRS,
+    REVIEW_SAMPLE,
+    SETTINGS,
+)
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError, Rules, active_rater
 from labeling_ui.store.items import shuffle_sides
@@ -27,8 +36,9 @@ class Dispute:
 
     item_id: str
     pair_id: str
-    about: Literal["side", "tie", "skips"]
-    """raters prefer opposite sides; some prefer a side and others neither; raters skipped it, and votes are missing"""
+    about: Literal["side", "tie", "skips", "sample"]
+    """raters prefer opposite sides; some prefer a side and others neither; raters skipped it, and votes are missing; they
+    agree, and it was drawn at random"""
     for_left: int
     for_right: int
     for_neither: int
@@ -36,6 +46,21 @@ class Dispute:
     prompt: str
     """beginning of the conversation's last message"""
     adjudicated: bool
+    settled_by: str | None = None
+    """the lead who settled it"""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A lead's answer to a pair on which a rater gave another one."""
+
+    item_id: str
+    prompt: str
+    at_ms: int
+    judgment: Judgment
+    """the rater's"""
+    settled: Judgment
+    """the lead's, with the sides as the rater saw them"""
 
 
 @dataclass(frozen=True)
@@ -50,17 +75,20 @@ class DisputeOpened:
 def disputes(
     connection: Connection, lead_id: str, *, limit: int, offset: int = 0, adjudicated: bool = False
 ) -> list[Dispute]:
-    """The queue: opposite sides first, then ties against sides, then pairs skipped; each in campaign order.
+    """The queue: opposite sides first, then ties against sides, then pairs skipped and those drawn to be reviewed; each in
+    campaign order.
 
     Gold is left out: its answer is known. `adjudicated` lists the settled ones.
     """
-    settled = sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == ITEMS.c.id).exists()
+    settled = ADJUDICATIONS.c.item_id.is_not(None)
     is_gold = sa.select(GOLD.c.item_id).where(GOLD.c.item_id == ITEMS.c.id).exists()
     lacking = sa.and_(ITEMS.c.skips > sa.literal_column("0"), ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.task == "pair")
-    waits = sa.or_(ITEMS.c.disputed > sa.literal_column("0"), lacking)
+    drawn = sa.select(REVIEW_SAMPLE.c.item_id).where(REVIEW_SAMPLE.c.item_id == ITEMS.c.id).exists()
+    waits = sa.or_(ITEMS.c.disputed > sa.literal_column("0"), lacking, drawn)
     query = (
-        sa.select(ITEMS, PAIRS.c.record)
+        sa.select(ITEMS, PAIRS.c.record, ADJUDICATIONS.c.lead_id.label("settled_by"))
         .join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
+        .outerjoin(ADJUDICATIONS, ADJUDICATIONS.c.item_id == ITEMS.c.id)
         .where(ITEMS.c.withdrawn == sa.literal_column("0"))
         .where(settled if adjudicated else sa.and_(waits, ~settled, ~is_gold))
         .order_by(ITEMS.c.disputed.desc(), ITEMS.c.turn)
@@ -78,14 +106,70 @@ def _as_dispute(row: Any, lead_id: str, seed: int, adjudicated: bool) -> Dispute
     return Dispute(
         item_id=row.id,
         pair_id=row.pair_id,
-        about="side" if row.disputed == 2 else "tie" if row.disputed else "skips",
+        about="side"
+        if row.disputed == 2
+        else "tie"
+        if row.disputed
+        else "skips"
+        if row.skips and row.taken < row.overlap
+        else "sample",
         for_left=for_left,
         for_right=for_right,
         for_neither=row.for_neither,
         skips=row.skips,
         prompt=beginning_of(row.record),
         adjudicated=adjudicated,
+        settled_by=row.settled_by,
     )
+
+
+def draw_sample(tx: Transaction, count: int, by: str | None) -> int:
+    """Draw pairs at random, about which all raters agree, to be reviewed beside the disputes; returns how many."""
+    votes = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
+    aside = (ADJUDICATIONS, GOLD, REVIEW_SAMPLE)
+    query = sa.select(ITEMS.c.id).where(
+        ITEMS.c.disputed == 0, votes > 1, ITEMS.c.withdrawn == 0, ITEMS.c.task == "pair"
+    )
+    query = query.where(*(~sa.select(table.c.item_id).where(table.c.item_id == ITEMS.c.id).exists() for table in aside))
+    drawn = list(tx.connection.scalars(query.order_by(sa.func.random()).limit(count)))
+    if drawn:
+        now = tx.event("review_sampled", rater_id=by, payload={"item_ids": drawn})
+        tx.connection.execute(sa.insert(REVIEW_SAMPLE), [{"item_id": one, "at_ms": now} for one in drawn])
+    return len(drawn)
+
+
+def feedback(connection: Connection, rater_id: str, *, limit: int) -> list[Feedback]:
+    """The latest pairs that a lead settled otherwise than this rater had answered."""
+    query = (
+        sa.select(JUDGMENTS.c.record, ADJUDICATIONS.c.record.label("settled"), ADJUDICATIONS.c.at_ms, ITEMS.c.id)
+        .add_columns(PAIRS.c.record.label("pair"))
+        .join(ADJUDICATIONS, ADJUDICATIONS.c.item_id == JUDGMENTS.c.item_id)
+        .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+        .join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
+        .where(JUDGMENTS.c.rater_id == rater_id, JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None))
+        .order_by(ADJUDICATIONS.c.seq.desc())
+    )
+    found: list[Feedback] = []
+    for row in connection.execute(query):
+        mine, theirs = (Judgment.model_validate_json(record) for record in (row.record, row.settled))
+        seen = _as_sided(theirs, mine)
+        if _side(seen) != _side(mine):
+            found.append(Feedback(row.id, beginning_of(row.pair), row.at_ms, mine, seen))
+        if len(found) == limit:
+            break
+    return found
+
+
+def _as_sided(settled: Judgment, mine: Judgment) -> Judgment:
+    """A lead's answer with the sides as a rater saw them."""
+    turned = settled.left != mine.left
+    answer = -settled.answer if turned and settled.answer is not None else settled.answer
+    return settled.model_copy(update={"left": mine.left, "right": mine.right, "answer": answer})
+
+
+def _side(judgment: Judgment) -> int:
+    answer = judgment.answer or 0
+    return (answer > 0) - (answer < 0)
 
 
 def open_dispute(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> DisputeOpened:

@@ -53,7 +53,7 @@ from labeling_ui.database.schema import (
 )
 from labeling_ui.store import adjudication, assigning, campaign, changes, finding, inspection, judging, rejecting
 from labeling_ui.store import progress as counts
-from labeling_ui.store.adjudication import Dispute, DisputeOpened
+from labeling_ui.store.adjudication import Dispute, DisputeOpened, Feedback
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
 from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
@@ -639,6 +639,15 @@ class Store:
         """Items that wait for a lead: raters disagree about them, opposite sides first, or skipped them."""
         with self.reading() as connection:
             return adjudication.disputes(connection, lead_id, limit=limit, offset=offset, adjudicated=adjudicated)
+
+    def draw_review_sample(self, count: int, by: str | None = None) -> int:
+        """Draw pairs at random, about which all raters agree, to be reviewed beside the disputes; returns how many."""
+        return self.transact(lambda tx: adjudication.draw_sample(tx, count, by))
+
+    def feedback(self, rater_id: str, limit: int = 20) -> list[Feedback]:
+        """The latest pairs that a lead settled otherwise than this rater had answered."""
+        with self.reading() as connection:
+            return adjudication.feedback(connection, rater_id, limit=limit)
 
     def open_dispute(self, lead_id: str, item_id: str) -> DisputeOpened:
         """An item for a lead to settle. Raises RefusedError if there is no such item."""

@@ -29,6 +29,7 @@ from labeling_ui.database.schema import (
     RATER_HOURS,
     RATERS,
     REJECTIONS,
+    REVIEW_SAMPLE,
     TURNS,
     WITHDRAWALS,
     turn_of,
@@ -75,6 +76,8 @@ class _RebuiltTables:
     hours: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
     batches: dict[str, Batch] = field(default_factory=dict)
     inspections: dict[str, Inspection] = field(default_factory=dict)
+    drawn: set[str] = field(default_factory=set)
+    """items that were drawn to be reviewed"""
     gold: dict[str, str | None] = field(default_factory=dict)
     adjudications: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     acceptances: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -142,6 +145,8 @@ def _apply(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
             rebuilt.withdrawn[payload["pair_id"]] = "corrected", payload["replaced_by"]
         case "inspection_planned" | "inspection_decided":
             rebuilt.inspections[payload["batch"]] = Inspection(**payload)
+        case "review_sampled":
+            rebuilt.drawn.update(payload["item_ids"])
         case "gold_set":
             rebuilt.gold[event.item_id] = payload["preferred_id"]
         case "gold_removed":
@@ -410,6 +415,10 @@ def _compare_lead(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
         ),
         *(f"item {name}: its gold answer does not match the log" for name in _unequal(gold, rebuilt.gold)),
         *(f"pair {name}: its withdrawal does not match the log" for name in _unequal(gone, rebuilt.withdrawn)),
+        *(
+            f"item {name}: whether it was drawn for review does not match the log"
+            for name in sorted(rebuilt.drawn ^ set(connection.scalars(sa.select(REVIEW_SAMPLE.c.item_id))))
+        ),
         *(f"batch {name!r}: does not match the log" for name in _unequal(batches, rebuilt.batches)),
         *(
             f"batch {name!r}: its inspection does not match the log"

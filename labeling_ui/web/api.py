@@ -12,6 +12,7 @@ PUT  /api/drafts/{pair_id}              save a draft
 POST /api/passages/{pair_id}            where a passage that is marked on the page is in the answer's raw text
 POST /api/judgments                     store a judgment; the reply has the next pair
 GET  /api/history                       current judgments, latest first
+GET  /api/feedback                      pairs that a lead settled otherwise than the rater had answered
 GET  /api/rejections                    those that a lead rejected, with the reasons
 GET  /api/judgments/{id}                one judgment, with its pair
 PUT  /api/judgments/{id}                replace a judgment's answer
@@ -459,6 +460,21 @@ def history(
     """The rater's current judgments, latest first; `before`: the `seq` of the last one that the client has."""
     past = desk.store.history(session.rater.id, before=before, limit=limit)
     return [{**vars(entry), "judgment": judgment_as_json(entry.judgment)} for entry in past]
+
+
+@router.get("/feedback")
+def feedback(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
+    """The latest pairs that a lead settled otherwise than the rater had answered, with the lead's reasons."""
+    return [
+        {
+            "item_id": one.item_id,
+            "prompt": one.prompt,
+            "at_ms": one.at_ms,
+            "judgment": judgment_as_json(one.judgment),
+            "settled": {**judgment_as_json(one.settled), "rater_id": ""},
+        }
+        for one in desk.store.feedback(session.rater.id)
+    ]
 
 
 @router.get("/rejections")

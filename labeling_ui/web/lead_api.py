@@ -9,7 +9,8 @@ GET  batches, POST batches, PUT batches?name=   batches: pool, priority, overlap
 POST pairs/move, pairs/withdraw, pairs/restore, pairs/correct; GET pairs/withdrawn      pairs of a running campaign
 POST pairs/upload                       new pairs (`upload_api`)
 GET  gold, PUT and DELETE gold/{pair_id}        pairs with a known answer
-GET  disputes, disputes/{pair_id}       pairs that raters disagree about; POST adjudications settles one
+GET  disputes, disputes/{pair_id}       pairs that raters disagree about; POST disputes/sample draws some of the others
+POST adjudications                      settles one
 GET  adjudications, DELETE adjudications/{pair_id}      settled answers
 """
 
@@ -66,6 +67,14 @@ class RaterChange(BaseModel):
     role: Role | None = None
 
     _storable = field_validator("pool")(storable)
+
+
+class Sample(BaseModel):
+    """How many pairs to draw."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    count: int = Field(ge=1, le=1_000)
 
 
 class NewStanding(BaseModel):
@@ -321,6 +330,12 @@ def disputes(
     settled ones. Votes are counted for the sides as this lead sees the pair."""
     rows = desk.store.disputes(lead.rater.id, limit=limit, offset=offset, adjudicated=adjudicated)
     return [vars(row) for row in rows]
+
+
+@router.post("/disputes/sample")
+def draw_sample(desk: DeskOf, lead: SettlingSession, body: Sample) -> dict[str, int]:
+    """Draw pairs about which all raters agree, at random, to be reviewed beside the disagreements."""
+    return {"drawn": desk.store.draw_review_sample(body.count, lead.rater.id)}
 
 
 @router.get("/disputes/{pair_id:path}")

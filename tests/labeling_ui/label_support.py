@@ -78,6 +78,7 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         "TABLE rejections",
         "TABLE withdrawals",
         "TABLE second_factors",
+        "TABLE review_sample",
         *(f"INDEX {one}" for one in indices),
     ):
         connection.execute(f"DROP {statement}")
