@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hostile import CORPUS
 from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving
-from test_label_saying import ASKED, Served
+from test_label_saying import ASKED, ServedPage
 
 from labeling_ui.exchange.export import as_cell
 from labeling_ui.pages.safe_markup import render
@@ -80,7 +80,7 @@ def test_nothing_in_a_report_acts() -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
     """Pairs whose prompts and answers are hostile, in a campaign that asks for everything."""
     folder = tmp_path_factory.mktemp("hostile")
     config = folder / "label.yaml"
@@ -93,13 +93,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         for n in range(0, len(texts) // 3, 8)
     ]
     with serving(folder, pairs, "--config", str(config), "--repeat-share", "0") as (address, _):
-        yield Served(address, folder)
+        yield ServedPage(address, folder)
     store = Store.open(f"sqlite:///{folder}/label.sqlite")
     assert verify(store).faults == []
     store.close()
 
 
-def test_every_field_keeps_a_text_as_it_is_or_refuses_it(served: Served) -> None:
+def test_every_field_keeps_a_text_as_it_is_or_refuses_it(served: ServedPage) -> None:
     """And a reply is JSON that no browser takes for a page."""
     kept = 0
     with httpx.Client(base_url=f"{served.address}/api", timeout=20) as client:
@@ -136,7 +136,7 @@ def test_no_cell_of_an_export_begins_a_formula() -> None:
 
 
 @needs_chromium
-def test_no_browser_runs_any_of_it(served: Served) -> None:
+def test_no_browser_runs_any_of_it(served: ServedPage) -> None:
     """Chromium's parser, without the server's content security policy to help; then the pages themselves."""
     from playwright.sync_api import sync_playwright
 

@@ -28,7 +28,7 @@ from tiebreak.data.reading import Rules, read_prompts
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
 from tiebreak.models.tokenizers import load_tokenizer
-from tiebreak.packed.generation import Sampled, row_seed, sample_completions
+from tiebreak.packed.generation import SampledCompletion, row_seed, sample_completions
 from tiebreak.packed.logprobs import scores_in_batches
 from tiebreak.runs.run import read_manifest, read_metrics
 
@@ -122,7 +122,7 @@ def assert_stopped_by_patience(run: GuardRun, patience: int, planned_steps: int)
     assert max(row["step"] for row in read_metrics(run.folder)) == steps[-1]
 
 
-def draw_from(policy: str, prompts: list[list[int]]) -> list[Sampled]:
+def draw_from(policy: str, prompts: list[list[int]]) -> list[SampledCompletion]:
     source = find_model(policy)
     return sample_completions(
         load_frozen_policy(source, TrainingConfig(precision="float32")),

@@ -17,7 +17,7 @@ import pytest
 from support import REPOSITORY, end_process, run_here, succeed, write_config, write_rows
 from transformers import Trainer
 
-from tiebreak.packed.generation import Sampled
+from tiebreak.packed.generation import SampledCompletion
 from tiebreak.process import stopping
 from tiebreak.runs.run import read_manifest, read_metrics
 
@@ -152,10 +152,10 @@ def test_a_signal_while_a_rollout_is_drawn_keeps_the_last_one(
     from preference.policy import rollout
 
     words = words_of(finished_recipe, "ppo", PPO)
-    drawn: list[list[Sampled]] = []
+    drawn: list[list[SampledCompletion]] = []
     original = rollout.sample_completions
 
-    def slow_in_the_second(*args: Any, **kwargs: Any) -> list[Sampled]:
+    def slow_in_the_second(*args: Any, **kwargs: Any) -> list[SampledCompletion]:
         if drawn:
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("it was not cut short")
