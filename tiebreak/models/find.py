@@ -268,6 +268,7 @@ def find_base(name: str, trust_remote_code: bool = False) -> Path:
         if not (path / "config.json").is_file():
             raise ModelError(f"{name} is neither a model (no config.json) nor a finished run (no {MANIFEST})")
         _require_safetensors(path, name)
+        _require_plain_weights(path, name)
         return path
     if name.startswith((".", "/", "runs/")) or name.count("/") > 1:
         raise ModelError(f"no such model: {name} does not exist; run its stage first, or fix the path")
@@ -288,12 +289,41 @@ def _from_hub(name: str, trust_remote_code: bool) -> Path:
             f"or bundled:smollm2-135m-instruct, which needs no hub"
         ) from error
     _require_safetensors(path, name)
+    _require_plain_weights(path, name)
     return path
 
 
 def _require_safetensors(path: Path, name: str) -> None:
     if not any(path.glob("*.safetensors")):
         raise ModelError(f"{name} has no .safetensors weights; pickled ones are not loaded: convert them first")
+
+
+_DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
+
+
+def _require_plain_weights(path: Path, name: str) -> None:
+    """Refuse weights that another program has quantised, but for bitsandbytes, whose layers take adapters.
+
+    Raises:
+        ModelError: names the format.
+    """
+    with suppress(HandoffError):  # of a broken file, which loading reports
+        config = _read_json(path / "config.json")
+        held = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config") or {}
+        method = str(held.get("quant_method") or "bitsandbytes")
+        if method == "bitsandbytes":
+            return
+        by = _DEQUANTISED_BY.get(method)
+        written = (
+            f"; transformers writes it: AutoModelForCausalLM.from_pretrained(…, quantization_config={by}(dequantize=True))"
+            ".save_pretrained(FOLDER), with the tokenizer's files beside it"
+            if by
+            else ""
+        )
+        raise ModelError(
+            f"{name} holds weights quantised with {method} (quantization_config in its config.json), which no stage "
+            f"loads: give the model in 16 or 32 bits{written}. adapter.quantize: nf4 or int8 quantises it while loading"
+        )
 
 
 def base_sha256(path: Path) -> str:

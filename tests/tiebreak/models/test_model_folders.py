@@ -198,3 +198,35 @@ def test_merged_weights_are_those_of_the_policy(loud: Path) -> None:
         ours = load_frozen_policy(find_model(str(loud)), TrainingConfig())(input_ids=ids).logits
         plain = AutoModelForCausalLM.from_pretrained(loud / "final" / "merged")(input_ids=ids).logits
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "advice"),
+    [
+        ("mxfp4", None, "quantization_config=Mxfp4Config(dequantize=True)).save_pretrained(FOLDER)"),
+        ("fp8", None, "quantization_config=FineGrainedFP8Config(dequantize=True))"),
+        ("awq", None, "give the model in 16 or 32 bits. adapter.quantize: nf4 or int8"),
+        ("gptq", "text_config", "give the model in 16 or 32 bits. adapter.quantize: nf4 or int8"),
+    ],
+)
+def test_weights_that_were_quantised_elsewhere_are_refused(
+    method: str, place: str | None, advice: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """As gpt-oss is published, and many a Llama; of a multimodal model, its text tower names it."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    held = {"quantization_config": {"quant_method": method}}
+    (folder / "config.json").write_text(json.dumps(config | ({place: held} if place else held)))
+    with pytest.raises(ModelError, match=f"holds weights quantised with {method} ") as refused:
+        find_model(str(folder))
+    assert advice in str(refused.value)
+
+
+def test_weights_in_bitsandbytes_format_are_not_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert find_model(str(folder)).base_path == folder
