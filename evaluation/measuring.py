@@ -20,7 +20,7 @@ from tiebreak.errors import DataError, HandoffError, TiebreakError, counted
 from tiebreak.hashing import hash_file
 from tiebreak.measures.functions import where_raised
 from tiebreak.measures.yardstick import KEPT, shortened
-from tiebreak.measures.yardsticks.asked import Asked, Values
+from tiebreak.measures.yardsticks.inputs import Values, YardstickInput
 from tiebreak.measures.yardsticks.registry import Measure, build_measure
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
@@ -133,7 +133,7 @@ def _measure_texts(
     each = config.samples_per_prompt
     groups = [list(range(at, at + each)) for at in range(0, len(drawn), each)]
     asked = [
-        Asked(prompt, references.get(split_key(prompt.messages, prompt.tools), ()))
+        YardstickInput(prompt, references.get(split_key(prompt.messages, prompt.tools), ()))
         for prompt in (drawn[group[0]] for group in groups)
     ]
     identity = _identity(measure)
@@ -159,7 +159,7 @@ def _measure_texts(
     return failures
 
 
-def _try(measure: Measure, asked: Asked, answers: list[str]) -> dict[str, Any]:
+def _try(measure: Measure, asked: YardstickInput, answers: list[str]) -> dict[str, Any]:
     assert measure.function is not None
     try:
         values: Values = measure.function(asked, answers)

@@ -31,7 +31,7 @@ from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.measures import functions
 from tiebreak.measures.functions import UserFunction
-from tiebreak.measures.yardsticks.asked import Asked, Function
+from tiebreak.measures.yardsticks.inputs import Function, YardstickInput
 from tiebreak.measures.yardsticks.instructions import share_followed
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
@@ -204,7 +204,9 @@ class InstructionReward:
         """From 0 to 1."""
         found = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            (share,) = self.followed(Asked(self.conversations.prompt(prompt)), [self.conversations.text(completion)])
+            (share,) = self.followed(
+                YardstickInput(self.conversations.prompt(prompt)), [self.conversations.text(completion)]
+            )
             found.append(share or 0.0)
         return found
 

@@ -11,14 +11,14 @@ from support import SHARED_DATA, write_rows
 
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.measures.yardsticks import instructions
-from tiebreak.measures.yardsticks.asked import Asked
+from tiebreak.measures.yardsticks.inputs import YardstickInput
 from tiebreak.measures.yardsticks.instructions import CHECKS, Instruction, followed_loosely, read_instructions
 from tiebreak.measures.yardsticks.registry import ENTRIES, build_measure, parse
 from tiebreak.records import Message, Prompt
 
 
-def asked(text: str = "Why?", references: tuple[str, ...] = (), tags: tuple[str, ...] = ()) -> Asked:
-    return Asked(Prompt(id="p", messages=(Message(role="user", content=text),), tags=tags), references)
+def asked(text: str = "Why?", references: tuple[str, ...] = (), tags: tuple[str, ...] = ()) -> YardstickInput:
+    return YardstickInput(Prompt(id="p", messages=(Message(role="user", content=text),), tags=tags), references)
 
 
 def value(source: str, answer: str, **given: Any) -> float | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.errors import DataError
-from tiebreak.measures.yardsticks.asked import Asked, Function, each
+from tiebreak.measures.yardsticks.inputs import Function, YardstickInput, each
 from tiebreak.measures.yardsticks.wording import count_words, language_of
 from tiebreak.shipped import find_shipped
 
@@ -128,7 +128,7 @@ def all_followed(file: str, loose: bool = False) -> Function:
     """1 for an answer that follows all of its prompt's instructions; None of a prompt without any."""
     known, follows = read_instructions(file), followed_loosely if loose else Instruction.followed
 
-    def measure(asked: Asked, answer: str) -> float | None:
+    def measure(asked: YardstickInput, answer: str) -> float | None:
         mine = known.of(asked.question)
         return float(all(follows(one, answer) for one in mine)) if mine else None
 
@@ -139,7 +139,7 @@ def share_followed(file: str) -> Function:
     """The share of its prompt's instructions that an answer follows; None of a prompt without any."""
     known = read_instructions(file)
 
-    def measure(asked: Asked, answer: str) -> float | None:
+    def measure(asked: YardstickInput, answer: str) -> float | None:
         mine = known.of(asked.question)
         return sum(one.followed(answer) for one in mine) / len(mine) if mine else None
 

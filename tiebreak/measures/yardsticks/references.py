@@ -14,7 +14,7 @@ from typing import Any
 
 from tiebreak.errors import ConfigError
 from tiebreak.extras import require_package
-from tiebreak.measures.yardsticks.asked import Asked, Function
+from tiebreak.measures.yardsticks.inputs import Function, YardstickInput
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -81,7 +81,7 @@ def f1(words: Sequence[str], others: Sequence[str]) -> float:
 
 
 def _against(score: Callable[[str, list[str]], float]) -> Function:
-    def measure(asked: Asked, answers: Sequence[str]) -> list[float | None]:
+    def measure(asked: YardstickInput, answers: Sequence[str]) -> list[float | None]:
         references = list(asked.references)
         return [score(answer, references) if references else None for answer in answers]
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from tiebreak.errors import ConfigError
 from tiebreak.measures.yardstick import RUBRIC, RUBRIC_NAME, Yardstick, find_yardstick, parameters_of, shortened
 from tiebreak.measures.yardsticks import instructions, references, wording
-from tiebreak.measures.yardsticks.asked import Asked, Function, Values
+from tiebreak.measures.yardsticks.inputs import Function, Values, YardstickInput
 
 Better = Literal["higher", "lower", "neither"]
 Of = Literal["text", "reward", "logps"]
@@ -173,7 +173,7 @@ def build_measure(named: Named, beside: Path | None = None) -> Measure:
 def _users_function(yardstick: Yardstick) -> Function:
     wanted = parameters_of(yardstick.function.call) & set(OFFERED)
 
-    def measure(asked: Asked, answers: Sequence[str]) -> Values:
+    def measure(asked: YardstickInput, answers: Sequence[str]) -> Values:
         known: dict[str, Any] = {
             "messages": [message.model_dump() for message in asked.prompt.messages],
             "references": list(asked.references),

@@ -10,7 +10,7 @@ from typing import Any
 
 from tiebreak.errors import ConfigError
 from tiebreak.extras import require_package
-from tiebreak.measures.yardsticks.asked import Asked, Function, each
+from tiebreak.measures.yardsticks.inputs import Function, YardstickInput, each
 from tiebreak.shipped import find_shipped
 
 REFUSAL = re.compile(
@@ -181,7 +181,7 @@ def distinct_n(size: str) -> Function:
     if not size.isdigit() or not 1 <= int(size) <= 8:
         raise ConfigError(f"yardsticks: distinct_n:{size}: give the number of words, 1 to 8")
 
-    def measure(_: Asked, answers: Sequence[str]) -> list[float | None]:
+    def measure(_: YardstickInput, answers: Sequence[str]) -> list[float | None]:
         grams = [gram for answer in answers for gram in _ngrams(answer.lower().split(), int(size))]
         return [len(set(grams)) / len(grams) if grams else None] * len(answers)
 
@@ -196,7 +196,7 @@ def self_bleu(_: str) -> Function:
     """BLEU of each answer against the prompt's other answers, from 0 to 100: low is diverse (Zhu et al. 2018)."""
     sacrebleu = require_package("sacrebleu", "the yardstick self_bleu", "eval")
 
-    def measure(_: Asked, answers: Sequence[str]) -> list[float | None]:
+    def measure(_: YardstickInput, answers: Sequence[str]) -> list[float | None]:
         others = [[*answers[:at], *answers[at + 1 :]] for at in range(len(answers))]
         return [
             float(sacrebleu.sentence_bleu(answer, rest).score) if rest else None

@@ -1,4 +1,4 @@
-"""What a yardstick sees beside the answers."""
+"""The input of a yardstick: a prompt with its reference answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tiebreak.records import Prompt
 
 
 @dataclass(frozen=True)
-class Asked:
+class YardstickInput:
     """A prompt, and the reference answers to it, if there are any."""
 
     prompt: Prompt
@@ -22,10 +22,10 @@ class Asked:
 
 
 Values = Sequence[float | None]
-Function = Callable[[Asked, Sequence[str]], Values]
+Function = Callable[[YardstickInput, Sequence[str]], Values]
 """The values of all answers to a prompt, in their order. None: the yardstick does not apply to this prompt."""
 
 
-def each(measure: Callable[[Asked, str], float | None]) -> Function:
+def each(measure: Callable[[YardstickInput, str], float | None]) -> Function:
     """A yardstick of single answers."""
     return lambda asked, answers: [measure(asked, answer) for answer in answers]
