@@ -267,7 +267,7 @@ def _serve_store(
     store.begin_serving()
     from labeling_ui.web.server import create_app, run_server
 
-    app = create_app(store, build_page(config))
+    app = create_app(store, build_page(config), config.aggregation)
     _greet(store, config, new, pairs, answers)
     with contextlib.suppress(KeyboardInterrupt), _answering(config):
         run_server(app, listening, believed_proxies(config), config.prefix)
@@ -387,6 +387,7 @@ def _export(words: list[str]) -> None:
         arguments = load_config(ExportArguments, words, "label export")
         store = Store.open(arguments.store)
         config = _config_of_store(store, arguments.output, arguments)
+    since = store.since_export()
     with start_run(config, "label") as run:
         if run.finished:
             _check_exported(store, run)
@@ -394,6 +395,8 @@ def _export(words: list[str]) -> None:
             print(f"{run.folder} already holds this export: nothing to do")
         else:
             print(describe(export(store, run, config.aggregation, config.formats), run))
+            if since is not None:
+                print(since)
     say_end("label", config, words)
 
 

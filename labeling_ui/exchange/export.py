@@ -120,6 +120,32 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     Raises:
         DataError: there are no judgments, or a rater to leave out does not exist.
     """
+    labels, report = write_labels(store, run.final, config, formats)
+    run.facts |= {
+        "kinds": count_kinds([*labels.judgments, *labels.assessments]),
+        "preferences": report["preferences"]["total"],
+        "judgments": len(labels.judgments),
+        **({"assessments": len(labels.assessments)} if labels.assessments else {}),
+        "pairs": len(labels.pairs),
+        "withdrawn": [
+            {"pair_id": o.pair_id, "reason": o.reason, "replaced_by": o.replaced_by} for o in labels.withdrawn
+        ],
+        "event_log_head": labels.head,
+    }
+    run.finish()
+    track(run)
+    store.mark_export(labels.head, str(run.folder))
+    return report
+
+
+def write_labels(
+    store: Store, folder: Path, config: AggregationConfig, formats: Sequence[Format]
+) -> tuple[Labels, dict[str, Any]]:
+    """Write the store's labels into a folder; returns them and the report.
+
+    Raises:
+        DataError: there are no judgments, or a rater to leave out does not exist.
+    """
     labels = read_labels(store)
     kept = _leave_out(labels.judgments, config.exclude_raters, labels.assessments)
     _check_flags(labels.judgments, config)
@@ -136,31 +162,18 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     report = build_report(labels, rest, aggregated, config)
     report["edits"] = len(edits)
     demonstrations = [*(edit.demonstration for edit in edits), *demonstrations_of(assessed)]
-    _write_records(run.final, labels, aggregated, edits, demonstrations)
+    _write_records(folder, labels, aggregated, edits, demonstrations)
     if assessed:
         report["single_answers"] = describe_assessed(assessed, labels.assessments)
-        write_assessed(run.final, assessed)
+        write_assessed(folder, assessed)
     if arms := measure_arms(labels.pairs, rest, aggregated):
         report["selection"] = arms
     if marked:
         report["marked_answers"] = len(marked)
-        write_jsonl(run.final / "marked_answers.jsonl", marked)
-    _write_formats(run.final, labels, aggregated, config, formats)
-    write_json(run.final / "report.json", report)
-    run.facts |= {
-        "kinds": count_kinds([*labels.judgments, *labels.assessments]),
-        "preferences": len(aggregated.preferences),
-        "judgments": len(labels.judgments),
-        **({"assessments": len(labels.assessments)} if labels.assessments else {}),
-        "pairs": len(labels.pairs),
-        "withdrawn": [
-            {"pair_id": o.pair_id, "reason": o.reason, "replaced_by": o.replaced_by} for o in labels.withdrawn
-        ],
-        "event_log_head": labels.head,
-    }
-    run.finish()
-    track(run)
-    return report
+        write_jsonl(folder / "marked_answers.jsonl", marked)
+    _write_formats(folder, labels, aggregated, config, formats)
+    write_json(folder / "report.json", report)
+    return labels, report
 
 
 def _check_flags(judgments: Sequence[Judgment], config: AggregationConfig) -> None:

@@ -40,6 +40,14 @@ function showStatus(status, waiting) {
   showProgress(status.by_day, judged, status.judgments_wanted);
 }
 
+// What has changed since the last export, and the export itself.
+function showExport(since, judged) {
+  const counts = since && ['new', 'changed', 'gone', 'settled'].filter((name) => since[name] || name === 'new').map((name) => say(`export.${name}`, { n: whole(since[name]) }));
+  find('.since').textContent = since ? `${say('export.since', { where: since.where, at: timeOf(since.at_ms) })} ${counts.join(', ')}.` : words['export.none'];
+  find('.zip').hidden = !judged || desk.dataset.role !== 'lead';
+  find('.zip').href = `${base}/api/lead/export.zip`;
+}
+
 // Cumulative judgments by day, and a dashed line to the day when all will be in at last week's mean pace.
 function showProgress(byDay, judged, wanted) {
   const days = fillDays(Object.entries(byDay));
@@ -331,9 +339,10 @@ async function refresh() {
   try {
     const figures = refreshFigures();
     figures.catch(() => {}); // reported below, where it is awaited
-    const [status, raters, waiting] = await Promise.all(['status', 'raters', `disputes?limit=${MOST_COUNTED}`].map((name) => call(`/api/lead/${name}`)));
+    const [status, raters, waiting, since] = await Promise.all(['status', 'raters', `disputes?limit=${MOST_COUNTED}`, 'export'].map((name) => call(`/api/lead/${name}`)));
     names = Object.fromEntries(raters.map((rater) => [rater.id, rater]));
     showStatus(status, waiting.length);
+    showExport(since, status.judged);
     await figures;
     showFigures();
     warn('');

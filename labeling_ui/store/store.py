@@ -51,13 +51,24 @@ from labeling_ui.database.schema import (
     build_engine,
     flush_to_disk,
 )
-from labeling_ui.store import adjudication, assigning, campaign, changes, finding, inspection, judging, rejecting
+from labeling_ui.store import (
+    adjudication,
+    assigning,
+    campaign,
+    changes,
+    exported,
+    finding,
+    inspection,
+    judging,
+    rejecting,
+)
 from labeling_ui.store import progress as counts
 from labeling_ui.store.adjudication import Dispute, DisputeOpened, Feedback
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
 from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.changes import Correction, Withdrawal
+from labeling_ui.store.exported import SinceExport
 from labeling_ui.store.finding import ItemOpened, JudgmentEntry, Search, SearchPage
 from labeling_ui.store.inspection import InspectConfig
 from labeling_ui.store.judging import StoredJudgment
@@ -330,6 +341,17 @@ class Store:
             query = sa.select(ITEMS.c.id, ITEMS.c.batch).where(ITEMS.c.batch.in_(passed), ITEMS.c.withdrawn == 0)
             return {row.id: passed[row.batch] for row in connection.execute(query)}
 
+    def mark_export(self, head: str, where: str) -> None:
+        """Remember that the labels were exported as they were at this head of the log. Stores without a clock do not."""
+        if self._clock is not None:
+            now = self._clock()
+            self.transact(lambda tx: exported.mark_export(tx, head, where, now))
+
+    def since_export(self) -> SinceExport | None:
+        """What has changed since the latest export; None: there was none."""
+        with self.reading() as connection:
+            return exported.since_export(connection)
+
     def campaign(self) -> dict[str, Any]:
         """The store's settings: overlap, seed, and `sources`, [source, id] of the pairs."""
         with self.reading() as connection:
@@ -337,7 +359,7 @@ class Store:
         return {
             row.name: json.loads(row.value)
             for row in rows
-            if not row.name.startswith((campaign.CONFIGURED, SERVED, inspection.INSPECTION))
+            if not row.name.startswith((campaign.CONFIGURED, SERVED, inspection.INSPECTION, exported.EXPORTED))
         }
 
     def sources_of_single_answers(self) -> set[str]:

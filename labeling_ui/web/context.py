@@ -17,6 +17,7 @@ from labeling_ui.database.event_log import Transaction
 from labeling_ui.pages import PageConfig
 from labeling_ui.pages.passages import show_passage
 from labeling_ui.pages.safe_markup import render
+from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Answer, Draft
 from labeling_ui.store.asking import Questionnaire
 from labeling_ui.store.assigning import Assignment, RefusedError, shown_of
@@ -89,6 +90,8 @@ class Desk:
     write: Writer
     figures: Callable[[], dict[str, Any]]
     """the lead's latest figures, from `measuring`"""
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    """how an export from the page makes votes into preferences"""
     limit: LoginLimit = field(default_factory=LoginLimit)
     _accepted: set[tuple[str, Document]] = field(default_factory=set)
 

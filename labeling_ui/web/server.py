@@ -24,10 +24,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from labeling_ui.database.schema import StoreError
 from labeling_ui.pages import PageConfig, mount_pages
+from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.store import Store
-from labeling_ui.web import api, items_api, lead_api, talk_api, upload_api, work_api
+from labeling_ui.web import api, export_api, items_api, lead_api, talk_api, upload_api, work_api
 from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable
 from labeling_ui.web.metrics import Metrics, may_read
@@ -35,13 +36,21 @@ from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.security import Guard
 from tiebreak.errors import ConfigError
 
-ROUTERS = (api.router, talk_api.router, lead_api.router, items_api.router, upload_api.router, work_api.router)
+ROUTERS = (
+    api.router,
+    talk_api.router,
+    lead_api.router,
+    items_api.router,
+    upload_api.router,
+    work_api.router,
+    export_api.router,
+)
 KEEP_ALIVE_SECONDS = 75
 """Raters think longer than uvicorn's 5 seconds, and reconnecting costs two round trips, three with TLS."""
 
 
-def create_app(store: Store, page: PageConfig) -> FastAPI:
-    """The whole application."""
+def create_app(store: Store, page: PageConfig, aggregation: AggregationConfig | None = None) -> FastAPI:
+    """The whole application. `aggregation`: of exports from the page; by default, the default."""
     figures = LatestFigures(store)
 
     @contextlib.asynccontextmanager
@@ -51,7 +60,7 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
         figures.close()
 
     app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.state.desk = Desk(store, page, Writer(store), figures)
+    app.state.desk = Desk(store, page, Writer(store), figures, aggregation or AggregationConfig())
     if page.guidelines:
         store.publish("guidelines", page.guidelines_id, page.guidelines)
     if page.consent:

@@ -1,0 +1,75 @@
+"""What leads see of the last export, and the export from the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import httpx
+from label_support import CHROMIUM, answer, make_pair, needs_chromium, open_store, serving
+
+from labeling_ui import label
+from labeling_ui.store.answers import Answer, Submission
+from labeling_ui.store.rejecting import Selection
+from labeling_ui.store.verify import verify
+
+
+def test_what_changed_since_the_last_export(url: str, tmp_path: Path) -> None:
+    store = open_store(url, [make_pair(n) for n in range(10)], raters=1)
+    lead = store.add_rater("lead", role="lead", rater_id="lead")
+    assert store.since_export() is None
+    ids = []
+    for n in range(5):
+        store.claim("r0")
+        ids.append(store.submit("r0", answer(f"pair-{n}")).judgment_id)
+    folder = tmp_path / "out"
+    label.main(["export", "--store", str(store.engine.url.render_as_string(False)), "--output", str(folder)])
+    found = store.since_export()
+    assert found is not None
+    assert (found.where, found.new, found.changed, found.gone, found.settled) == (str(folder), 0, 0, 0, 0)
+    for n in range(5, 8):
+        store.claim("r0")
+        ids.append(store.submit("r0", answer(f"pair-{n}")).judgment_id)
+    store.amend("r0", ids[0], "a", Answer(answer=-1))
+    store.amend("r0", ids[0], "b", Answer(answer=-2))
+    store.amend("r0", ids[6], "c", Answer(answer=-2))  # a new one: its change is no other change
+    store.undo("r0", ids[1])
+    store.undo("r0", ids[7])
+    store.reject(Selection(judgment_ids=(ids[2], ids[3])), "hasty")
+    store.take_back_rejections([ids[3]])
+    store.adjudicate(lead.id, Submission(client_id="s", pair_id="pair-4", answer=1))
+    found = store.since_export()
+    assert found is not None
+    assert (found.new, found.changed, found.gone, found.settled) == (2, 1, 2, 1)
+    assert str(found) == f"since the last export ({folder}): +2 judgments, 1 changed, 2 gone, 1 settled"
+    assert verify(store).faults == []
+
+
+@needs_chromium
+def test_a_lead_exports_from_the_page(tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    words = ("--aggregation.min_votes", "1", "--repeat-share", "0")
+    with serving(tmp_path, [make_pair(n) for n in range(3)], *words) as (address, _), sync_playwright() as playwright:
+        for _ in range(2):
+            given = httpx.get(f"{address}/api/next").json()
+            body = {"client_id": given["pair_id"], "pair_id": given["pair_id"], "answer": -2}
+            assert httpx.post(f"{address}/api/judgments", json=body).status_code == 200
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_context(viewport={"width": 1366, "height": 768}).new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{address}/lead/")
+        page.wait_for_selector(".exporting .zip:not([hidden])")
+        assert "Not exported yet" in page.inner_text(".exporting")
+        with page.expect_download() as download:
+            page.click(".exporting .zip")
+        packed = zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes()))
+        report = json.loads(packed.read("report.json"))
+        assert report["judgments"]["total"] == len(packed.read("preferences.jsonl").splitlines()) == 2
+        page.reload()
+        page.wait_for_function("document.querySelector('.since')?.innerText.includes('+0 judgments')")
+        assert errors == []
+        browser.close()
