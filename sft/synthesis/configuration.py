@@ -19,7 +19,7 @@ PAPERS = {
     "gap-cards": "rare cases of the step balance",
     "typos": "Belinkov and Bisk 2018, Synthetic and Natural Noise",
     "templates": "written templates",
-    "corruption": "answers made worse by rules, after Rafailov et al. 2024 (controlled negatives)",
+    "corruption": "written rules that make an answer worse",
 }
 """The methods: name → source."""
 WRITTEN = ("self-instruct", "evol-instruct", "persona", "back-translation", "paraphrase", "gap-cards")

@@ -70,7 +70,7 @@ def _diversity(report: Mapping[str, Any]) -> Markup:
         )
         for name, one in report["diversity"].items()
     ]
-    heads = [heading("Prompts"), *(heading(name, numeric=True) for name in ("Prompts", "Distinct word pairs", "Words"))]
+    heads = [heading("Data"), *(heading(name, numeric=True) for name in ("Prompts", "Distinct word pairs", "Words"))]
     overlap = number(report["diversity"]["synthetic"]["overlap_with_real"])
     return join(
         table(heads, rows),
@@ -103,5 +103,5 @@ def _examples(report: Mapping[str, Any]) -> Markup | None:
             rejected = el("p", el("del", shortened(one["rejected"])), cls="example") if one.get("rejected") else None
             answer = el("p", el("ins", shortened(one["completion"])), cls="example") if one["completion"] else None
             prompt = el("p", shortened(one["prompt"]), cls="example")
-            parts.append(el("figure", el("figcaption", one["how"] or method), prompt, answer, rejected))
+            parts.append(el("figure", el("figcaption", one["how"]) if one["how"] else None, prompt, answer, rejected))
     return join(parts) if parts else None

@@ -422,14 +422,13 @@ def _say_report(config: SynthesiseConfig, run: Run, report: Mapping[str, Any]) -
     reasons = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
     cost = f", cost {report['cost']:.4g}" if report["cost"] is not None else ""
     counts, total = report["counts"], sum(report["tokens"].values())
-    answers = run.final / "answers.jsonl"
     say(
         f"{counts['kept']} of {counted(counts['tried'], 'synthetic row')} kept; dropped {counts['dropped']}"
         f"{f' ({reasons})' if reasons else ''}; {total:,} tokens{cost}",
         f"report: {(run.folder / 'report.html').resolve().as_uri()}",
         "not reviewed by people (review: none): training takes these rows, and reports say so"
         if config.review == "none"
-        else f"next: people review them: tiebreak label --answers {answers} --task review --output {run.folder}-reviewed",
+        else "training refuses these rows until people have reviewed them",
     )
 
 

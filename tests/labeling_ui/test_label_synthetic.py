@@ -1,0 +1,57 @@
+"""Synthetic rows through the labelling app: synthesised, reviewed by a person, and learned by SFT as edited."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from label_support import open_store
+from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
+
+from labeling_ui import label
+from labeling_ui.store.answers import Submission
+from tiebreak.data.reading import read_demonstrations
+from tiebreak.data.single import read_single_answers
+from tiebreak.runs.run import read_manifest
+
+PROMPTS = (
+    "How do I clean the shade?",
+    "Which bulb fits the socket?",
+    "Why does the lamp hum loudly?",
+    "May I return it later?",
+)
+
+
+def test_synthesised_rows_are_reviewed_and_learned_as_edited(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": text, "completion": f"Answer {n}.", "split": "train"} for n, text in enumerate(PROMPTS)]
+    real, made = write_rows(tmp_path / "real.jsonl", rows), tmp_path / "made"
+    words = ["--demonstrations", json.dumps([str(real)]), "--methods", '{"typos": 12}', "--tracking.mode", "disabled"]
+    assert run_here("synthesise", "--output", made, *words)[0] == 0
+    answers = read_single_answers(str(made), "review")
+    assert len(answers) == len(read_rows(made / "final" / "answers.jsonl")) >= 3
+    assert all("synthetic" in one.tags and one.origin["method"] == "typos" for one in answers)
+
+    store = open_store(f"sqlite:///{tmp_path / 'label.db'}", list(answers), overlap=1, raters=1)
+    given = []
+    while (assignment := store.claim("r0", given)) is not None:
+        given.append(assignment.item_id)
+        verdicts = ({"value": "accept"}, {"value": "edit", "edited_text": "As a person wrote it."})
+        verdict = verdicts[len(given) - 1] if len(given) <= 2 else {"value": "reject", "rationale": "Wrong."}
+        store.submit("r0", Submission(client_id=f"r0 {len(given)}", pair_id=assignment.item_id, **verdict))
+    assert len(given) == len(answers)
+    label.main(["export", "--store", store.url, "--output", str(tmp_path / "reviewed")])
+
+    shown = read_demonstrations(str(tmp_path / "reviewed"))
+    assert sorted(one.prompt.tags[-1] for one in shown) == ["reviewed:accepted", "reviewed:edited"]
+    assert [one.text for one in shown if one.prompt.tags[-1] == "reviewed:edited"] == ["As a person wrote it."]
+    config = write_config(
+        tmp_path / "sft.yaml",
+        output=tmp_path / "sft",
+        policy=tiny_model,
+        demonstrations=tmp_path / "reviewed",
+        training={**TINY_TRAINING, "max_steps": 1},
+        tracking={"mode": "disabled"},
+    )
+    status, err = run_here("sft", "--config", config)
+    assert status == 0, err
+    assert read_manifest(tmp_path / "sft")["synthetic"] == {"rows": 2, "of": 2, "reviewed": 2}
