@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sft.configuration import PrepareConfig, SplitShares
 from sft.normalising import normalise_completion, normalise_prompt
 from sft.page import build_page
-from sft.steps.step import Entry, Ledger, Row, Step, build_steps, run_steps
+from sft.steps.step import Entry, Ledger, Row, Step, build_steps, run_steps, with_progress
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import Reading, Rules, drop_leaked, faults_of, read, settle
 from tiebreak.data.shapes import RecordKind
@@ -377,7 +377,7 @@ def drop_long(data: ValidRows, config: PrepareConfig) -> dict[str, list[int]]:
     lengths: dict[str, list[int]] = {"prompt_tokens": [], "completion_tokens": []}
     unrendered: list[DroppedRow] = []
     prompts: list[tuple[str, Prompt]] = []
-    for where, prompt in data.prompts:
+    for where, prompt in with_progress(data.prompts, "prompts measured"):
         try:
             length = len(chat.encode_prompt(prompt.messages, prompt.tools))
         except HandoffError as error:
@@ -390,7 +390,7 @@ def drop_long(data: ValidRows, config: PrepareConfig) -> dict[str, list[int]]:
             lengths["prompt_tokens"].append(length)
             prompts.append((where, prompt))
     demonstrations: list[tuple[str, Demonstration]] = []
-    for where, shown in data.demonstrations:
+    for where, shown in with_progress(data.demonstrations, "demonstrations measured"):
         try:
             before, after = _token_counts(shown, chat)
         except HandoffError as error:

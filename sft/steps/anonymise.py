@@ -20,7 +20,7 @@ from sft.pii.finding import Finding
 from sft.pii.patterns import users_patterns
 from sft.pii.surrogates import surrogate
 from sft.pii.vault import secret_of, write_map
-from sft.steps.step import Entry, Ledger, Row, Step, empty_part, require_package
+from sft.steps.step import Entry, Ledger, Row, Step, empty_part, require_package, with_progress
 from tiebreak.errors import ConfigError
 from tiebreak.records import Demonstration, Messages, prompt_id
 
@@ -67,7 +67,7 @@ class Anonymise(Step):
         found: Counter[str] = Counter()
         unsure: Counter[str] = Counter()
         kept = []
-        for row in rows:
+        for row in with_progress(rows, "step anonymise"):
             scope = self.everywhere if self.settings.scope == "data" else Scope()
             hidden: Counter[str] = Counter()
             doubtful: Counter[str] = Counter()

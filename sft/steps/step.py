@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sft.configuration import STEPS
 from sft.normalising import normalise_completion, normalise_prompt
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.measures.functions import load_function, require_arguments, where_raised
 from tiebreak.records import Demonstration, Message, Messages, Prompt, Split, text_of
+from tiebreak.terminal.progress import progress
 
 if TYPE_CHECKING:
     from sft.configuration import PrepareConfig
@@ -225,7 +226,7 @@ class RowStep(Step):
 
     def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
         kept = []
-        for row in rows:
+        for row in with_progress(rows, f"step {ledger.now.step}"):
             found = self.look(row, ledger)
             if isinstance(found, Drop):
                 ledger.drop(row, found.reason, found.kind)
@@ -238,6 +239,22 @@ class RowStep(Step):
     @abstractmethod
     def look(self, row: Row, ledger: Ledger) -> Row | Drop:
         """The row to keep, or why it is dropped. What is changed is entered by the step, what is dropped is not."""
+
+
+MANY_ROWS = 10_000
+"""From here on, work on rows shows its progress."""
+T = TypeVar("T")
+
+
+def with_progress(rows: Sequence[T], what: str) -> Iterator[T]:
+    """The rows, with a progress line where there are many."""
+    if len(rows) < MANY_ROWS:
+        yield from rows
+        return
+    with progress(len(rows), what) as bar:
+        for row in rows:
+            yield row
+            bar.advance(1)
 
 
 def empty_part(row: Row) -> str:

@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 from support import read_rows, run_here, write_rows
 
 from sft.steps.balance import gaps_of, length_of, topics_of
@@ -76,3 +77,14 @@ def test_gaps_do_not_depend_on_the_order_of_rows_and_hold_no_personal_data(tmp_p
     assert ("tag", "lamp", 1) in [(gap["kind"], gap["value"], gap["rows"]) for gap in written[0]]
     lamp = next(gap for gap in written[0] if gap["value"] == "lamp")
     assert lamp["examples"] == ["Where is my lamp? Write to <EMAIL_1> please"]
+
+
+def test_long_work_shows_its_progress(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", [{"prompt": text} for _, text in planted(1)])
+    words = ["prepare", "--prompts", json.dumps([str(source)]), "--policy", tiny_model, "--near-duplicate", "1"]
+    steps = ["--steps", "repair", "anonymise", "--output"]
+    assert "measured" not in run_here(*words, *steps, tmp_path / "few")[1]
+    monkeypatch.setattr("sft.steps.step.MANY_ROWS", 36)
+    status, err = run_here(*words, *steps, tmp_path / "many")
+    assert status == 0, err
+    assert all(f"{what}: 36 of 36" in err for what in ("step repair", "step anonymise", "prompts measured"))
