@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -16,6 +17,7 @@ from small_models import ARCHITECTURES, PAD, build, random_pairs, words
 from small_world import World, write_preferences
 from support import run_here, run_of
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
@@ -258,10 +260,14 @@ def test_a_trainer_of_another_loss_is_refused(case: str, tmp_path: Path, monkeyp
 # --- whole runs
 
 
-def start(world: World, data: Path, output: Path, *flags: str) -> tuple[int, str]:
+LORA = ("--adapter.r", "2", "--adapter.alpha", "4")
+
+
+def start(world: World, data: Path, output: Path, *flags: str, adapter: tuple[str, ...] = LORA) -> tuple[int, str]:
     return run_here(
         *("dpo", "--output", output, "--policy", world.policy, "--preferences", data, "--tracking.mode", "disabled"),
-        *("--adapter.r", "2", "--adapter.alpha", "4", "--training.save-steps", "1", "--training.max-steps", "3"),
+        *adapter,
+        *("--training.save-steps", "1", "--training.max-steps", "3"),
         *("--training.max-length-tokens", "32", "--training.learning-rate", "0.01", "--validation-share", "0.2"),
         *("--training.warmup-share", "0"),
         *("--training.per-device-batch-size", "4", "--sampling.max-new-tokens", "4", *flags),
@@ -310,6 +316,27 @@ def test_three_steps_saved_reloaded_and_resumed(name: str, world: World, tmp_pat
     assert (status, "resuming from" in message) == (0, True), message
     resumed = load_file(output / "final" / "adapter_model.safetensors")
     assert all(torch.equal(weights[key], resumed[key]) for key in weights)
+
+
+@pytest.mark.parametrize("name", ["cpo", *(pytest.param(name, marks=pytest.mark.proof) for name in ("orpo", "simpo"))])
+def test_whole_weights_without_a_reference_are_what_transformers_reads(name: str, world: World, tmp_path: Path) -> None:
+    """Three steps; the oracle is transformers alone on the saved folder, and the model that they started from."""
+    data, output = write_preferences(tmp_path / "rows.jsonl", count=16), tmp_path / "out"
+    status, message = start(world, data, output, *RUNS[name], adapter=("--adapter.method", "full"))
+    assert status == 0, message
+    manifest, probe = read_manifest(output), json.loads((output / "final" / "probe.json").read_text())
+    assert (manifest["path"], manifest["probe_difference"] <= 1e-5) == ("packed", True)
+    ids = torch.tensor([probe["input_ids"]])
+    found, before = (
+        AutoModelForCausalLM.from_pretrained(folder).eval()(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        for folder in (output / "final", world.policy)
+    )
+    answers = found.gather(-1, ids[0, 1:, None])[:, 0]
+    assert answers.tolist() == pytest.approx(probe["values"], abs=1e-4)
+    assert (found - before).abs().max() > 1e-3
+    trained = load_file(next((output / "final").glob("model*.safetensors")))
+    first = load_file(world.policy / "model.safetensors")
+    assert all(not torch.equal(value, first[key]) for key, value in trained.items() if "layers" in key)
 
 
 # --- refusals
