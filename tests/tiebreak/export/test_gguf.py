@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +102,42 @@ def test_a_modelfile_says_what_the_template_says(exported: Path, origin: Origin)
         assert render_go(template, messages) == wanted
 
 
-def llama_cpp(path: Path) -> Any:
-    module: Any = pytest.importorskip("llama_cpp")
-    return module.Llama(str(path), logits_all=True, verbose=False, n_ctx=256)
+LLAMA_CPP = """
+import json, sys
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.warmup = sys.argv[1], 256, 1, False
+server = xllamacpp.Server(params)
+rows = []
+for ids in json.loads(sys.argv[2]):
+    asked = {"prompt": ids, "n_predict": 1, "n_probs": 100_000, "temperature": 1.0, "top_k": 0, "cache_prompt": False}
+    (token,) = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
+    rows.append({each["id"]: each["logprob"] for each in token["top_logprobs"]})
+chat = {"messages": json.loads(sys.argv[3]), "max_tokens": 1}
+print(json.dumps([rows, server.handle_chat_completions(chat)["usage"]["prompt_tokens"]]))
+"""
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
-def test_llama_cpp_answers_as_the_run(exported: Path, runs: Path) -> None:
-    model = llama_cpp(exported / "model-f16.gguf")
-    probe = json.loads((runs / "dpo/final/probe.json").read_text())
-    model.eval(probe["input_ids"])
-    found = torch.log_softmax(torch.tensor(model.scores[: model.n_tokens - 1]), -1)
-    values = found.gather(-1, torch.tensor(probe["input_ids"])[1:, None]).squeeze(-1)
-    assert (values - torch.tensor(probe["values"])).abs().max() < 0.05
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp, a build of llama.cpp, is not installed"
+)
+def test_llama_cpp_answers_as_the_run(exported: Path, runs: Path, origin: Origin) -> None:
+    """All log-probabilities after two texts, and the length of a rendered conversation."""
+    probe = json.loads((runs / "dpo/final/probe.json").read_text())["input_ids"]
+    prompts, file = [probe[:3], probe[:-1]], str(exported / "model-f16.gguf")
+    command = [sys.executable, "-c", LLAMA_CPP, file, json.dumps(prompts), json.dumps(CHAT[1:2])]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stderr[-2000:]
+    rows, rendered = json.loads(made.stdout.splitlines()[-1])
+    read = AutoModelForCausalLM.from_pretrained(exported, gguf_file="model-f16.gguf", dtype=torch.float32)
+    for ids, row in zip(prompts, rows, strict=True):
+        wanted = logps(read, ids)[0, -1]
+        assert len(row) == len(wanted)
+        assert max(abs(value - float(wanted[int(number)])) for number, value in row.items()) < 0.05
+    assert rendered == len(
+        origin.chat.tokenizer.apply_chat_template(CHAT[1:2], add_generation_prompt=True)["input_ids"]
+    )
 
 
 # --- weights
