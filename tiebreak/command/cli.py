@@ -7,7 +7,9 @@ Help and configuration errors come before the stage's imports, so both are immed
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -103,7 +105,7 @@ def _start(command: Command, rest: list[str]) -> None:
 def help_page() -> str:
     """The text of `tiebreak --help`."""
     width = max(len(name) for name in COMMANDS)
-    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()]
+    lines = [_in_columns(f"  {command.name:<{width}}  {command.summary}", width + 4) for command in COMMANDS.values()]
     return "\n".join(
         [
             "usage: tiebreak COMMAND --config FILE [--key value …] [--accelerate NAME]",
@@ -118,6 +120,13 @@ def help_page() -> str:
             "Start here: tiebreak run --config configs/quickstart/pipeline.yaml",
         ]
     )
+
+
+def _in_columns(line: str, indent: int) -> str:
+    """A command's line, continued below its summary where a terminal is narrower; whole in a pipe."""
+    if not sys.stdout.isatty():
+        return line
+    return textwrap.fill(line, max(shutil.get_terminal_size().columns, 40), subsequent_indent=" " * indent)
 
 
 if __name__ == "__main__":

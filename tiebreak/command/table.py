@@ -113,7 +113,7 @@ INSPECT = Command(
 LINEAGE = Command(
     "lineage",
     "tiebreak.command.lineage",
-    "show what a run was made from, down to judgments, and which models learned from one or from a rater",
+    "show what a run was made from, and which models learned from a judgment or a rater",
     "tiebreak.command.lineage:LineageArguments",
     positional="FOLDER",
     sources=(),
