@@ -71,6 +71,10 @@ class SharedBatches:
         return len(self.batches) * self.processes
 
 
+def _ignore_epoch(_epoch: int) -> None:
+    """Of a sampler whose order does not depend on it."""
+
+
 def _parts(step: Sequence[int], processes: int) -> Iterator[list[int]]:
     size = len(step) // processes
     for number in range(processes):
@@ -114,12 +118,14 @@ class StageTrainer(SamplerHook, ResumeHook):
         return self._evenly(super().get_eval_dataloader(*args, **kwargs))
 
     def _evenly(self, loader: Any) -> Any:
-        """The loader of several processes, without accelerate's own way: it repeats the first rows after the last."""
+        """The loader of several processes, without accelerate's own way: it repeats the first rows after the last, and does
+        not pass the epoch on to the sampler once a resumed run skips batches; transformers asks the shard."""
         shard, processes = loader.batch_sampler, self.args.world_size
         if processes > 1 and not isinstance(shard.batch_sampler, (EvenBatches, SharedBatches)):
             even = EvenBatches(shard.batch_sampler, processes)
             shard.batch_sampler = even if len(even) else SharedBatches(shard.batch_sampler, processes)
             shard.even_batches = False
+            shard.set_epoch = getattr(shard.batch_sampler.sampler, "set_epoch", _ignore_epoch)
             gather_whole(loader)
         return loader
 

@@ -23,6 +23,7 @@ from tiebreak.plan.tables import settings, shape_named
 from tiebreak.runs.placement import Placement
 from tiebreak.training import preflight
 from tiebreak.training.preflight import disk_check, memory_checks, steps_check
+from tiebreak.training.prompt_order import PromptOrder
 from tiebreak.training.trainer import EvenBatches, StageTrainer
 
 
@@ -77,6 +78,27 @@ def test_every_process_evaluates_all_of_fewer_rows_than_processes(rows: int, siz
         evenly = StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=4)), loader)  # type: ignore[arg-type]
         assert len(evenly) == math.ceil(rows / size)
         assert [row for batch in evenly for row in batch.tolist()] == list(range(rows))
+
+
+def test_a_resumed_epoch_of_several_processes_has_its_own_order() -> None:
+    """The second epoch, cut off after a step, as transformers resumes it: not in the order of the first."""
+    from accelerate import skip_first_batches
+
+    def loader() -> Any:
+        made = DataLoader(range(24), batch_size=4, sampler=PromptOrder(range(24), seed=0))  # type: ignore[arg-type]
+        made = prepare_data_loader(made, num_processes=2, process_index=0, put_on_device=False)
+        return StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=2)), made)  # type: ignore[arg-type]
+
+    def rows(of: Any, epoch: int) -> list[list[int]]:
+        of.set_epoch(epoch)
+        if hasattr(of.batch_sampler.batch_sampler, "set_epoch"):  # as transformers' trainer does
+            of.batch_sampler.batch_sampler.set_epoch(epoch)
+        return [batch.tolist() for batch in of]
+
+    uncut = loader()
+    first, second = rows(uncut, 0), rows(uncut, 1)
+    assert first != second
+    assert rows(skip_first_batches(loader(), 1), 1) == second[1:]
 
 
 def test_fewer_rows_than_processes_are_refused_before_training() -> None:
