@@ -275,7 +275,8 @@ class ThinkingConfig(RenderingConfig):
 
     thinking: Literal["keep", "drop", "mask"] | None = None
     """thoughts before answers (reasoning_content, or <think>…</think>). keep: learn them; drop: remove them; mask: keep
-    them without learning them; null: as the policy was trained, else keep"""
+    them without learning them (in reward training as keep: a score is of the whole answer); null: as the policy was
+    trained, else keep"""
 
 
 class ReadingConfig(StageConfig):
