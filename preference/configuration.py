@@ -18,6 +18,7 @@ from tiebreak.config import (
     refuse_dropout,
     refuse_unread,
 )
+from tiebreak.config.monitors import Monitors
 from tiebreak.records import Split
 from tiebreak.training.configuration import PreferencesConfig, StrengthUse, TrainedConfig
 
@@ -218,6 +219,9 @@ class DPOConfig(PreferencesConfig):
     """keep the reference's log-probabilities in the user's cache, for further epochs, other betas and resumed runs"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """how sample completions are drawn, those that are logged and the guard's"""
+    monitors: Monitors
+    """yardsticks on answers to held-out prompts while the policy trains, with thresholds that warn, alert or stop:
+    [{yardstick: refusal, every_steps: 20, warn_above: 0.1, stop_above: 0.5}]"""
     guard: GuardConfig | None = None
     """keep the policy that a held-out reward model scores highest, and stop training when it over-optimises"""
 
@@ -455,6 +459,9 @@ class PPOConfig(TrainedConfig):
     """stop if no completion of a rollout ends within sampling.max_new_tokens"""
     max_validation_prompts: int = Field(default=32, ge=0)
     """validation prompts to answer at each evaluation"""
+    monitors: Monitors
+    """yardsticks on answers to held-out prompts while the policy trains, with thresholds that warn, alert or stop:
+    [{yardstick: refusal, every_steps: 20, warn_above: 0.1, stop_above: 0.5}]"""
     guard: GuardConfig | None = None
     """keep the policy that a held-out reward model scores highest, and stop training when it over-optimises"""
 

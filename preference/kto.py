@@ -232,6 +232,9 @@ class KTO(TrainedStage[DPOConfig, LabelledAnswer, EncodedAnswer]):
     rows_name, rows_key = "labelled answers", "preferences"
     guard: Guard | None = None
 
+    def held_out_prompts(self) -> list[Prompt]:
+        return [Prompt(id=row.prompt_id, messages=row.prompt, tools=row.tools) for row in self.data.validation]
+
     def check(self) -> None:
         require_adapter_of(self.source, self.config)
 

@@ -155,6 +155,9 @@ class PairStage(TrainedStage[DPOConfig, Preference, EncodedPair]):
     name = "dpo"
     guard: Guard | None = None
 
+    def held_out_prompts(self) -> list[Prompt]:
+        return [Prompt(id=row.prompt_id, messages=row.prompt, tools=row.tools) for row in self.data.validation]
+
     def read(self) -> tuple[list[Preference], list[Preference]]:
         return partition(read_preferences(self.config.preferences, self.rules), lambda one: one.split)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from tiebreak.config import AdapterConfig, ReadingConfig, SamplingConfig, Section, ThinkingConfig
+from tiebreak.config.monitors import Monitors
 from tiebreak.training.configuration import RowsConfig
 
 
@@ -228,6 +229,9 @@ class SFTConfig(RowsConfig):
     """compute no padding; false: TRL's layout"""
     merge: bool = False
     """also save a plain model, base and adapter merged, in final/merged"""
+    monitors: Monitors
+    """yardsticks on answers to held-out prompts while the policy trains, with thresholds that warn, alert or stop:
+    [{yardstick: refusal, every_steps: 20, warn_above: 0.1, stop_above: 0.5}]"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """how the logged sample completions are drawn"""
 

@@ -17,7 +17,7 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_demonstrations
 from tiebreak.data.splits import partition
 from tiebreak.models.load import load_policy
-from tiebreak.records import Demonstration
+from tiebreak.records import Demonstration, Prompt
 from tiebreak.runs.run import Run
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.passes import Passes, StepInPasses
@@ -73,6 +73,9 @@ class SFT(TrainedStage[SFTConfig, Demonstration, EncodedSequence]):
             processing_class=self.chat.tokenizer,
             passes=Passes(config.training.tokens_per_pass, config.padding_free),
         )
+
+    def held_out_prompts(self) -> list[Prompt]:
+        return [shown.prompt for shown in self.data.validation]
 
     def products(self, rows: Rows[EncodedSequence]) -> Products:
         prompts = [shown.prompt for shown in self.data.validation or self.data.train]

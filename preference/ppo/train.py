@@ -166,6 +166,9 @@ class PPO(TrainedStage[PPOConfig, Prompt, TokenisedPrompt]):
         passes = Passes(config.training.tokens_per_pass)
         return {"rewards": rewards, "sampler": sampler if config.vllm else None, "passes": passes}
 
+    def held_out_prompts(self) -> list[Prompt]:
+        return list(self.data.validation)
+
     def model_of(self, trainer: Any) -> Any:
         return trainer.backbone.lm
 

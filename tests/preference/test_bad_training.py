@@ -234,7 +234,9 @@ def test_a_changed_function_is_another_run(world: World, tmp_path: Path, monkeyp
 def test_checkable_instructions_are_a_reward(world: World, tmp_path: Path) -> None:
     """Paid for saying "more" at least once: the share of answers with it is the logged score."""
     file = tmp_path / "instructions.jsonl"
-    config = ppo_config(tmp_path, world, rewards=[{"instructions": str(file)}], stop_when_all_cut_off=False)
+    monitors = [{"yardstick": "length", "every_steps": 1, "prompts": 2}]
+    watched = {"monitors": monitors, "validation_share": 0.4, "max_validation_prompts": 4}
+    config = ppo_config(tmp_path, world, rewards=[{"instructions": str(file)}], stop_when_all_cut_off=False, **watched)
     file.write_text('{"instruction_id_list": ["keywords:existance"], "kwargs": [{"keywords": ["more"]}]}\n')
     status, message = run_here("ppo", "--config", config)
     assert (status, "no instruction 'keywords:existance'" in message) == (1, True), message
@@ -246,3 +248,4 @@ def test_checkable_instructions_are_a_reward(world: World, tmp_path: Path) -> No
     ]
     assert scores
     assert all((8 * score).is_integer() and 0 <= score <= 1 for score in scores)  # of 8 answers a rollout
+    assert sum("monitor/length" in row for row in read_rows(tmp_path / "ppo" / "metrics.jsonl")) > 1

@@ -28,12 +28,14 @@ from tiebreak.models.load import adapter_of, require_possible
 from tiebreak.models.merging import is_merged, start_of, write_merged
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.tokenizers import load_chat
+from tiebreak.records import Prompt
 from tiebreak.runs.run import Run, start_run, that_drops
 from tiebreak.stages import find_stage
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.configuration import TrainedConfig
 from tiebreak.training.finite import NotFiniteLossError, name_rows
+from tiebreak.training.monitors import Monitor, find_monitors
 from tiebreak.training.preflight import show_page
 from tiebreak.training.stage import Products, describe, finish_adapter, last_metrics, preflight, train
 
@@ -132,7 +134,30 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
     def report(self, process: FreshProcess) -> None:
         """Make its own report for a finished run that lacks it; `products` says whether there is one."""
 
+    def held_out_prompts(self) -> list[Prompt]:
+        """The prompts that monitors let the policy answer."""
+        return []
+
     # --- common
+
+    def _watch(self, trainer: Trainer, recorder: RunRecorder) -> Monitor | None:
+        """Add the monitors, before the run's own callback, which marks checkpoints complete."""
+        configs = getattr(self.config, "monitors", [])
+        if not configs:
+            return None
+        monitor = Monitor(
+            configs,
+            find_monitors(configs, self.config.config_folder),
+            trainer=trainer,
+            model=lambda: self.model_of(trainer),
+            chat=self.chat,
+            prompts=self.held_out_prompts(),
+            sampling=cast("Any", self.config).sampling,
+            recorder=recorder,
+            max_tokens=cast("Any", self.config).training.max_length_tokens,
+        )
+        trainer.add_callback(monitor)
+        return monitor
 
     def refused_step(self, error: NotFiniteLossError, rows: Rows[Row]) -> HandoffError:
         """The message for a loss that is not a number."""
@@ -189,6 +214,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
 
     def work(self) -> None:
         """From the data to the finished run."""
+        find_monitors(getattr(self.config, "monitors", []), self.config.config_folder)
         rows = Rows(self.encode(self.data.train, held_out=False), self._held_out())
         self.preflight(rows.train)
         self.show_preflight(rows)
@@ -198,6 +224,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
             self.source = write_merged(self.found, self.run.folder)
         recorder = RunRecorder(self.run)
         trainer = self.build(rows, recorder)
+        monitor = self._watch(trainer, recorder)
         try:
             train(trainer, self.run, recorder)
         except NotFiniteLossError as error:
@@ -218,6 +245,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
                 **trainer.path_facts(),
                 "counts": self.counts(rows, trainer),
                 **self.facts(rows, trainer),
+                **(monitor.facts() if monitor else {}),
             },
             products=self.products(rows),
         )

@@ -1,0 +1,60 @@
+"""The key `monitors` of SFT, DPO and PPO: what is watched in answers to held-out prompts while a policy trains."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from tiebreak.config.section import Section
+from tiebreak.measures.yardsticks.registry import Named, parse
+
+
+class MonitorConfig(Section):
+    """One yardstick on answers to held-out prompts, and what happens if its mean crosses a threshold."""
+
+    yardstick: str
+    """refusal, keywords:FILE, language:CODE, length, repetition, tone, distinct_n, instructions:FILE, or another yardstick
+    of texts alone; see docs/evaluation.md"""
+    every_steps: int = Field(default=10, ge=1)
+    """optimizer steps between two looks; the first is before the first step"""
+    prompts: int = Field(default=16, ge=1)
+    """held-out prompts to answer, always the same"""
+    warn_above: float | None = None
+    """print a warning if the mean is above this"""
+    warn_below: float | None = None
+    """or below this"""
+    alert_above: float | None = None
+    """run `command` as well, if the mean is above this"""
+    alert_below: float | None = None
+    """or below this"""
+    command: list[str] = []
+    """on an alert: a program and its arguments; the message is added as the last one"""
+    stop_above: float | None = None
+    """end training if the mean is above this; the policy of that step is saved"""
+    stop_below: float | None = None
+    """or below this"""
+
+    @property
+    def key(self) -> str:
+        """Of metrics.jsonl."""
+        return f"monitor/{self.yardstick}"
+
+    @property
+    def named(self) -> Named:
+        return parse(self.yardstick)
+
+    @model_validator(mode="after")
+    def _possible(self) -> MonitorConfig:
+        named = self.named
+        if named.entry.of != "text" or named.entry.needs:
+            raise ValueError(
+                f"yardstick: {self.yardstick} needs more than answers: monitors take yardsticks of texts alone"
+            )
+        alerts = self.alert_above is not None or self.alert_below is not None
+        if alerts != bool(self.command):
+            raise ValueError("command: it is for alert_above and alert_below; give both, or neither")
+        return self
+
+
+Monitors = Annotated[list[MonitorConfig], Field(default_factory=list, exclude_if=lambda monitors: not monitors)]
