@@ -9,6 +9,7 @@ from tiebreak.config.adapter import METHODS
 from tiebreak.errors import ConfigError
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import adapter_of, load_copy
+from tiebreak.runs.placement import of_process
 
 
 def require_adapter_of(source: ModelSource, config: DPOConfig) -> None:
@@ -21,6 +22,11 @@ def require_adapter_of(source: ModelSource, config: DPOConfig) -> None:
     if METHODS[method].virtual and config.guard:
         raise ConfigError(
             f"guard: it samples with a cache, which has no place for the virtual tokens of method: {method}"
+        )
+    if method == "full" and config.algorithm in ("dpo", "kto") and of_process().distributed == "zero3":
+        raise ConfigError(
+            f"adapter.method: the reference of {config.algorithm} would be a second copy of full's weights, which "
+            "ZeRO-3 does not share out here: use --accelerate zero2, {method: lora}, or algorithm orpo, simpo or cpo"
         )
     if method == "full" and (config.guard or config.sync_ref_model):
         key = "guard" if config.guard else "sync_ref_model"

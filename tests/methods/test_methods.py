@@ -15,9 +15,14 @@ from support import end_process, run_here, write_config
 from transformers import AutoModelForCausalLM
 from transformers.training_args import OptimizerNames
 
+from preference import second_copy
+from preference.configuration import DPOConfig
 from tiebreak.config import AdapterConfig, OptimizerConfig
+from tiebreak.errors import ConfigError
 from tiebreak.models import load
 from tiebreak.models.adapters.adapter import Adapter
+from tiebreak.models.find import find_model
+from tiebreak.runs.placement import Placement
 from tiebreak.training.stage import OPTIMIZERS
 
 SPREAD = [
@@ -121,6 +126,17 @@ def test_a_run_is_refused_before_it_loads_where_it_cannot_train(tmp_path: Path, 
         assert status, remarks
         assert reason in " ".join(remarks.split())
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_a_second_copy_under_zero_3_is_refused_before_it_loads(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed does not know the copy's weights, and TRL asks each for its shards."""
+    config = DPOConfig(output=str(tmp_path), policy="x", preferences="x", adapter=AdapterConfig(method="full"))
+    monkeypatch.setattr(second_copy, "of_process", lambda: Placement(2, "zero3"))
+    with pytest.raises(ConfigError, match="ZeRO-3 does not share out here: use --accelerate zero2"):
+        second_copy.require_adapter_of(find_model(str(tiny_model)), config)
+    second_copy.require_adapter_of(find_model(str(tiny_model)), config.model_copy(update={"algorithm": "orpo"}))
 
 
 def test_an_optimizer_is_one_of_transformers_and_adamw_is_not_written() -> None:

@@ -42,6 +42,7 @@ def values(request: dict[str, Any]) -> list[float]:
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     if logits.ndim == 2:
         return [float(score) for score in logits[0]]
+    logits = logits[:, -len(request["ids"]) :]  # after virtual tokens
     logps = torch.log_softmax(logits[0, :-1].float(), dim=-1)
     return [float(one) for one in logps.gather(-1, ids[0, 1:, None]).squeeze(-1)]
 
