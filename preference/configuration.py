@@ -100,6 +100,7 @@ ONE_ALGORITHM_ALONE: Mapping[str, tuple[str, ...]] = {
     "sync_ref_model": ("dpo", "kto"),
     "ref_model_sync_steps": ("dpo", "kto"),
     "use_weights": _OF_PAIRS,
+    "use_edits": _OF_PAIRS,
     "prompt_by_prompt": _OF_PAIRS,
     "desirable_weight": ("kto",),
     "undesirable_weight": ("kto",),

@@ -14,7 +14,7 @@ from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
 from preference.guarded import kinds_of_judgments
 from preference.policy.overoptimisation import Guard, require_held_out
 from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
-from tiebreak.data.reading import read_preferences
+from tiebreak.data.reading import read_edits, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.models.load import resolve_precision
@@ -159,7 +159,9 @@ class PairStage(TrainedStage[DPOConfig, Preference, EncodedPair]):
         return [Prompt(id=row.prompt_id, messages=row.prompt, tools=row.tools) for row in self.data.validation]
 
     def read(self) -> tuple[list[Preference], list[Preference]]:
-        return partition(read_preferences(self.config.preferences, self.rules), lambda one: one.split)
+        preferences = read_preferences(self.config.preferences, self.rules)
+        edits = read_edits(self.config.preferences, self.rules) if self.config.use_edits else []
+        return partition([*preferences, *edits], lambda one: one.split)
 
     def encode(self, rows: list[Preference], *, held_out: bool) -> list[EncodedPair]:
         if held_out and self.config.guard is not None:

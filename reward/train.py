@@ -28,7 +28,7 @@ from reward.trainer import PackedRewardTrainer
 from tiebreak.chat.chat import Chat, EncodedSequence
 from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import read_preferences
+from tiebreak.data.reading import read_edits, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
 from tiebreak.models.load import load_reward_model
@@ -56,7 +56,9 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
     name = "reward"
 
     def read(self) -> tuple[list[Preference], list[Preference]]:
-        return partition(read_preferences(self.config.preferences, self.rules), lambda one: one.split)
+        preferences = read_preferences(self.config.preferences, self.rules)
+        edits = read_edits(self.config.preferences, self.rules) if self.config.use_edits else []
+        return partition([*preferences, *edits], lambda one: one.split)
 
     def encode(self, rows: list[Preference], *, held_out: bool) -> list[EncodedPreference]:
         """Those held out are the examples of the exam."""

@@ -114,13 +114,13 @@ def run_pipeline(config: PipelineConfig) -> None:
 
 def _run_stages(config: PipelineConfig) -> None:
     for entry in config.stages:
-        _check_entry(entry)
-    group = config.group or _group(config)
+        check_entry(entry)
+    group = config.group or group_in(Path(config.root or config.from_root or _common_folder(config)), config.name)
     started = time.monotonic()
     for number, entry in enumerate(config.stages, start=1):
         words = stage_words(entry, config)
         rule(f"[{number}/{len(config.stages)}] {entry.stage}")
-        if not _run_stage(entry, words, group, config):
+        if not run_stage(entry, words, group, config):
             return
     say("")
     tick(f"all {len(config.stages)} stages done", duration(time.monotonic() - started))
@@ -136,7 +136,7 @@ def check_pipeline(config: PipelineConfig) -> None:
         RunError: a preflight failed; all of them have run.
     """
     for entry in config.stages:
-        _check_entry(entry)
+        check_entry(entry)
     made: list[str] = []
     failed: list[str] = []
     for entry in config.stages:
@@ -160,8 +160,13 @@ def _folders(sources: Iterable[str]) -> set[str]:
     return {os.path.normpath(source) for source in sources}
 
 
-def _run_stage(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> bool:
+def run_stage(
+    entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig, again: str = "tiebreak run"
+) -> bool:
     """Run a stage if needed; whether the next one may follow, or people must label first.
+
+    Args:
+        again: the command that continues once they have.
 
     Raises:
         RunError: it failed, or its folder holds another run.
@@ -183,13 +188,13 @@ def _run_stage(entry: StageEntry, words: Sequence[str], group: str, config: Pipe
         _move_aside(folder)
     elif state == "cut off":
         say(f"resuming {folder}: {why}")
-    if _waits_for_people(entry, words):
+    if _waits_for_people(entry, words, again):
         return False
     _start(entry, words, group, config)
     return True
 
 
-def _check_entry(entry: StageEntry) -> None:
+def check_entry(entry: StageEntry) -> None:
     if entry.stage not in STAGES:
         near = difflib.get_close_matches(entry.stage, STAGES, n=1)
         raise ConfigError(
@@ -319,7 +324,7 @@ def config_class(stage: str) -> type[StageConfig]:
     return found
 
 
-def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
+def _waits_for_people(entry: StageEntry, words: Sequence[str], again: str) -> bool:
     """Stop before labelling if the raters are people, and print the next steps."""
     stage = STAGES[entry.stage]
     if not stage.by_people_unless:
@@ -332,7 +337,7 @@ def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
         f"{config.output} waits for raters.",
         f"next: serve the pairs        tiebreak {entry.stage} {given}",
         f"      write the preferences  tiebreak {entry.stage} export {given}",
-        "      and give this 'tiebreak run' command again: it continues from there",
+        f"      and give this '{again}' command again: it continues from there",
     )
     return True
 
@@ -391,13 +396,12 @@ def _move_aside(folder: Path) -> None:
     say(f"moved {folder} aside, to {target}")
 
 
-def _group(config: PipelineConfig) -> str:
-    """One name for all runs of a recipe, stored beside them so that a resumed recipe uses it again."""
-    root = Path(config.root or config.from_root or _common_folder(config))
+def group_in(root: Path, name: str) -> str:
+    """One name for all runs of a recipe, stored in their folder so that a resumed recipe uses it again."""
     file = root / "group"
     if file.is_file():
         return file.read_text().strip()
-    group = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    group = f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(group)
     return group

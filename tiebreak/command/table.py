@@ -30,6 +30,14 @@ RUN = Command(
     heavy=True,
 )
 
+ROUNDS = Command(
+    "rounds",
+    "tiebreak.rounds.loop",
+    "sample, select, label, train and evaluate round after round, until the policy or the budget says stop",
+    "tiebreak.rounds.configuration:RoundsConfig",
+    heavy=True,
+)
+
 PLAN = Command(
     "plan",
     "tiebreak.command.plan",
@@ -193,7 +201,7 @@ WANDB = Command(
     ),
 )
 
-_RECIPES = {command.name: command for command in (INIT, RUN)}
+_RECIPES = {command.name: command for command in (INIT, RUN, ROUNDS)}
 _BESIDE = {
     command.name: command for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPORT, CARD, AUDIT, SERVE, WANDB)
 }

@@ -179,6 +179,25 @@ def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
     return preferences
 
 
+EDITS = "edit_preferences.jsonl"
+
+
+def read_edits(source: str, rules: Rules = DEFAULT) -> list[Preference]:
+    """Raters' edits of a label run, each preferred to the answers that it improves on.
+
+    Raises:
+        DataError: the source is no label run, or holds no edits.
+    """
+    if not is_run(source) or not (Path(source) / "final" / EDITS).is_file():
+        raise DataError(
+            f"use_edits: {source} holds no {EDITS}, which a label run has where raters edited answers: set use_edits: false"
+        )
+    own: list[Preference] = _validated(read_rows(source, EDITS), Preference, source)
+    if rules.stage:
+        require_text_records(own, source, rules.stage)
+    return _with_splits(own, source, rules)
+
+
 def read_answers(source: str, rules: Rules = DEFAULT) -> list[LabelledAnswer]:
     """Answers labelled desirable or not, each with its split: what `tiebreak dpo --algorithm kto` learns from.
 

@@ -32,7 +32,8 @@ def rogan_gladen(
     Rogan & Gladen (1978): (p + specificity − 1) / (specificity + sensitivity − 1). The interval is that of Lang & Reiczigel
     (2014), as Lee et al. (2025, arXiv 2511.21140) propose for model judges: z²/2 pseudo-cases of either
     outcome among the judged ones, one of either among the positives and the negatives, a shift of the centre, and the
-    delta method.
+    delta method. Compared term by term with a copy of `confidence_interval` in the paper's code
+    (LLM-judge-reporting).
 
     Args:
         positive: the share that the judge calls positive, of `n` cases that people did not judge.

@@ -71,6 +71,9 @@ class PreferencesConfig(RowsConfig, LabelSettings):
 
     preferences: str
     """answers that were compared, rated or ranked: a label run, a file, a folder or hub:NAME@SPLIT"""
+    use_edits: bool = Field(default=False, exclude_if=lambda used: not used)
+    """learn from raters' edits too, each preferred to the answers that it improves on: edit_preferences.jsonl of the label
+    run"""
     share_prefixes: bool = True
     """compute each prompt and each answer once, and no padding; false: TRL's layout"""
     prompt_by_prompt: bool = True

@@ -298,8 +298,10 @@ def test_every_file_opens_with_its_command_and_loads(file: Path, monkeypatch: py
 
 def _config_class(command: str) -> Any:
     from tiebreak.command.pipeline import PipelineConfig, config_class
+    from tiebreak.rounds.configuration import RoundsConfig
 
-    return PipelineConfig if command == "run" else config_class(command)
+    recipes: dict[str, Any] = {"run": PipelineConfig, "rounds": RoundsConfig}
+    return recipes.get(command) or config_class(command)
 
 
 @pytest.mark.parametrize("file", ACCELERATE_FILES, ids=lambda p: p.stem)

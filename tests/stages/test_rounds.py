@@ -1,0 +1,241 @@
+"""Rounds on a random two-layer model: three of them, one that is killed, raters who guess, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import REPOSITORY, read_rows, run_here, write_config
+
+from tiebreak.records import Completion, Judgment, Message, Pair
+from tiebreak.rounds.configuration import StopConfig
+from tiebreak.rounds.joining import preferences_of_judge
+from tiebreak.rounds.stopping import why_distrust, why_stop
+
+TRAINING = {
+    "training.max_steps": 2,
+    "training.per_device_batch_size": 2,
+    "training.save_steps": 1,
+    "training.learning_rate": 1e-3,
+}
+SHORT = {"sampling.max_new_tokens": 6}
+
+
+def write_rounds(
+    folder: Path, recipe: Path, *, rounds: int = 3, label: dict[str, Any] | None = None, **keys: Any
+) -> Path:
+    """Rounds from the finished recipe's SFT policy, with the files of its recipe cut short."""
+    (folder / "mine.py").write_text("def letters(prompt, answer):\n    return float(sum(answer.encode()) % 97)\n")
+    overrides: dict[str, dict[str, Any]] = {
+        "sample": {
+            "max_prompts": 14,
+            "batch_size": 16,
+            "completions_per_prompt": 2,
+            "sampling": [{"temperature": 1.0, "max_new_tokens": 6}],
+        },
+        "label": {
+            "overlap": 2,
+            "simulate.raters": 2,
+            "simulate.yardstick": "mine:letters",
+            "simulate.error_rate": 0.0,
+            **(label or {}),
+        },
+        "reward": {**TRAINING, "garbage_prompts": 1},
+        "dpo": {**TRAINING, **SHORT},
+        "evaluate": {"max_prompts": 3, "batch_size": 4, "yardstick": "mine:letters", **SHORT},
+    }
+    write_config(
+        folder / "select.yaml",
+        output="unused",
+        pairs="unused",
+        selected_pairs=6,
+        strategy="margin",
+        reward_model="unused",
+    )
+    for stage in ("sample", "label", "reward", "dpo", "evaluate"):
+        (folder / f"{stage}.yaml").write_text((recipe / "init" / f"{stage}.yaml").read_text())
+    stages = [
+        {
+            "stage": stage,
+            "config": folder / f"{stage}.yaml",
+            "overrides": overrides.get(stage, {}),
+        }
+        for stage in ("sample", "select", "label", "reward", "dpo", "evaluate")
+    ]
+    runs = recipe / "runs"
+    for entry in stages:
+        if entry["stage"] in ("sample", "evaluate"):
+            entry["overrides"] |= {"prompts": runs / "prepare"}
+    values = {
+        "name": "tiny",
+        "root": folder / "rounds",
+        "policy": runs / "sft",
+        "rounds": rounds,
+        "budget": 30,
+        "tracking_mode": "disabled",
+    }
+    return write_config(folder / "rounds.yaml", **values, stages=stages, **keys)
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tiebreak.command.cli", "rounds", "--config", str(config)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def hashes(root: Path) -> dict[str, str]:
+    """What rounds made: rows and weights."""
+    files = [*root.glob("round-*/*/final/*.jsonl"), *root.glob("round-*/*/final/*.safetensors")]
+    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_three_rounds(tmp_path: Path, finished_recipe: Path) -> None:
+    config, root = write_rounds(tmp_path, finished_recipe), tmp_path / "rounds"
+    status, message = run_here("rounds", "--config", config)
+    assert status == 0, message
+    made = hashes(root)
+    report = json.loads((root / "rounds.json").read_text())
+    first, *later = report["rounds"]
+    # 30 judgments of two raters a pair: 6 pairs, 6 pairs, and the 3 that are left
+    assert [one["labels"] for one in report["rounds"]] == [12, 12, 6]
+    assert report["bought"] == 30
+    assert first["arms"] == {"random": 12}  # no reward model yet
+    assert all(one["arms"]["margin"] > 0 and one["arms"]["random"] > 0 for one in later)
+    assert all(one["agreement"]["value"] == 1.0 for one in report["rounds"])
+    assert all(one["over_start"]["n"] == 3 and one["kl"] is not None for one in report["rounds"])
+    joined = read_rows(root / "round-3" / "labels" / "final" / "preferences.jsonl")
+    own = [read_rows(root / f"round-{n}" / "label" / "final" / "preferences.jsonl") for n in (1, 2, 3)]
+    assert joined == [row for rows in own for row in rows]
+    assert {row["kind"] for row in joined} == {"simulated"}
+    manifest = json.loads((root / "round-3" / "dpo" / "manifest.json").read_text())
+    assert manifest["inputs"]["policy"]["source"].endswith("round-2/dpo")
+    assert manifest["kinds"] == ["simulated"]
+    page = (root / "rounds.html").read_text()
+    assert "The labels are of simulated raters" in page
+    assert page.count("<polyline") >= 3
+    # everything is there: the same command does nothing more
+    assert run_here("rounds", "--config", config)[0] == 0
+    assert hashes(root) == made
+
+
+@pytest.mark.proof
+def test_a_kill_ends_in_the_same_hashes(tmp_path: Path, finished_recipe: Path) -> None:
+    killed, uncut = tmp_path / "killed", tmp_path / "uncut"
+    killed.mkdir()
+    uncut.mkdir()
+    config = write_rounds(killed, finished_recipe, rounds=2)
+    process = start(config)
+    deadline = time.monotonic() + 600
+    while not (killed / "rounds" / "round-2" / "dpo" / "checkpoints").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for one in (config, write_rounds(uncut, finished_recipe, rounds=2)):
+        status, message = run_here("rounds", "--config", one)
+        assert status == 0, message
+    made = hashes(killed / "rounds")
+    assert made == hashes(uncut / "rounds")
+    assert {name.split("/")[0] for name in made} == {"round-1", "round-2"}
+
+
+def test_raters_who_guess_stop_the_round_before_training(tmp_path: Path, finished_recipe: Path) -> None:
+    guessing = {"simulate.error_rate": 0.5, "overlap": 3, "simulate.raters": 3}
+    config = write_rounds(tmp_path, finished_recipe, label=guessing, stop={"judged_twice": 5})
+    status, message = run_here("rounds", "--config", config)
+    assert status == 0, message
+    assert "round 1 is not trained on: the raters agree in" in message
+    assert "not above chance (50%)" in message
+    assert not (tmp_path / "rounds" / "round-1" / "dpo").exists()
+    report = json.loads((tmp_path / "rounds" / "rounds.json").read_text())
+    assert [one["trained"] for one in report["rounds"]] == [False]
+    assert "No round has trained a policy yet" in (tmp_path / "rounds" / "rounds.html").read_text()
+
+
+def test_people_are_waited_for(tmp_path: Path, finished_recipe: Path) -> None:
+    config = write_rounds(tmp_path, finished_recipe, label={"simulate.enabled": False})
+    status, message = run_here("rounds", "--config", config)
+    assert status == 0, message
+    assert (tmp_path / "rounds" / "round-1" / "select" / "manifest.json").is_file()
+    assert not (tmp_path / "rounds" / "round-1" / "label").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"budget": 0}, "budget: input should be greater than or equal to 1, not 0"),
+        (
+            {"stages": ["sample", "label", "evaluate", "dpo"]},
+            "in this order: sample, label, dpo, evaluate",
+        ),
+        ({"stages": ["sample", "label", "dpo", "evaluate"]}, "select: missing"),
+        ({"stages": ["sample", "select", "label", "evaluate"]}, "a round trains by dpo or by ppo: name one of them"),
+        ({"stages": ["sample", "select", "label", "ppo", "evaluate"]}, "reward: missing"),
+        ({"stages": ["prepare", "sample"]}, "prepare: a round has sample"),
+    ],
+)
+def test_what_cannot_be_rounds(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    names = keys.pop("stages", ["sample", "select", "label", "dpo", "evaluate"])
+    stages = [{"stage": name, "config": f"configs/quickstart/{name}.yaml"} for name in names]
+    config = write_config(
+        tmp_path / "r.yaml", **{"name": "r", "root": "x", "policy": "p", "budget": 5, "stages": stages, **keys}
+    )
+    status, found = run_here("rounds", "--config", config)
+    assert status == 2
+    assert message in found
+
+
+def one_round(low: float, previous: float, kl: float = 1.0) -> dict[str, Any]:
+    rate = {"value": 0.6, "n": 9, "interval": [low, 0.9]}
+    return {"over_start": rate, "over_previous": {**rate, "interval": [previous, 0.9]}, "kl": kl}
+
+
+def test_when_rounds_stop() -> None:
+    """By hand: each rule at its edge."""
+    gain, none = one_round(0.55, 0.51), one_round(0.55, 0.5)
+    assert why_stop([gain], StopConfig()) == ""
+    assert "its lower bound is 55%" in why_stop([gain], StopConfig(win_rate_above=0.54))
+    assert why_stop([gain], StopConfig(win_rate_above=0.55)) == ""
+    assert why_stop([none, gain, none], StopConfig(rounds_without_gain=2)) == ""
+    assert (
+        why_stop([gain, none, none], StopConfig(rounds_without_gain=2))
+        == "no gain over the previous policy in 2 rounds"
+    )
+    assert why_stop([none], StopConfig(rounds_without_gain=2)) == ""
+    assert "1.0 nats" in why_stop([gain], StopConfig(max_kl=0.9))
+    low = {"value": 0.52, "n": 40, "interval": [0.38, 0.66]}
+    assert "agree in 52% of 40 pairs of votes (95% interval 38% to 66%)" in why_distrust(low, StopConfig())
+    assert why_distrust({**low, "n": 29}, StopConfig()) == ""
+    assert why_distrust({**low, "interval": [0.51, 0.8]}, StopConfig()) == ""
+    assert why_distrust({"value": None, "n": 0, "interval": None}, StopConfig()) == ""
+
+
+def test_a_judge_labels_what_people_did_not_get() -> None:
+    ask = (Message(role="user", content="q"),)
+
+    def pair(name: str) -> Pair:
+        two = tuple(Completion(id=f"{name}{n}", text=f"{name} {n}") for n in (1, 2))
+        return Pair(id=name, prompt_id=name, messages=ask, completions=two)
+
+    def said(name: str, answer: int) -> Judgment:
+        return Judgment(pair_id=name, rater_id="j", left=f"{name}2", right=f"{name}1", answer=answer, kind="model")
+
+    pool = [pair(name) for name in "abc"]
+    with_people = [pool[0].model_copy(update={"id": "other"})]
+    found = preferences_of_judge(pool, [said("a", 2), said("b", -3), said("c", 0)], with_people)
+    [one] = found  # a is with people, c is a tie
+    assert (one.chosen_text, one.rejected_text, one.strength, one.margin, one.kind) == ("b 2", "b 1", 3.0, 1.0, "model")

@@ -1,0 +1,85 @@
+"""What a round came to, read from its finished run folders."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from tiebreak.data.reading import read_records
+from tiebreak.measures.agreement import Figure
+from tiebreak.measures.judges import comparison_of, side_of
+from tiebreak.measures.statistics import clustered_interval, count_outcomes
+from tiebreak.records import ExportedJudgment, Pair
+
+
+def read_label(label: Path, select: Path) -> dict[str, Any]:
+    """Judgments by arm and by kind, and the raters' agreement."""
+    judgments = read_records(label / "final" / "judgments.jsonl", ExportedJudgment)
+    counted = [one for one in judgments if one.kind != "model"]
+    pairs = {pair.id: pair for pair in read_records(select / "final" / "pairs.jsonl", Pair)}
+    arms = Counter(
+        pair.selection.strategy
+        for one in counted
+        if (pair := pairs.get(one.pair_id)) is not None and pair.selection is not None
+    )
+    return {
+        "labels": len(counted),
+        "arms": dict(sorted(arms.items())),
+        "kinds": dict(sorted(Counter(one.kind for one in counted).items())),
+        "agreement": agreement(counted).as_json(),
+    }
+
+
+def agreement(judgments: Sequence[ExportedJudgment]) -> Figure:
+    """Of any two raters' decided votes on one comparison, the share that prefers the same side. Chance is ½."""
+    sides: dict[tuple[str, str, str], dict[str, int]] = defaultdict(dict)
+    for judgment in judgments:
+        for one in judgment.pairwise():
+            if side := side_of(one):
+                sides[comparison_of(one)].setdefault(one.rater_id, side)
+    same = [(float(a == b), key[0]) for key, votes in sides.items() for a, b in combinations(votes.values(), 2)]
+    if not same:
+        return Figure(None, 0, None)
+    values = [value for value, _ in same]
+    return Figure(sum(values) / len(values), len(values), clustered_interval(values, [group for _, group in same]))
+
+
+def read_evaluation(evaluate: Path) -> dict[str, Any]:
+    """Win rates of the current policy over the start and over the previous one, score, and KL."""
+    report = json.loads((evaluate / "final" / "report.json").read_text(encoding="utf-8"))
+    lines = (evaluate / "final" / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+    measured: dict[str, list[float]] = defaultdict(list)
+    for row in map(json.loads, lines):
+        measured[row["policy"]].append(row["yardstick_score"])
+    now, start = report["policies"]["current"], report["policies"]["start"]
+    previous = "previous" if "previous" in measured else "start"
+    gained = None if now["score_mean"] is None else round(now["score_mean"] - start["score_mean"], 6)
+    return {
+        "n": now["n_prompts"],
+        "over_start": _win_rate(measured["current"], measured["start"]),
+        "over_previous": _win_rate(measured["current"], measured[previous]),
+        "score_gain": gained,
+        "kl": now["kl_per_sequence"],
+        "yardstick": report["yardstick"],
+    }
+
+
+def _win_rate(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    outcomes = count_outcomes(values, others)
+    low, high = outcomes.interval
+    return {"value": round(outcomes.win_rate, 6), "n": len(values), "interval": [round(low, 6), round(high, 6)]}
+
+
+def held_out_accuracy(reward: Path) -> dict[str, Any] | None:
+    """The reward model's accuracy on held-out preferences, where it was measured."""
+    file = reward / "final" / "report.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found.get("accuracy") is None:
+        return None
+    return {"value": found["accuracy"], "interval": found.get("accuracy_interval")}

@@ -1,0 +1,134 @@
+"""The labels that a round trains on, as one run folder: those of several label runs, and a judge's on the pairs that people
+did not get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiebreak.config import Section, StageConfig, TrackingConfig
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import EDITS, read_records
+from tiebreak.records import (
+    MAX_STRENGTH,
+    Completion,
+    ExportedJudgment,
+    Judgment,
+    Pair,
+    Preference,
+    assistant,
+    write_jsonl,
+)
+from tiebreak.runs.run import read_manifest, start_run
+
+STAGE = "join"
+
+
+class Judged(Section):
+    """A judge's verdicts on a pool, of which people got a part."""
+
+    judge: str
+    """the judge run"""
+    pool: str
+    """the pairs that it judged"""
+    selected: str
+    """the select run whose pairs people got"""
+
+
+class JoinConfig(StageConfig):
+    """What is joined."""
+
+    labels: list[str]
+    """label runs"""
+    judged: list[Judged] = []
+    """judges' verdicts on the pairs that people did not get"""
+
+
+def join_labels(config: JoinConfig) -> str:
+    """Write the joined preferences, unless they are there; returns the run's folder.
+
+    The run's inputs are the label and judge runs, so that what is trained on it can be traced to them.
+    """
+    inputs = {f"labels.{n}": source for n, source in enumerate(config.labels)}
+    for n, one in enumerate(config.judged):
+        inputs |= {f"judges.{n}": one.judge, f"pools.{n}": one.pool, f"selected.{n}": one.selected}
+    with start_run(config, STAGE, inputs) as run:
+        if run.finished:
+            return str(run.folder)
+        preferences = [
+            row
+            for source in config.labels
+            for row in read_records(Path(source) / "final" / "preferences.jsonl", Preference)
+        ]
+        for one in config.judged:
+            judgments = read_records(Path(one.judge) / "final" / "judgments.jsonl", ExportedJudgment)
+            preferences += preferences_of_judge(read_pairs(one.pool), judgments, read_pairs(one.selected))
+        write_jsonl(run.final / "preferences.jsonl", preferences)
+        if edits := _edits_of(config.labels):
+            write_jsonl(run.final / EDITS, edits)
+        kinds = sorted({kind for source in inputs.values() for kind in read_manifest(source).get("kinds", [])})
+        run.facts |= {"kinds": kinds, "preferences": len(preferences)}
+        run.finish()
+    return str(run.folder)
+
+
+def _edits_of(labels: Sequence[str]) -> list[Preference]:
+    """Raters' edits, each preferred to the answers that it improves on."""
+    files = [Path(source) / "final" / EDITS for source in labels]
+    return [row for file in files if file.is_file() for row in read_records(file, Preference)]
+
+
+def join_config(output: Path, labels: Sequence[str], judged: Sequence[Judged]) -> JoinConfig:
+    """The configuration of a join, which W&B hears nothing of."""
+    return JoinConfig(
+        output=str(output), labels=list(labels), judged=list(judged), tracking=TrackingConfig(mode="disabled")
+    )
+
+
+def preferences_of_judge(
+    pool: Sequence[Pair], judgments: Sequence[Judgment], selected: Sequence[Pair]
+) -> list[Preference]:
+    """A judge's decided verdicts on comparisons of the pool that were not selected, as preferences of kind model."""
+    with_people = {_texts(pair, pair.completions) for pair in selected}
+    by_id = {pair.id: pair for pair in pool}
+    found = []
+    for judgment in judgments:
+        pair = by_id.get(judgment.pair_id)
+        if pair is None or not judgment.answer:
+            continue
+        completions = {one.id: one for one in pair.completions}
+        left, right = completions[judgment.left], completions[judgment.right]
+        if _texts(pair, (left, right)) in with_people:
+            continue
+        chosen, rejected = (right, left) if judgment.answer > 0 else (left, right)
+        found.append(_preference(pair, chosen, rejected, judgment))
+    return found
+
+
+def _texts(pair: Pair, completions: Sequence[Completion]) -> tuple[str, frozenset[str]]:
+    return pair.prompt_id, frozenset(one.text.strip() for one in completions)
+
+
+def _preference(pair: Pair, chosen: Completion, rejected: Completion, judgment: Judgment) -> Preference:
+    strength = abs(judgment.answer or 0)
+    drawn = {one.tokenizer_sha256 for one in (chosen, rejected) if one.ids is not None}
+    same = len(drawn) == 1
+    return Preference(
+        prompt=pair.messages,
+        chosen=assistant(chosen.text),
+        rejected=assistant(rejected.text),
+        strength=strength,
+        margin=round(strength / MAX_STRENGTH, 6),
+        confidence=judgment.judge.confidence if judgment.judge else None,
+        raters=(judgment.rater_id,),
+        kind="model",
+        pair_id=pair.id,
+        prompt_id=pair.prompt_id,
+        split=pair.split,
+        chosen_finished=chosen.finished,
+        rejected_finished=rejected.finished,
+        tools=pair.tools,
+        chosen_ids=chosen.ids if same else None,
+        rejected_ids=rejected.ids if same else None,
+        tokenizer_sha256=drawn.pop() if same else None,
+    )

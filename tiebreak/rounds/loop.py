@@ -1,0 +1,221 @@
+"""Rounds: sample from the newest policy, select pairs, have them judged, train, evaluate; again, until something says stop.
+
+    tiebreak rounds --config configs/rounds/quickstart.yaml
+
+Every stage of every round is a run folder below ROOT/round-N, made by the recipe runner: what is up to date is skipped,
+what was interrupted is resumed, and where people label, the command stops and continues when it is given again.
+`ROOT/rounds.json` and `rounds.html` show win rate, score and KL against the labels bought.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.command.pipeline import PipelineConfig, check_entry, group_in, run_stage, stage_words
+from tiebreak.config import load_config, read_yaml
+from tiebreak.errors import ConfigError, counted, exit_with_message
+from tiebreak.process.limit import limited_to
+from tiebreak.process.settings import quiet_upstream
+from tiebreak.process.stopping import heeding_signals
+from tiebreak.records import write_json, write_text_atomically
+from tiebreak.rounds.configuration import RoundsConfig
+from tiebreak.rounds.figures import held_out_accuracy, read_evaluation, read_label
+from tiebreak.rounds.joining import Judged, join_config, join_labels
+from tiebreak.rounds.page import build_page
+from tiebreak.rounds.stopping import Round, why_distrust, why_stop
+from tiebreak.terminal import rule, say, tick
+from tiebreak.terminal.bars import duration
+
+BY_SCORES = ("disagreement", "margin", "largest_gap")
+"""strategies that read the reward model of the round before; the first round selects at random"""
+AT_RANDOM: dict[str, Any] = {
+    "strategy": "random", "reward_model": None, "diverse": False, "candidates": 3.0, "random_share": 0.2, "policy": None
+}  # fmt: skip
+
+
+@dataclass
+class State:
+    """Where the rounds are."""
+
+    policy: str
+    """the newest policy"""
+    reward_model: str | None = None
+    labels: list[str] = field(default_factory=list)
+    """the label runs so far"""
+    judged: list[Judged] = field(default_factory=list)
+    figures: list[Round] = field(default_factory=list)
+
+    @property
+    def bought(self) -> int:
+        """Judgments bought so far."""
+        return sum(one["labels"] for one in self.figures)
+
+
+class PeopleLabelError(Exception):
+    """The rounds wait for people."""
+
+
+def run_rounds(config: RoundsConfig) -> None:
+    """All rounds.
+
+    Raises:
+        RunError: a stage failed, or its folder holds another run.
+    """
+    with limited_to(config.max_time):
+        try:
+            _run_rounds(config)
+        except PeopleLabelError:
+            return
+
+
+def _run_rounds(config: RoundsConfig) -> None:
+    for entry in config.stages:
+        check_entry(entry)
+    root, state, started = Path(config.root), State(config.policy), time.monotonic()
+    group = group_in(root, config.name)
+    why = ""
+    for number in range(1, config.rounds + 1):
+        pairs = pairs_within_budget(config, state.bought)
+        if pairs < 1:
+            why = f"the budget of {counted(config.budget, 'judgment')} is used up"
+            break
+        why = run_round(config, number, state, pairs, group)
+        write_report(config, state, why)
+        if why:
+            break
+    why = why or f"all {counted(config.rounds, 'round')} done"
+    write_report(config, state, why)
+    tick(why, duration(time.monotonic() - started))
+    say(
+        f"{counted(state.bought, 'judgment')} bought in {counted(len(state.figures), 'round')}; the newest policy is "
+        f"{state.policy}",
+        f"report: {(root / 'rounds.html').resolve().as_uri()}",
+    )
+
+
+def run_round(config: RoundsConfig, number: int, state: State, pairs: int, group: str) -> str:
+    """One round; returns why no other follows, or nothing."""
+    folder, previous = Path(config.root) / f"round-{number}", state.policy
+    paths = {entry.stage: str(folder / entry.stage) for entry in config.stages}
+
+    def run(stage: str, **keys: Any) -> None:
+        _run(config, number, stage, {"output": paths[stage], **keys}, group)
+
+    run("sample", policy=state.policy, round=number)
+    if config.has("judge"):
+        run("judge", pairs=paths["sample"])
+    run("select", **select_keys(config, state, paths, pairs))
+    run("label", pairs=paths["select"])
+    figures: Round = {"round": number, **read_label(Path(paths["label"]), Path(paths["select"]))}
+    if distrust := why_distrust(figures["agreement"], config.stop):
+        state.figures.append({**figures, "trained": False})
+        return (
+            f"round {number} is not trained on: {distrust}. See 'tiebreak label agreement', and revise the guidelines"
+        )
+    state.labels.append(paths["label"])
+    if config.has("judge") and config.judges_label == "rest":
+        state.judged.append(Judged(judge=paths["judge"], pool=paths["sample"], selected=paths["select"]))
+    preferences = join(config, folder, state)
+    if config.has("reward"):
+        run("reward", policy=config.policy, preferences=preferences)
+        state.reward_model = paths["reward"]
+    start = state.policy if config.start_from == "current" else config.policy
+    learns_from = {"preferences": preferences} if config.trainer == "dpo" else {"reward_model": state.reward_model}
+    run(config.trainer, policy=start, **learns_from)
+    state.policy = paths[config.trainer]
+    policies = {"start": config.policy, "previous": previous, "current": state.policy}
+    if previous == config.policy:
+        del policies["previous"]
+    run("evaluate", policies=policies, baseline="start", reward_model=state.reward_model)
+    figures |= read_evaluation(Path(paths["evaluate"]))
+    figures["reward_accuracy"] = held_out_accuracy(Path(paths["reward"])) if config.has("reward") else None
+    state.figures.append({**figures, "trained": True, "policy": state.policy})
+    return why_stop(state.figures, config.stop)
+
+
+def join(config: RoundsConfig, folder: Path, state: State) -> str:
+    """The run folder of the labels that a round trains on."""
+    last = 1 if config.data == "round" else len(state.labels)
+    labels, judged = state.labels[-last:], state.judged[-last:]
+    if len(labels) == 1 and not judged:
+        return labels[0]
+    return join_labels(join_config(folder / "labels", labels, judged))
+
+
+def select_keys(config: RoundsConfig, state: State, paths: dict[str, str], pairs: int) -> dict[str, Any]:
+    """What the round sets of the selection: the pool, what was judged before, and what its strategy reads."""
+    keys: dict[str, Any] = {"pairs": paths["sample"], "judged": list(state.labels), "selected_pairs": pairs}
+    own = own_keys(config, "select")
+    strategy = own.get("strategy", "random")
+    if strategy in BY_SCORES and state.reward_model is None:
+        return keys | {key: value for key, value in AT_RANDOM.items() if key in own or key == "strategy"}
+    if strategy in BY_SCORES:
+        keys["reward_model"] = state.reward_model
+    if strategy == "judge_unsure":
+        if "judge" not in paths:
+            raise ConfigError("select: strategy judge_unsure reads a judge's verdicts: add a stage judge to the rounds")
+        keys["judges"] = [paths["judge"]]
+    if own.get("diverse") or strategy == "diverse":
+        keys["policy"] = state.policy
+    return keys
+
+
+def own_keys(config: RoundsConfig, stage: str) -> dict[str, Any]:
+    """The keys that a stage's file and its overrides state, before the round sets its own."""
+    [entry] = [entry for entry in config.stages if entry.stage == stage]
+    return {**read_yaml(Path(entry.config)), **entry.overrides}
+
+
+def pairs_within_budget(config: RoundsConfig, bought: int) -> int:
+    """How many pairs the next round may select: the file's number, or what is left of the budget."""
+    wanted = int(own_keys(config, "select").get("selected_pairs", 0)) or config.budget
+    overlap = int(own_keys(config, "label").get("overlap", 1))
+    return min(wanted, (config.budget - bought) // overlap)
+
+
+def _run(config: RoundsConfig, number: int, stage: str, keys: dict[str, Any], group: str) -> None:
+    """Run one stage of a round."""
+    [entry] = [entry for entry in config.stages if entry.stage == stage]
+    entry = entry.model_copy(update={"overrides": {**entry.overrides, **keys}})
+    pipeline = PipelineConfig(
+        name=config.name, stages=[entry], seed=config.seed, replace=config.replace, tracking_mode=config.tracking_mode
+    )
+    rule(f"round {number}: {stage}")
+    if not run_stage(entry, stage_words(entry, pipeline), group, pipeline, "tiebreak rounds"):
+        raise PeopleLabelError
+
+
+def write_report(config: RoundsConfig, state: State, why: str) -> None:
+    """rounds.json and rounds.html."""
+    report = {
+        "name": config.name,
+        "start": config.policy,
+        "budget": config.budget,
+        "bought": state.bought,
+        "stopped": why,
+        "rounds": state.figures,
+    }
+    root = Path(config.root)
+    write_json(root / "rounds.json", report)
+    write_text_atomically(root / "rounds.html", build_page(report))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak rounds`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if wants_help(words):
+        exit_with_message(lambda: print_help(["rounds", *words]))
+        return
+    quiet_upstream()
+    with heeding_signals():
+        exit_with_message(lambda: run_rounds(load_config(RoundsConfig, words, "rounds")), resumes=True)
+
+
+if __name__ == "__main__":
+    main()
