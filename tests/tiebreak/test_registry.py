@@ -21,6 +21,10 @@ INPUTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"prompts": ["p", "q"], "demonstrations": ["d"]},
         {"data_0": "p", "data_1": "q", "data_2": "d"},
     ),
+    "synthesise": (
+        {"methods": {"self-instruct": 1}, "demonstrations": ["d"], "against": ["t"], "model": "m"},
+        {"demonstrations_0": "d", "test_set_0": "t", "model": "m"},
+    ),
     "sft": ({"policy": "m", "demonstrations": "d"}, {"policy": "m", "demonstrations": "d"}),
     "sample": ({"policy": "m", "prompts": "p"}, {"policy": "m", "prompts": "p"}),
     "judge": (
@@ -84,17 +88,17 @@ def test_an_entry_names_what_there_is(stage: Stage) -> None:
 
 def test_commands_are_the_stages_in_order_and_what_stands_beside_them() -> None:
     names = list(COMMANDS)
-    beside = ["plan", "raters", "data", "inspect", "lineage", "chat", "export", "card", "serve", "wandb"]
+    beside = ["plan", "raters", "data", "inspect", "lineage", "chat", "export", "card", "audit", "serve", "wandb"]
     assert names == ["init", "run", "rounds", *STAGES, *beside]
     recipe = read_yaml(REPOSITORY / "configs/quickstart/pipeline.yaml")
     assert [entry["stage"] for entry in recipe["stages"]] == [
-        name for name in STAGES if name not in ("judge", "select")
+        name for name in STAGES if name not in ("judge", "select", "synthesise")
     ]
 
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("dop", "did you mean dpo"), ("raters", "there are prepare, sft, sample"), ("x", "there are prepare")],
+    [("dop", "did you mean dpo"), ("raters", "there are prepare, synthesise, sft, sample"), ("x", "there are prepare")],
 )
 def test_a_recipe_names_stages_alone(name: str, advice: str) -> None:
     from tiebreak.command.pipeline import PipelineConfig, StageEntry, run_pipeline
