@@ -22,6 +22,7 @@ SLOW = """
     test_finite test_forks test_label_lead test_bad_input test_compare test_model_folders test_command test_keys_are_read
     test_reward_stage test_init_runs test_wheel test_thinking test_extras test_guard_stage test_export test_gguf test_server
     test_label_hostile test_rounds
+    test_monitors test_evaluate_yardsticks test_yardsticks
 """.split()
 """Files of more than ten seconds, the longest first: each file is one worker's, so at the end none must be left alone with
 a long one. `make test-fast` leaves them out, and tests elsewhere of a finished recipe, which takes a minute to make."""
