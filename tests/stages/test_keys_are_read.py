@@ -36,6 +36,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 UNREAD = {
     "tracking": "W&B is off in tests",
     "guard": "tests/preference/test_guard_stage.py trains under one",
+    "monitors": "tests/stages/test_monitors.py",
     "vllm": "needs vLLM; tests/preference/test_vllm.py reads every key",
     "rewards": "tests/preference/test_rewards.py",
     "anonymise": "tests/sft/test_personal_data.py",
