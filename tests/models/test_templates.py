@@ -314,6 +314,15 @@ def test_calls_of_tools_are_trained_and_their_results_are_not(name: str) -> None
             trained(load(name), messages, tools=[FEEDING_PLAN])
 
 
+@pytest.mark.parametrize("name", ["smollm2", "zephyr", "mistral", "phi3", "cohere", "lfm2"])
+def test_a_template_that_writes_no_calls_says_so(name: str) -> None:
+    """Such templates read a content from every message: a form without one says nothing about the data."""
+    call = {"id": "1", "function": {"name": "feeding_plan", "arguments": {"crop": "basil"}}}
+    for messages in ([says("assistant", "", tool_calls=[call])], [says("assistant", "Look.", tool_calls=[call])]):
+        with pytest.raises(TiebreakError, match=f"{LEFT_OUT.format('tool_calls')}.*chat_template, or remove it from"):
+            trained(load(name), [says("user", "How often do I feed basil?"), *messages])
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_sampling_stops_at_what_is_trained_as_the_end(name: str) -> None:
     chat, template = load(name), TEMPLATES[name]

@@ -305,10 +305,7 @@ class Chat:
         *messages, message = (self._settle_thought(one) for one in (*messages, message))
         self._require_no_mark(message, finished)
         self._require_no_turn_marks((*messages, message))
-        try:
-            self._choose_call_form((*messages, message), tools)
-        except HandoffError as error:
-            raise self._with_remedy(error, (*messages, message), tools) from error
+        self._choose_call_form((*messages, message), tools)
         if self._is_open_thought(message.text):
             before = self._render_prompt(messages, tools)
             prompt = self._encode(before)
@@ -626,24 +623,19 @@ class Chat:
     def _choose_call_form(self, messages: Sequence[Message], tools: Tools) -> None:
         """Find the form in which the template takes tool calls, at the first conversation that has some.
 
-        Raises:
-            HandoffError: the template refuses them.
+        A template that takes them in no form is left with the first, in which every message has a content: what it then
+        refuses or leaves out is named by who renders.
         """
         if self._call_form or not any(message.tool_calls for message in messages):
             return
         call = next(parts_of(messages, tools))
-        refusal: HandoffError | None = None
         for form in TOOL_CALL_FORMS:
             self._call_form[:] = [form]
-            try:
+            with contextlib.suppress(HandoffError):
                 text = self._render(messages, tools)
                 if self._differs(text, call, False) and not (_holds_python(messages, text) and not form[1]):
                     return
-            except HandoffError as error:
-                refusal = error
         self._call_form.clear()
-        if refusal is not None:
-            raise refusal
 
 
 def _holds_python(messages: Sequence[Message], text: str) -> bool:

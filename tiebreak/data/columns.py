@@ -2,8 +2,8 @@
 
     columns: {prompt: question, message.content: text, kind: null}
 
-renames a column, or a message's key, to ours, and ignores one that has our name but another meaning. Unused columns are
-ignored, and reported once per file.
+renames a column, or a message's key, to ours, and ignores one that has our name but another meaning. `q.text` is the field
+`text` of an object in the column `q`. Unused columns are ignored, and reported once per file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
-from tiebreak.data.conversations import parse_cell
+from tiebreak.data.conversations import open_objects, parse_cell
 from tiebreak.records import Kind, Message
 
 MESSAGE_PREFIX = "message."
@@ -72,6 +72,7 @@ class Cells:
     """One row, and which of its columns were used. A null is an absent column."""
 
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str | None], of_text: bool = False) -> None:
+        row = open_objects(row, (theirs for ours, theirs in columns.items() if not ours.startswith(MESSAGE_PREFIX)))
         self.used: set[str] = set()
         self.of_text = of_text
         self.theirs = {ours: theirs for ours, theirs in columns.items() if theirs is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tiebreak.records import Message, Messages, Tools, first_line, parse_json
@@ -35,6 +35,20 @@ ROLES = {**SHAREGPT_ROLES, "developer": "system", "function": "tool"}
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant"}
+
+
+def open_objects(row: Mapping[str, Any], names: Iterable[str | None]) -> Mapping[str, Any]:
+    """The row, with the fields of objects that names lead into as columns: `q: {text: …, by: …}` is `q.text`, `q.by`."""
+    for name in filter(None, names):
+        while name not in row and (outer := _outer(row, name)) is not None:
+            others = {key: value for key, value in row.items() if key != outer}
+            row = {f"{outer}.{key}": value for key, value in row[outer].items()} | others
+    return row
+
+
+def _outer(row: Mapping[str, Any], name: str) -> str | None:
+    """The column with the object that a dotted name leads into."""
+    return next((key for key in row if name.startswith(f"{key}.") and isinstance(row[key], Mapping)), None)
 
 
 def to_messages(value: object, role: str = "user", keys: Mapping[str, str | None] | None = None) -> Messages:
@@ -69,7 +83,7 @@ def _to_message(value: object, keys: Mapping[str, str | None]) -> Message:
         return Message.model_validate(value)
     if value.keys() == {"role", "content"} and value["role"] in _OURS:
         return Message.model_validate(value)
-    message = dict(value)
+    message = dict(open_objects(value, keys.values()))
     for ours, theirs in keys.items():
         taken = message.pop(theirs, None) if theirs is not None else message.pop(ours, None)
         if theirs is not None and taken is not None:

@@ -90,7 +90,8 @@ def _plain_names(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> d
     """`Response A` as `response_a`; a name that `columns` holds, or that would be another's, stays."""
     plain = {name: "_".join(name.strip().lower().replace("-", " ").split()) for name in row}
     often = Counter(plain.values())
-    kept = {*columns.values(), *(name for names in shapes.PAIRS for name in names)}
+    named = {theirs.partition(".")[0] for theirs in columns.values() if theirs}
+    kept = {*named, *columns.values(), *(name for names in shapes.PAIRS for name in names)}
     return {name if name in kept or often[plain[name]] > 1 else plain[name]: value for name, value in row.items()}
 
 

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells, about
+from tiebreak.data.conversations import open_objects
 from tiebreak.data.images import require_text, require_text_records
 from tiebreak.data.shapes import AnswerRow, LabelRow, Omission, PreferenceRow, PromptRow, RatingRow, RecordKind
 from tiebreak.data.sources import read_file, read_source
@@ -363,6 +364,10 @@ def _unnested(row: dict[str, Any]) -> dict[str, Any]:
 _OF_A_PROMPT = ("split", "source", "tags", "tools")
 
 
+def _is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
 def _is_nested(value: object) -> bool:
     return isinstance(value, dict) and "messages" in value
 
@@ -371,10 +376,16 @@ _NAMED_FOREIGN = ("split", "kind", "source", "tags", "label", "strength", "confi
 
 
 def _require_columns(table: Table, rules: Rules, source: str) -> None:
-    there = {name for _, row in table.rows for name in row}
-    for ours, theirs in rules.columns.items():
-        if theirs is not None and not ours.startswith("message.") and theirs not in there and table.rows:
-            raise DataError(f"columns.{ours}: {source} has no column {theirs!r}; it has {', '.join(sorted(there))}")
+    wanted = {ours: theirs for ours, theirs in rules.columns.items() if theirs and not ours.startswith("message.")}
+    there = {name for _, row in table.rows for name in (*row, *open_objects(row, wanted.values()))}
+    for ours, theirs in wanted.items():
+        if theirs not in there and table.rows:
+            fields = {
+                f"{name}.{key}" for _, row in table.rows for name, of in row.items() if _is_object(of) for key in of
+            }
+            raise DataError(
+                f"columns.{ours}: {source} has no column {theirs!r}; it has {', '.join(sorted(there | fields))}"
+            )
 
 
 def _take_row(

@@ -1607,6 +1607,29 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
     assert read(str(write_rows(tmp_path / "e.jsonl", [])), "prompts", Rules({"prompt": "question"})).rows == 0
 
 
+def test_columns_within_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A field of the data is found, its neighbours are named, and a column that has the dotted name itself comes first."""
+
+    def make(n: int, q: str, good: str, bad: str) -> Any:
+        best, text = {"text": good, "by": "x"}, {"text": q, "by": n}
+        if n == 0:
+            return {"q": text, "a": {"best": best, "worst": bad}}
+        return {"q": text, "a": {"best": best, "worst": "Another."}, "a.worst": bad}
+
+    source = source_of(tmp_path, make)
+    columns = {"prompt": "q.text", "chosen": "a.best.text", "rejected": "a.worst"}
+    assert pairs_in(read_preferences(source, Rules(columns, validation_share=0.0))) == QUESTIONS
+    assert f"{source}: ignored columns: a.best.by, q.by" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"has no column 'q\.txt'; it has a, a\.best, a\.worst, q, q\.by, q\.text$"):
+        read_preferences(source, Rules({"prompt": "q.txt"}))
+    turns = [{"who": "user", "body": {"text": "Why?"}}, {"who": "assistant", "body": {"text": "So."}}]
+    keys = {"message.role": "who", "message.content": "body.text"}
+    (one,) = read_demonstrations(
+        str(write_rows(tmp_path / "turns.jsonl", [{"messages": turns}])), Rules(keys, validation_share=0.0)
+    )
+    assert shown_in([one]) == [("Why?", "So.")]
+
+
 def test_our_prompts_within_a_row(tmp_path: Path) -> None:
     inner = {"messages": [written("user", "q")], "split": "test", "source": "s", "tags": [], "tools": [{"name": "t"}]}
     (one,) = reading_of(tmp_path, [{"prompt": inner, "completion": "x", "source": "outer"}], "demonstrations").drafts

@@ -22,7 +22,7 @@ from tiebreak.plan.planner import plan_stage
 from tiebreak.plan.tables import settings, shape_named
 from tiebreak.runs.placement import Placement
 from tiebreak.training import preflight
-from tiebreak.training.preflight import disk_check, memory_checks, steps_check
+from tiebreak.training.preflight import disk_check, memory_checks, rows_check, steps_check
 from tiebreak.training.prompt_order import PromptOrder
 from tiebreak.training.trainer import EvenBatches, StageTrainer
 
@@ -50,6 +50,27 @@ def test_steps_against_rows(rows: int, size: int, parts: int, placement: Placeme
     check = steps_check(config_of(size, parts), rows, placement)
     assert check.text.endswith(expected)
     assert check.state == "ok"
+
+
+@pytest.mark.parametrize(("held_out", "left_out"), [(0, 0), (2, 0), (3, 0), (4, 1), (5, 2), (6, 0)])
+def test_rows_that_no_evaluation_counts_are_on_the_page(held_out: int, left_out: int) -> None:
+    """Against the batches that three processes take."""
+    text = rows_check(48, held_out, Placement(3, "ddp")).text
+    assert (f"evaluation leaves out {left_out} of these" in text) == (left_out > 0)
+    assert ("leaves out" in text) == (left_out > 0)
+    assert held_out - left_out == evaluated(held_out, 3)
+    assert rows_check(48, held_out, Placement()).text == f"48 to train on, {held_out} held out"
+
+
+def evaluated(rows: int, world: int) -> int:
+    """Different rows in the loaders of all processes."""
+    seen: set[int] = set()
+    for rank in range(world):
+        made = DataLoader(range(rows), batch_size=8)  # type: ignore[arg-type]
+        loader = prepare_data_loader(made, num_processes=world, process_index=rank, put_on_device=False)
+        evenly = StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=world)), loader)  # type: ignore[arg-type]
+        seen |= {row for batch in evenly for row in batch.tolist()}
+    return len(seen)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 31, 33, 48, 50, 51])
