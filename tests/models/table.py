@@ -33,13 +33,13 @@ INTRODUCTION = """\
 The architectures and chat templates that every stage was tested with, and the results. `make models` writes this page. For
 each architecture it builds a tiny random model, with a tokenizer that has the family's special tokens, stop tokens and
 chat template, and runs every stage through the command line. It then compares the results with those of transformers and
-PEFT alone, which run the model's own forward and head on one sequence at a time: the first loss and its gradient,
-log-probabilities before and after a reload, scores, the KL, and greedy answers token by token. `make test` repeats a
+PEFT alone, which run the model's own forward and head on one sequence at a time: first loss and gradient,
+log-probabilities before and after a reload, scores, KL, and greedy answers token by token. `make test` repeats a
 sample of these runs.
 
-- **exact**: equal to plain transformers, and computed packed where the stage packs.
+- **exact**: equal to plain transformers, and computed in packed rows if the stage packs.
 - **padded**, **plain**, **alone**: equal to plain transformers, but computed on a slower path: in padded rows, by the
-  model's own forward with its own head, or by that forward one row at a time. The number refers to the reason below.
+  model's own forward with its own head, or by that forward one row at a time. The number leads to the reason below.
 - **refused**: the stage stops before it trains or measures, for the reason below.
 """
 
