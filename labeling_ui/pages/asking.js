@@ -120,6 +120,7 @@ function restoreAsked(draft) {
 function flagOf({ name, label, of }, n, letters) {
   const digit = make('kbd', { class: 'digit' }, String(n + 1));
   if (of === 'prompt') return make('label', { class: 'flag', title: words['flags.prompt'] }, make('input', { type: 'checkbox', value: name }), digit, label);
+  if (letters.length === 1) return make('label', { class: 'flag' }, make('input', { type: 'checkbox', value: name, 'data-of': letters[0] }), digit, label);
   return make('div', { class: 'flag each', role: 'group', 'aria-label': label }, digit, label, ...letters.map((letter) => make('label', {},
     make('input', { type: 'checkbox', value: name, 'data-of': letter, 'aria-label': say('flags.answer', { flag: label, letter }) }), letter)));
 }

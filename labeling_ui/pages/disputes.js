@@ -50,7 +50,7 @@ async function openDispute(id) {
     make('div', { class: 'sides' }, ...['left', 'right'].map((side) => make('div', { class: `side-${side}`, tabindex: '0', role: 'group', 'aria-label': say('answer', { letter: side === 'left' ? 'A' : 'B' }) },
       make('h3', {}, side === 'left' ? 'A' : 'B'), make('div', { class: 'text', dir: 'auto', html: pair[side].html })))),
     blind && !adjudicated ? make('p', { class: 'note' }, words['sample.hidden']) : make('div', { class: 'said' }, make('h3', {}, words['disputes.said']), make('table', { class: 'plain-table' }, make('tbody', {}, ...judgments.map(vote)))),
-    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: describe(adjudicated, opened.pair.left.id) }), ' ', say('disputes.by', { name: nameOf(adjudicated.rater_id) }), ' ', make('button', { type: 'button', class: 'plain', 'data-unsettle': pair.pair_id }, words['items.unsettle'])) : make('span'),
+    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: describe(adjudicated, opened.pair.left.id), name: nameOf(adjudicated.rater_id) }), ' ', make('button', { type: 'button', class: 'plain', 'data-unsettle': pair.pair_id }, words['items.unsettle'])) : make('span'),
     make('div', { class: 'answering' },
       make('input', { name: 'rationale', maxlength: '4000', placeholder: words['disputes.reason'], 'aria-label': words['disputes.reason'] }),
       make('div', { class: 'bar7' }, ...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', { type: 'button', 'data-answer': value, class: value < 0 ? 'left' : value ? 'right' : '' },

@@ -43,6 +43,7 @@ function show(pair) {
   if (isSingle()) layOutValues(pair.task);
   find('[data-do=both_bad]').hidden = isSingle();
   find('.reason').hidden = !props.value.reason && !isReview(); // a rejection needs one
+  reason.placeholder = words[isReview() && props.value.reasons !== 'always' ? 'reason.review' : reasonNeeded()];
   find('.ranking').hidden = !ranks();
   layOutAsked(lettersShown());
   find('[data-do=both_bad] span').textContent = words[ranks() ? 'all_bad' : 'both_bad'];
@@ -112,10 +113,12 @@ function unfold(open) {
 
 // --- the bar and the reasons of a skip
 
+const reasonNeeded = () => ({ always: 'reason.always', strong: 'reason.strong' }[props.value.reasons] || 'reason');
+
 function layOutDock() {
   find('.reason').hidden = !props.value.reason;
   find('.links').hidden = !props.value.links;
-  reason.placeholder = words[{ always: 'reason.always', strong: 'reason.strong' }[props.value.reasons] || 'reason'];
+  reason.placeholder = words[reasonNeeded()];
   find('.scale').append(...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', {
     type: 'button', 'data-answer': value, class: value === 0 ? 'tie' : value < 0 ? 'left' : 'right', 'aria-label': words[`scale.${value}`],
   }, make('kbd', {}, String(value + 4)), make('span', { class: 'long' }, words[`scale.${value}`]), make('span', { class: 'short' }, words[`short.${value}`]), make('span', { class: 'tiny' }, words[`tiny.${value}`]))));

@@ -172,6 +172,7 @@ function standWith(me) {
   if (held) {
     queue = []; // nobody would take the answers
     warn('');
+    flash(''); // their last answer can no longer be undone
     if (current) show(null);
     find('.rest').classList.add('finished');
     find('.dock').hidden = true;

@@ -865,6 +865,20 @@ def faults(page: Any, axe: str, *rules: str) -> list[str]:
     ]
 
 
+def faults_of_both(page: Any, axe: str) -> list[str]:
+    """Faults wide and light, then narrow and dark, where what is wider than the window is one too."""
+    page.wait_for_timeout(150)  # colours fade in
+    found = faults(page, axe)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.evaluate("document.body.classList.add('dark')")
+    page.wait_for_timeout(150)
+    wide = page.evaluate("document.querySelector('#desk .desk').scrollWidth")
+    found += faults(page, axe, "color-contrast", "target-size") + [f"{wide} px wide"] * (wide > 390)
+    page.evaluate("document.body.classList.remove('dark')")
+    page.set_viewport_size({"width": 1366, "height": 768})
+    return found
+
+
 UNSEEN_FOCUS = """() => {
   const before = document.activeElement;
   const open = document.querySelector('dialog:modal') || document.querySelector('#desk');

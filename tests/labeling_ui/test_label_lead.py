@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving
-from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults, press  # noqa: F401
+from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults_of_both, press  # noqa: F401
 
 from labeling_ui.store.store import Store, Submission
 from labeling_ui.store.verify import verify
@@ -105,14 +105,7 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
         page.wait_for_timeout(150)  # colours fade in
         press(page, "Tab")  # from here on the focus is the keyboard's
         _, unseen = page.evaluate(UNSEEN_FOCUS)
-        found[state] = faults(page, axe) + [f"focus is not seen: {one}" for one in unseen]
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.evaluate("document.body.classList.add('dark')")
-        page.wait_for_timeout(150)
-        wide = page.evaluate("document.querySelector('#desk .desk').scrollWidth")
-        found[state] += faults(page, axe, "color-contrast", "target-size") + [f"{wide} px wide"] * (wide > 390)
-        page.evaluate("document.body.classList.remove('dark')")
-        page.set_viewport_size({"width": 1366, "height": 768})
+        found[state] = faults_of_both(page, axe) + [f"focus is not seen: {one}" for one in unseen]
     assert {state: problems for state, problems in found.items() if problems} == {}
     assert len(found) == 10
     assert site.elsewhere == []

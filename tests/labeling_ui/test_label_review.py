@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from label_support import CHROMIUM, make_pair, needs_chromium, open_store, serving
+from test_label_browser import axe, faults_of_both  # noqa: F401
 
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
@@ -63,7 +64,7 @@ def test_agreed_pairs_are_drawn_at_random_and_feedback_goes_to_those_concerned(u
 
 
 @needs_chromium
-def test_votes_are_hidden_until_the_lead_has_answered(tmp_path: Path) -> None:
+def test_votes_are_hidden_until_the_lead_has_answered(tmp_path: Path, axe: str) -> None:  # noqa: F811
     from playwright.sync_api import sync_playwright
 
     with (
@@ -106,7 +107,8 @@ def test_votes_are_hidden_until_the_lead_has_answered(tmp_path: Path) -> None:
         page.click(f".case [data-answer='{3 if first else -3}']")
         page.wait_for_selector(".case .said tr")
         assert "anna" in page.inner_text(".case .said")
-        assert "by lead" in page.inner_text(".case")
+        assert ", by lead." in page.inner_text(".case")
+        assert faults_of_both(page, axe) == []
         page.keyboard.press("n")
         page.wait_for_function("!document.querySelector('.case .said')")
         rater = log_in("anna", "/rate/")
@@ -116,6 +118,7 @@ def test_votes_are_hidden_until_the_lead_has_answered(tmp_path: Path) -> None:
         said = rater.inner_text(".feedback")
         assert "<i>The second one is right.</i>" in said
         assert "is much better. Your lead:" in said
+        assert faults_of_both(rater, axe) == []
         assert errors == []
         browser.close()
         assert verify(store).faults == []

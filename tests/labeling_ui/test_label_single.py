@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from label_support import CHROMIUM, answer, make_pair, needs_chromium, open_store, serving, tiebreak
+from test_label_browser import axe, faults_of_both  # noqa: F401
 
 from labeling_ui import label
 from labeling_ui.configuration import LabelConfig
@@ -341,7 +342,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 
 @needs_chromium
-def test_raters_answer_by_number_edit_reject_and_undo(served: tuple[str, Path], tmp_path: Path) -> None:
+def test_raters_answer_by_number_edit_reject_and_undo(
+    served: tuple[str, Path],
+    tmp_path: Path,
+    axe: str,  # noqa: F811
+) -> None:
     from playwright.sync_api import sync_playwright
 
     address, folder = served
@@ -372,6 +377,23 @@ def test_raters_answer_by_number_edit_reject_and_undo(served: tuple[str, Path], 
         assert page.locator(".scale").is_hidden()
         assert page.locator("[data-do=both_bad]").is_hidden()
         press("b", "t", "e", "9")  # none of them is for ratings
+        assert page.inner_text(".flags").split() == [
+            "F",
+            "Unsafe",
+            "Personal",
+            "data",
+            "Broken",
+            "prompt",
+            "Wrong",
+            "language",
+        ]
+        press("f", "1")
+        assert page.is_checked("[value=unsafe][data-of=A]"), "one answer: a flag needs no letter"
+        press("1", "Escape", "?")
+        assert "criteria" not in page.inner_text("[data-card=keys]")
+        assert "then A or B" not in page.inner_text("[data-card=keys]")
+        press("Escape")
+        assert faults_of_both(page, axe) == []
         press("4")
         wait_for("review", "q1")
         page.wait_for_function("document.querySelector('.saved').innerText.includes('4 of 5: good')")
@@ -382,6 +404,7 @@ def test_raters_answer_by_number_edit_reject_and_undo(served: tuple[str, Path], 
         page.keyboard.press("Escape")
         page.keyboard.press("1")
         assert "accept it as edited" in page.inner_text(".banner")
+        assert faults_of_both(page, axe) == []
         page.keyboard.press("2")
         wait_for("review", "q2")
         press("u")  # the edit is there again
@@ -392,10 +415,13 @@ def test_raters_answer_by_number_edit_reject_and_undo(served: tuple[str, Path], 
         wait_for("review", "q2")
         press("3")  # waits for the reason
         page.wait_for_selector("[name=rationale]:focus")
+        assert page.get_attribute("[name=rationale]", "placeholder") == "Reason (needed to reject)"
         page.keyboard.type("made up")
         page.keyboard.press("Enter")
         wait_for("classify", "q3")
+        assert page.get_attribute("[name=rationale]", "placeholder") == "Reason (optional)"
         assert page.locator(".values").inner_text().split("\n")[-1] == "<b>medicine</b>"
+        assert faults_of_both(page, axe) == []
         press("2")
         wait_for("review", "q4")
         press("1")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from label_support import CHROMIUM, make_pair, needs_chromium, open_store, serving
+from test_label_browser import axe, faults_of_both  # noqa: F401
 
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError
@@ -195,7 +196,7 @@ def test_inconsistent_repeats_stop_a_rater(url: str) -> None:
 
 
 @needs_chromium
-def test_a_rater_takes_the_test_is_stopped_and_a_lead_decides(tmp_path: Path) -> None:
+def test_a_rater_takes_the_test_is_stopped_and_a_lead_decides(tmp_path: Path, axe: str) -> None:  # noqa: F811
     from playwright.sync_api import sync_playwright
 
     url = f"sqlite:///{tmp_path}/label.sqlite"
@@ -246,11 +247,15 @@ def test_a_rater_takes_the_test_is_stopped_and_a_lead_decides(tmp_path: Path) ->
         page.wait_for_selector(".rest.held")
         assert "A short pause" in page.inner_text(".rest")
         assert page.locator(".banner").is_hidden()
+        assert page.inner_text(".saved") == "", "it cannot be undone"
+        assert faults_of_both(page, axe) == []
 
         lead = log_in("lead", "/lead/#view=raters")
         lead.wait_for_selector(".raters .held")
         assert "stopped: judgments at a careful pace" in lead.inner_text(".raters .held")
         lead.click(f"[data-person={rater.id}]")
+        lead.wait_for_selector("[data-stand=qualified]")
+        assert faults_of_both(lead, axe) == []
         lead.click("[data-stand=qualified]")
         lead.wait_for_selector(".raters tr:not(.held) [data-person]")
         lead.wait_for_selector("[data-stand=stopped]")
