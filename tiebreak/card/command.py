@@ -25,7 +25,7 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config, read_yaml
 from tiebreak.errors import ConfigError, HandoffError, MachineError, counted, exit_with_message
 from tiebreak.page.document import build_document
-from tiebreak.page.markup import Markup, el
+from tiebreak.page.markup import Markup, el, join
 from tiebreak.page.numbers import short
 from tiebreak.page.tables import note
 from tiebreak.records import write_text_atomically
@@ -36,7 +36,8 @@ from tiebreak.terminal import show
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _STYLE = (
-    ".blank{border-left:3px solid #c90;padding-left:.6em}.from{opacity:.65;font-size:.85em}li{overflow-wrap:anywhere}"
+    ".blank{border-left:3px solid #c90;padding-left:.6em;list-style:none}.from{opacity:.65;font-size:.85em}li{overflow-wrap:anywhere}"
+    "h4{font-size:14px;margin:16px 0 4px}"
 )
 
 
@@ -164,14 +165,14 @@ def _front_matter(subject: Subject) -> dict[str, object]:
 def as_page(title: str, parts: Sequence[Part], answers: Mapping[str, str], form: str) -> str:
     """The card as a page that opens without a network."""
     header = el("div", el("h1", title), note(NOTES[form]) if NOTES[form] else None)
-    sections = [
-        (
-            f"part-{n}",
-            part.title,
-            el("ul", [_item(entry, answers) for entry in part.entries]) if part.entries else el("p"),
-        )
-        for n, part in enumerate(parts)
-    ]
+    sections: list[tuple[str, str, Markup]] = []
+    for n, part in enumerate(parts):
+        body = el("ul", [_item(entry, answers) for entry in part.entries]) if part.entries else Markup()
+        if part.level > 2 and sections:
+            name, above, before = sections[-1]
+            sections[-1] = (name, above, join(before, el(f"h{part.level}", part.title), body))
+        else:
+            sections.append((f"part-{n}", part.title, body))
     return build_document(title, header, sections, {}, style=_STYLE)
 
 

@@ -55,6 +55,8 @@ def shown(value: Any) -> str:
 
     >>> shown(0.123456), shown({"train": 1200, "test": 3}), shown([0.25, 0.5]), shown(True)
     ('0.1235', 'train 1,200, test 3', '0.25 to 0.5', 'yes')
+    >>> shown({"prompts": {"train": 9, "test": 3}, "cut_off": 0})
+    'prompts (train 9, test 3), cut off 0'
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -63,11 +65,15 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+        return ", ".join(f"{str(key).replace('_', ' ')} {_within(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
         numbers = len(value) == 2 and all(isinstance(one, float) for one in value)
         return (" to " if numbers else ", ").join(shown(one) for one in value)
     return " ".join(str(value).split())
+
+
+def _within(value: Any) -> str:
+    return f"({shown(value)})" if isinstance(value, Mapping) else shown(value)
 
 
 def look_up(manifest: Manifest, key: str) -> Any:

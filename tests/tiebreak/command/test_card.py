@@ -94,6 +94,8 @@ def test_the_page_needs_no_network_and_shows_text_as_text(runs: Path) -> None:
     assert "default-src &#x27;none&#x27;" in text
     assert "9. Monitoring after release" in text
     assert "1,234" in text
+    assert "<h3>2 (b) Design and its reasons</h3><ul>" in text
+    assert text.count("2 (b) Design") == 1, "links lead to whole parts"
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
