@@ -201,13 +201,18 @@ def counted_on_meta(values: Mapping[str, Any], name: str) -> Shape:
     """The shape of any architecture that transformers has, by building it without memory.
 
     Raises:
-        ModelError: transformers does not have it.
+        ModelError: transformers does not have it, or it has no attention.
     """
     import torch
 
     model = on_meta(values, name)
     config = model.config
     text = config.get_text_config()
+    if not hasattr(text, "num_attention_heads"):
+        raise ModelError(
+            f"{name}: a plan counts by attention heads, and a model of type {values.get('model_type', '')!r} has none; it "
+            "is trained and sampled without a plan"
+        )
     hidden, heads, layers = text.hidden_size, text.num_attention_heads, text.num_hidden_layers
     head = model.get_output_embeddings()
     found: dict[tuple[str, int, int], int] = {}

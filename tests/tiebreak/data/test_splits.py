@@ -153,6 +153,27 @@ def test_every_reader_refuses_a_prompt_in_two_splits(tmp_path: Path, read: Any) 
     assert caught.value.faults == [f"{identity('Why?')}: train at {source}:1, validation at {source}:2"]
 
 
+def test_files_named_as_splits_stay_apart_and_one_file_under_both_names_is_refused(tmp_path: Path) -> None:
+    """As SFT reads them: nothing is shared out anew."""
+    rows = [{"prompt": f"Question {n}?", "completion": "Yes."} for n in range(12)]
+    apart, same = tmp_path / "apart", tmp_path / "same"
+    for folder, held_out in ((apart, rows[9:]), (same, rows)):
+        folder.mkdir()
+        write_rows(folder / "train.jsonl", rows[:9] if folder == apart else rows)
+        write_rows(folder / "validation.jsonl", held_out)
+
+    def read(folder: Path, splits: str = "") -> list[list[str]]:
+        config = SFTConfig(output="x", policy="p", demonstrations=f"{folder}{splits}", validation_share=0.3)
+        stage: Any = SimpleNamespace(config=config, rules=Rules(validation_share=0.3))
+        return [[one.prompt.messages[0].text for one in part] for part in SFT.read(stage)]
+
+    texts = [row["prompt"] for row in rows]
+    assert read(apart) == read(apart, "@train+validation") == [texts[:9], texts[9:]]
+    with pytest.raises(DataError, match=r"12 prompts .*in two splits") as caught:
+        read(same)
+    assert f"train at {same}/train.jsonl:1, validation at {same}/validation.jsonl:1" in caught.value.faults[0]
+
+
 def test_a_column_named_split_that_holds_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"Question {n}?", "split": ["math", "code"][n % 2]} for n in range(6)]
     source = str(write_rows(tmp_path / "rows.jsonl", rows))

@@ -8,15 +8,24 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from small_models import ARCHITECTURES, SIZES
-from support import run_here
+from support import TINY_TRAINING, run_here, write_config
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from tiebreak.config import AdapterConfig
 from tiebreak.config.adapter import lora_config
 from tiebreak.errors import ConfigError
 from tiebreak.models.adapters.targets import ModelLayers, require_frozen_head, require_targets
+from tiebreak.runs.run import read_manifest
 
 
 def llama() -> nn.Module:
@@ -115,3 +124,50 @@ def test_through_the_command_line(stage: str, tiny_model: Path, raw_data: Path, 
     assert "has no module 'v_porj'" in message
     assert "did you mean v_proj" in message
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def trains(policy: Path, targets: list[str] | str, raw_data: Path, folder: Path) -> tuple[int, str]:
+    """Two steps of SFT into folder/out: status and messages."""
+    config = write_config(
+        folder / "sft.yaml",
+        output=folder / "out",
+        policy=policy,
+        demonstrations=raw_data / "demonstrations.jsonl",
+        adapter={"r": 2, "alpha": 4, "target_modules": targets},
+        training={**TINY_TRAINING, "learning_rate": 1e-2, "max_steps": 2},
+        tracking={"mode": "disabled"},
+    )
+    return run_here("sft", "--config", config)
+
+
+def test_an_adapter_on_the_embeddings_is_trained_saved_and_read_again(
+    tiny_model: Path, raw_data: Path, tmp_path: Path
+) -> None:
+    """PEFT names the matrices of embeddings otherwise, and starts A at zero: what is saved has left it."""
+    status, message = trains(tiny_model, ["q_proj", "embed_tokens"], raw_data, tmp_path)
+    assert status == 0, message
+    assert read_manifest(tmp_path / "out")["probe_difference"] <= 1e-5
+    saved = load_file(tmp_path / "out" / "final" / "adapter_model.safetensors")
+    (matrix,) = (weight for name, weight in saved.items() if "embed_tokens" in name and "embedding_A" in name)
+    assert matrix.abs().max() > 1e-4
+
+
+def test_a_model_without_attention_trains_or_says_which_layers_it_can_have_an_adapter_on(
+    tiny_model: Path, raw_data: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4, **tokens)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    (tmp_path / "refused").mkdir()
+    status, message = trains(tmp_path / "mamba", ["in_proj", "out_proj"], raw_data, tmp_path / "refused")
+    assert status == 2
+    assert "PEFT cannot adapt MambaForCausalLM" in message
+    assert "'out_proj' is incompatible" in message
+    status, message = trains(tmp_path / "mamba", "all-linear", raw_data, tmp_path)
+    assert status == 0, message
+    assert "not planned: " in message
+    assert "a model of type 'mamba' has none" in message
+    assert read_manifest(tmp_path / "out")["probe_difference"] <= 1e-5

@@ -96,6 +96,8 @@ def test_any_other_architecture_is_counted_on_the_meta_device() -> None:
     assert (shape.hidden, shape.layers) == (768, 12)
     with pytest.raises(ModelError, match="cannot build a model of type 'nonsense'"):
         to_shape({"model_type": "nonsense"}, "x")
+    with pytest.raises(ModelError, match="x: a plan counts by attention heads, and a model of type 'mamba' has none"):
+        to_shape({"model_type": "mamba", "num_hidden_layers": 1, "vocab_size": 9}, "x")
 
 
 def test_a_configuration_without_a_size_says_which(tmp_path: Path) -> None:

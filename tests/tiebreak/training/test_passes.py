@@ -344,11 +344,12 @@ def test_held_out_figures_do_not_depend_on_the_batches(tmp_path: Path, stage: st
 
 
 CASES = {
-    "ddp": ["dpo-2", "sft-1", "reward-1", "aot-1"],
+    "ddp": ["dpo-2", "sft-1", "reward-1", "aot-1", "sft-1-34"],
     "zero2": ["dpo-1", "sft-2"],
     "zero3": ["dpo-2", "reward-1", "aot-1"],
 }
-"""what two processes train one after another, so that a launcher starts once: stage, and batches that it accumulates"""
+"""what two processes train one after another, so that a launcher starts once: stage, batches that it accumulates, and how
+many rows if not 36"""
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +372,7 @@ def written_by(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("launcher", "case"),
-    [(launcher, case) for launcher, cases in CASES.items() for case in cases if not case.startswith("aot")],
+    [(launcher, case) for launcher, cases in CASES.items() for case in cases if case[-2] == "-" and case[:3] != "aot"],
 )
 def test_two_processes_are_one(
     tmp_path: Path, trained_by_two: Callable[[str, str], Path], launcher: str, case: str
@@ -398,6 +399,18 @@ def test_two_processes_are_one(
     assert_same_weights(tmp_path, two)
 
 
+def test_two_processes_are_one_in_a_last_step_of_fewer_rows(
+    tmp_path: Path, trained_by_two: Callable[[str, str], Path]
+) -> None:
+    """Of 34 rows the sixth step takes four: two long ones on one process, a long and a short one on the other."""
+    two = trained_by_two("ddp", "sft-1-34")
+    write_trained(tmp_path, "sft", 6, rows=34)
+    alone = json.loads((tmp_path / "process-0.json").read_text())
+    assert len(alone["rows"]) == STEPS
+    assert_same_rows(written_by(two)[0]["rows"], alone["rows"], METRICS["sft"], allowed=1e-5)
+    assert_same_weights(tmp_path, two)
+
+
 def test_processes_that_cut_the_forward_wait_for_one_another(trained_by_two: Callable[[str, str], Path]) -> None:
     """`aot` needs its batch whole, so one process cuts its forward in more parts than the other.
 
@@ -418,12 +431,12 @@ def assert_same_weights(one: Path, other: Path) -> None:
         torch.testing.assert_close(others[name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def write_trained(folder: Path, stage: str, batch: int, accumulation: int = 1) -> None:
+def write_trained(folder: Path, stage: str, batch: int, accumulation: int = 1, rows: int = 36) -> None:
     """Train on rows of which three are long, three short, and so on; what was logged and learned, in files."""
-    rows = random_pairs(36)
-    rows = [replace(p, prompt=[2 + n % 29] * (20 if n % 6 < 3 else 2)) for n, p in enumerate(rows)]
+    pairs = random_pairs(36)[:rows]
+    pairs = [replace(p, prompt=[2 + n % 29] * (20 if n % 6 < 3 else 2)) for n, p in enumerate(pairs)]
     update = {"per_device_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": STEPS}
-    trainer = BUILDERS[stage](folder, rows, training=TRAINING.model_copy(update=update))
+    trainer = BUILDERS[stage](folder, pairs, training=TRAINING.model_copy(update=update))
     trainer.args.train_sampling_strategy = "sequential"
     trainer.args.save_strategy = "no"
     trainer.args.per_device_eval_batch_size = batch
@@ -455,8 +468,8 @@ def write_all(folder: Path, cases: list[str]) -> None:
     from accelerate.state import AcceleratorState, GradientState
 
     for case in cases:
-        stage, accumulation = case.split("-")
-        write_trained(folder / case, stage, batch=3, accumulation=int(accumulation))
+        stage, accumulation, *rows = case.split("-")
+        write_trained(folder / case, stage, 3, int(accumulation), *map(int, rows))
         torch.distributed.barrier()
         AcceleratorState._reset_state()
         GradientState._reset_state()
