@@ -36,8 +36,8 @@ from tiebreak.terminal import show
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _STYLE = (
-    ".blank{border-left:3px solid #c90;padding-left:.6em;list-style:none}.from{opacity:.65;font-size:.85em}li{overflow-wrap:anywhere}"
-    "h4{font-size:14px;margin:16px 0 4px}"
+    ".blank{border-left:3px solid #c90;padding-left:.6em;list-style:none}.from{opacity:.65;font-size:.85em}"
+    "li{overflow-wrap:anywhere}h4{font-size:14px;margin:16px 0 4px}"
 )
 
 
