@@ -153,14 +153,14 @@ class LabelConfig(StageConfig):
         if self.answers and self.simulated:
             raise ValueError("answers: simulated raters compare two answers: set simulate: false, or leave answers out")
         if self.inspect is not None and not (self.answers and self.batch):
-            raise ValueError("inspect: it is of a lot of answers with a name: set answers and batch")
+            raise ValueError("inspect: needs a named batch of answers: set answers and batch")
         if self.task is not None and not self.answers:
-            raise ValueError("task: it is of the rows of answers, and there are none: name a file")
+            raise ValueError("task: applies to rows of answers, and there are none: set answers")
         if not self.pairs and (self.simulated or not others):
             raise ValueError("pairs: missing: a run folder of sample, or a file of prompt, response_a and response_b")
         if self.judges and self.ranking:
             raise ValueError(
-                "judges: they compare two by two, and people are to rank all completions at once: set ranking: false"
+                "judges: a judge compares two completions, but ranking asks people to rank them all: set ranking: false"
             )
         return self
 
@@ -181,7 +181,7 @@ class LabelConfig(StageConfig):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"criteria: two have the name {repeated[0]}")
         if len(names) > MAX_NAMES:
-            raise ValueError(f"criteria: {len(names)}, but a judgment has room for {MAX_NAMES}")
+            raise ValueError(f"criteria: {len(names)} are too many: at most {MAX_NAMES}")
         for key, names_of_key in (("flags", list(self.flags)), ("spans", list(self.spans))):
             if len(names_of_key) > MOST_BY_DIGIT:
                 raise ValueError(f"{key}: {len(names_of_key)}, but only the digits 1 to {MOST_BY_DIGIT} choose them")

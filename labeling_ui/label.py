@@ -227,7 +227,7 @@ def read_judgments(source: str) -> list[Judgment]:
         raise HandoffError(f"judges: {source} is a finished '{manifest['stage']}' run: give the folder of a judge run")
     judgments = [one.judgment for one in read_records(Path(source) / "final" / "judgments.jsonl", ExportedJudgment)]
     if others := sorted({one.kind for one in judgments} - {"model"}):
-        raise HandoffError(f"judges: {source} holds {' and '.join(others)} judgments: only a model's are a judge's")
+        raise HandoffError(f"judges: {source} has {' and '.join(others)} judgments: a judge run has a model's only")
     return judgments
 
 
@@ -489,7 +489,7 @@ def _import(words: list[str]) -> None:
     if arguments.format == "tiebreak":
         own = partial(own, adjudications=arguments.adjudications)
     elif arguments.adjudications:
-        raise ConfigError(f"label import --format {arguments.format}: --adjudications are of Tiebreak's format alone")
+        raise ConfigError(f"label import --format {arguments.format}: --adjudications needs Tiebreak's own format")
     read = own if arguments.format == "tiebreak" else partial(read_foreign, arguments.format, names=arguments.fields)
     records = read(pairs=arguments.pairs, judgments=arguments.judgments)
     source = arguments.pairs or arguments.judgments or ""

@@ -245,7 +245,7 @@ def _whole(result: Verification) -> str:
 
 def _refuse_selection(arguments: SelectArguments) -> None:
     if arguments.ids or arguments.pairs is not None or arguments.from_batch is not None:
-        raise ConfigError("label restore: --backup restores a whole store: name no pairs with it")
+        raise ConfigError("label restore: --backup restores a whole store: leave the pairs out")
 
 
 def correct(words: Sequence[str]) -> None:
@@ -254,7 +254,7 @@ def correct(words: Sequence[str]) -> None:
     store = Store.open(arguments.store)
     pairs, source = read_pairs(arguments.pairs, arguments.columns), identify_input(arguments.pairs).id
     made = store.correct_pairs(_known(store, pairs), source=arguments.pairs, source_id=source)
-    print(f"corrected {counted(len(made), 'pair')}; judgments of the earlier versions are kept aside")
+    print(f"corrected {counted(len(made), 'pair')}; judgments of the earlier versions stay in the store, unused")
     for one in made:
         gold = "; its known answer was the earlier version's: make it gold again" if one.gold else ""
         print(f"  {one.pair_id} is now {one.replaced_by}{gold}")
@@ -278,7 +278,7 @@ def reject(words: Sequence[str]) -> None:
     effect = store.preview_rejection(selection)
     if not arguments.preview:
         if not arguments.reason:
-            raise ConfigError("label reject: --reason says why; --preview true only says what it would do")
+            raise ConfigError("label reject: give a --reason, or --preview true to see the effect only")
         store.reject(selection, arguments.reason, again=arguments.again)
     print(
         f"{'would reject' if arguments.preview else 'rejected'} {counted(effect.judgments, 'judgment')} of "
@@ -291,7 +291,7 @@ def _midnight_ms(day: str) -> int:
     try:
         begins = date.fromisoformat(day)
     except ValueError as error:
-        raise ConfigError(f"label reject: {day!r} is no day, as 2026-12-24") from error
+        raise ConfigError(f"label reject: {day!r} is not a day such as 2026-12-24") from error
     return round(datetime(begins.year, begins.month, begins.day, tzinfo=UTC).timestamp() * 1000)
 
 

@@ -319,7 +319,7 @@ def _refuse_many(
     raise DataError(
         f"{len(earlier)} of {rows} {nearness.what} overlap an earlier one by {nearness.threshold:g} or more "
         f"(near_duplicate), above max_near_duplicate_share ({nearness.max_share:g}): nothing was written. Keep them with "
-        "near_duplicate: 1 (exact copies alone are dropped then), or drop them with max_near_duplicate_share: 1",
+        "near_duplicate: 1 (then only exact copies are dropped), or drop them with max_near_duplicate_share: 1",
         examples[:5],
     )
 

@@ -55,7 +55,7 @@ def import_records(
         settled: leads' answers, which override the votes and count as nobody's.
 
     Raises:
-        DataError: judgments of unknown pairs or completions, or pairs that the store has settled otherwise; all are
+        DataError: judgments of unknown pairs or completions, or pairs that the store has settled differently; all are
             listed.
         StoreError: simulated judgments and people's would share the store.
     """
@@ -104,7 +104,7 @@ def _settle(tx: Transaction, settled: Sequence[Judgment], items: Sequence[Item],
             there[item.id] = judgment
             new += 1
         elif there[item.id] != judgment:
-            faults.append(f"{where}: {item.id} is settled otherwise, by {there[item.id].rater_id}")
+            faults.append(f"{where}: {item.id} is already settled differently, by {there[item.id].rater_id}")
     if faults:
         raise DataError(f"cannot import {counted(len(faults), 'settled answer')}", faults)
     return new

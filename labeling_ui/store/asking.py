@@ -117,7 +117,7 @@ class Questionnaire(Section):
         if unasked := sorted({*draft.flags, *_flat(draft.answer_flags)} - set(self.flags)):
             faults.append(f"flags: unknown flag {unasked[0]!r}: expected one of {', '.join(self.flags)}")
         if misplaced := sorted(flag for flag in _flat(draft.answer_flags) if self.flags.get(flag) == "prompt"):
-            faults.append(f"answer_flags: {misplaced[0]} is said of the prompt, in flags")
+            faults.append(f"answer_flags: {misplaced[0]} is a flag of the prompt: set it in flags")
         if unasked := sorted(set(draft.criteria) - {one.name for one in self.criteria}):
             faults.append(f"criteria: this campaign does not ask for {', '.join(unasked)}")
         if unasked := sorted({span.label for span in draft.spans} - set(self.spans)):

@@ -64,7 +64,7 @@ class BatchChange(Record):
             try:
                 return date.fromisoformat(day).isoformat()
             except ValueError as error:
-                raise ValueError("a deadline is a day, as 2026-12-24") from error
+                raise ValueError("a deadline must be a day such as 2026-12-24") from error
         return day
 
 
@@ -176,7 +176,7 @@ def check_id(name: str, source: Source) -> None:
     if not 0 < len(name) <= MAX_ID_CHARACTERS or name.strip(".") == "":
         raise StoreError(
             f"the pair id {name[:60]!r} in {source.name} cannot be used: it must have 1 to {MAX_ID_CHARACTERS} characters "
-            "and not be of dots alone. Change it, or leave the column out: the id is then a hash of the pair"
+            "and not only dots. Change it, or leave the column out: the id is then a hash of the pair"
         )
 
 

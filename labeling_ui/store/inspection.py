@@ -137,8 +137,8 @@ def add_lot(
         return 0
     if find_batch(tx.connection, batch.name) is not None:
         raise StoreError(
-            f"batch {batch.name!r} of {url} exists, and {source.name} has {len(new)} answers that are not in it: a lot to "
-            "inspect is a batch of its own; name another"
+            f"batch {batch.name!r} of {url} exists, and {source.name} has {len(new)} answers that are not in it: "
+            "inspect needs a new batch: give another name"
         )
     if any(not isinstance(one, SingleAnswer) or one.task != "review" for one in new):
         raise StoreError(f"inspect: only answers to review can be inspected, but {source.name} has others")

@@ -194,7 +194,7 @@ def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, .
     if is_single(task):
         return _build_assessment(answer, rater, pair_id, shown[0], task)
     if answer.value is not None:
-        raise RefusedError("a value is of a single answer: this pair needs an answer about its completions")
+        raise RefusedError("a value is for single answers: this is a pair, so compare its completions")
     ranks = len(shown) > 2
     if answer.ranking is not None and sorted(name for group in answer.ranking for name in group) != sorted(shown):
         raise RefusedError("ranking must contain every completion of the pair, once")
@@ -204,7 +204,7 @@ def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, .
     if answer.aspects and ranks:
         raise RefusedError(f"aspects compare two sides, but this pair has {len(shown)} completions")
     if set(_named_by(answer)) - set(shown):
-        raise RefusedError("flags, criteria and spans of single answers must be of this pair's completions")
+        raise RefusedError("flags, criteria and spans of answers must name completions of this pair")
     fields = answer.model_dump(exclude=_NOT_IN_JUDGMENT | {"value"})
     fields |= {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
     return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **fields)
@@ -216,7 +216,7 @@ def _build_assessment(answer: Answer, rater: Any, pair_id: str, shown: str, task
     if answer.aspects:
         raise RefusedError("aspects compare two sides, but this is a single answer")
     if set(_named_by(answer)) - {shown}:
-        raise RefusedError("flags, criteria and spans of single answers must be of this one")
+        raise RefusedError("flags, criteria and spans must name this answer")
     if answer.value == "reject" and task == "review" and not answer.rationale.strip():
         raise RefusedError("a rejected answer needs a reason")
     fields = answer.model_dump(exclude=_NOT_IN_JUDGMENT | {"answer", "both_bad", "ranking", "aspects"})
@@ -341,9 +341,9 @@ def _refuse_held(rater: Any) -> None:
 
 def _refuse_settled(tx: Transaction, item_id: str) -> None:
     if is_withdrawn(tx, item_id):
-        raise RefusedError("a lead has withdrawn this pair since: your answer stays as it is")
+        raise RefusedError("a lead has since withdrawn this pair: your answer stays as it is")
     if st.SETTLED.one(tx.connection, item=item_id) is not None:
-        raise RefusedError("a lead has settled this pair since: your answer stays as it is")
+        raise RefusedError("a lead has since settled this pair: your answer stays as it is")
 
 
 def _move_place(tx: Transaction, assignment: Any, *, was_skip: bool, is_skip: bool) -> None:
@@ -359,7 +359,7 @@ def _move_place(tx: Transaction, assignment: Any, *, was_skip: bool, is_skip: bo
     if is_skip:
         st.SKIP_ITEM.do(tx.connection, item=assignment.item_id)
     elif not st.UNSKIP_ITEM.do(tx.connection, item=assignment.item_id):
-        raise RefusedError("other raters have this pair since you skipped it: your skip stays")
+        raise RefusedError("other raters have taken this pair since you skipped it: your skip stays")
 
 
 def _assignment_to_answer(tx: Transaction, rules: Rules, rater_id: str, item_id: str) -> Any:

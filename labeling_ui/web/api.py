@@ -252,7 +252,7 @@ def begin_second_factor(desk: DeskOf, session: WritingSession) -> dict[str, str]
 def confirm_second_factor(desk: DeskOf, session: WritingSession, body: Code) -> dict[str, bool]:
     """Make it count from now on."""
     if not second_factor.confirm(desk.store, session.rater.id, body.code):
-        raise HTTPException(409, "The code is wrong, or of another time: is the phone's clock right?")
+        raise HTTPException(409, "The code is wrong or has expired. Check that the phone's clock is right.")
     return {"ok": True}
 
 

@@ -264,7 +264,7 @@ def asked_for(desk: Desk, answer: A) -> A:
     if answer.guideline_version in ("", desk.page.guideline_version, present):
         return answer.model_copy(update={"guideline_version": present})
     if answer.guideline_version not in desk.store.published("guidelines"):  # made before a change, and sent after it?
-        raise HTTPException(422, f"guideline_version: there are no such guidelines; the present ones are {present}")
+        raise HTTPException(422, f"guideline_version: unknown version; the current one is {present}")
     return answer
 
 

@@ -287,7 +287,7 @@ def restore_pairs(desk: DeskOf, lead: LeadWritingSession, body: PairIds) -> dict
 def correct_pairs(
     desk: DeskOf, lead: LeadWritingSession, body: Annotated[dict[str, Any], Body()]
 ) -> list[dict[str, Any]]:
-    """Replace pairs by new versions: `pairs`, records with the ids of the old ones, whose judgments are kept aside."""
+    """Replace pairs by new versions: `pairs`, records with the ids of the old ones, whose judgments stay, unused."""
     pairs = checked(PairCorrections, body).pairs
     made = desk.store.correct_pairs(pairs, source="corrections", source_id="corrections", by=lead.rater.id)
     return [vars(one) for one in made]

@@ -28,7 +28,7 @@ MAX_UPLOAD_BYTES = 50_000_000
 MAX_UPLOAD_SECONDS = 300
 UPLOAD = "/api/lead/pairs/upload"
 """The one address to which leads may send larger bodies."""
-_TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES} bytes, and states how many"
+_TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES} bytes, and must state its length"
 PAGES = ("/rate", "/lead", "/login")
 
 _POLICY = "; ".join(

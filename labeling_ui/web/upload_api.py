@@ -81,7 +81,7 @@ def _read(content: bytes, name: str) -> list[Pair]:
         except TiebreakError as error:
             raise HTTPException(422, printable(str(error).replace(str(file), name))) from error
         except OSError as error:
-            raise HTTPException(422, f"{name}: cannot be read under this name") from error
+            raise HTTPException(422, f"{name}: the file cannot be read: rename it") from error
     if not pairs:
         raise RefusedError(f"{name} has no pairs")
     return pairs

@@ -175,13 +175,13 @@ def _value(text: str, finding: Finding) -> str:
 def _require_pattern(kind: str, expression: str) -> None:
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", kind):
         raise ConfigError(
-            f"anonymise.patterns: {kind!r} is written into the text: use capitals, digits and _, as ORDER_ID"
+            f"anonymise.patterns: {kind!r} becomes a tag in the text: use capitals, digits and _, as ORDER_ID"
         )
     try:
         if re.compile(expression).match(""):
             raise ConfigError(f"anonymise.patterns.{kind}: {expression!r} matches the empty text")
     except re.error as error:
-        raise ConfigError(f"anonymise.patterns.{kind}: {expression!r} is no regular expression: {error}") from error
+        raise ConfigError(f"anonymise.patterns.{kind}: {expression!r} is not a regular expression: {error}") from error
 
 
 def _read_words(path: str) -> list[str]:

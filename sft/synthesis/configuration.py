@@ -88,14 +88,14 @@ class SynthesiseConfig(StageConfig):
                     + (f": did you mean {near[0]}?" if near else f"; there are {', '.join(PAPERS)}")
                 )
             if rows < 1:
-                raise ValueError(f"{name}: {rows} rows; at least 1")
+                raise ValueError(f"{name}: {rows} rows: must be at least 1")
         return methods
 
     @model_validator(mode="after")
     def _complete(self) -> SynthesiseConfig:
         written = [name for name in self.methods if name in WRITTEN]
         if self.endpoint is not None and self.model is not None:
-            raise ValueError("endpoint and model: one writer")
+            raise ValueError("endpoint and model: set only one writer")
         if written and self.endpoint is None and self.model is None:
             raise ValueError(f"{written[0]}: needs a writer: endpoint or model")
         if not written and not ("templates" in self.methods and self.has_writer):

@@ -285,7 +285,7 @@ def test_settled_answers_come_back_as_settled_answers(tmp_path: Path) -> None:
     write_jsonl(contrary, [row.judgment.model_copy(update={"answer": -3})])
     words = ("--pairs", str(file), "--adjudications", str(contrary), "--store", store.url)
     refused = tiebreak("label", "import", *words, ok=False)
-    assert "contrary.jsonl:1: pair-0 is settled otherwise, by lead" in refused.stderr
+    assert "contrary.jsonl:1: pair-0 is already settled differently, by lead" in refused.stderr
     store.close()
 
 

@@ -119,7 +119,7 @@ def test_a_bad_sample_is_noticed_at_once_and_all_are_reviewed(url: str) -> None:
     assert store.claim("r0") is None
     assert store.status()["judgments_wanted"] == store.judged() == 40
     assert verify(store).faults == []
-    with pytest.raises(StoreError, match="a lot to inspect is a batch of its own"):
+    with pytest.raises(StoreError, match="inspect needs a new batch"):
         store.add_lot([make_single(99, "review")], Batch("lot"), LOOSE, seed=0, source="s", source_id="t")
     assert (
         store.add_lot([make_single(3, "review", "text 3")], Batch("lot"), LOOSE, seed=0, source="s", source_id="t") == 0

@@ -160,7 +160,7 @@ def test_what_is_said_of_each_answer_is_kept_by_id_and_exported(served: ServedPa
         ({"criteria": {"correct": 1, "field": "biology"}}, 422, "one of law, =1+1"),
         ({"criteria": {"correct": 1, "beauty": 1}}, 422, "does not ask for beauty"),
         ({"flags": ["personal_data"]}, 422, "unknown flag 'personal_data'"),
-        ({"answer_flags": {"A": ["broken_prompt"]}}, 422, "broken_prompt is said of the prompt"),
+        ({"answer_flags": {"A": ["broken_prompt"]}}, 422, "broken_prompt is a flag of the prompt"),
         ({"answer_flags": {"0-0": ["unsafe"], "Z": ["unsafe"]}}, 409, "of this pair"),
         ({"spans": [{"completion": "A", "start": 0, "end": 999, "label": "good"}]}, 409, "but a passage ends at 999"),
         ({"spans": [{"completion": "A", "start": 3, "end": 3, "label": "good"}]}, 422, "ends after its start"),

@@ -184,7 +184,7 @@ def test_what_the_task_does_not_ask_is_refused(
 def test_a_pair_takes_no_value(tmp_path: Path) -> None:
     store = open_store(tmp_path, [make_pair(0)])
     store.claim("r0")
-    with pytest.raises(RefusedError, match="a value is of a single answer"):
+    with pytest.raises(RefusedError, match="a value is for single answers"):
         assess(store, "r0", "pair-0", 3)
 
 

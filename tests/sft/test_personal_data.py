@@ -269,7 +269,7 @@ def test_the_map_is_encrypted_and_outside_the_run(
     [
         ({"kinds": ["EMIAL"]}, "no kind EMIAL; there are ADDRESS, BIRTH_DATE"),
         ({"patterns": {"order": "A"}}, "use capitals"),
-        ({"patterns": {"ORDER": "A["}}, "is no regular expression"),
+        ({"patterns": {"ORDER": "A["}}, "is not a regular expression"),
         ({"patterns": {"ORDER": "A*"}}, "matches the empty text"),
         ({"mode": "hash"}, "needs a secret key, and TIEBREAK_PII_KEY is not set"),
     ],
