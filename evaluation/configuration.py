@@ -26,25 +26,25 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     prompts: str
     """a prepare run, a file, a folder or hub:NAME@SPLIT"""
     split: Split = "test"
-    """split to evaluate on. If no prompt names a split, test is all prompts, and validation those that training holds
-    out"""
+    """split to evaluate on. If no prompt names a split, test means all prompts, and validation those that training
+    holds out"""
     max_prompts: int | None = Field(default=None, ge=1)
-    """answer at most this many prompts, always the same; null: all"""
+    """answer at most this many prompts, always the same ones; null: all"""
     reward_model: str | None = None
-    """a finished reward run that scores every answer; null: no scores"""
+    """a finished reward run to score every answer; null: no scores"""
     yardstick: str = "rubric"
-    """rubric, or module:function of (prompt, answer) that returns a number, larger being better: beside the configuration
-    file, in the current folder, or installed"""
+    """rubric, or module:function of (prompt, answer), which returns a number (higher is better). The module is beside
+    the configuration file, in the current folder, or installed"""
     yardsticks: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
-    """several yardsticks by name, instead of `yardstick`; verdicts and win rates go by the first. rubric, reward, rouge,
+    """several yardsticks, instead of `yardstick`; verdicts and win rates use the first. Names: rubric, reward, rouge,
     bleu, chrf, meteor, exact_match, token_f1, ifeval:FILE, ifeval_loose:FILE, instructions:FILE, refusal, over_refusal,
-    compliance, keywords:FILE, language:CODE, tone, length, repetition, distinct_n, self_bleu, perplexity, bits_per_byte,
-    or module:function"""
+    compliance, keywords:FILE, language:CODE, tone, length, repetition, distinct_n, self_bleu, perplexity,
+    bits_per_byte, or module:function"""
     references: str | None = Field(default=None, exclude_if=lambda source: source is None)
     """demonstrations of the same prompts, whose answers are the references of rouge, bleu, chrf, meteor, exact_match and
     token_f1: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     samples_per_prompt: int = Field(default=1, ge=1, exclude_if=lambda count: count == 1)
-    """answers that each policy gives to a prompt; intervals and tests are over prompts"""
+    """answers per policy and prompt; intervals and tests are over prompts"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
     """how answers are drawn; the same for every policy"""
     seed: int = 0
@@ -54,7 +54,7 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     training: LoadingConfig = LoadingConfig()
     """how the policies are loaded: precision, attention kernel and remote code"""
     gate: str | None = None
-    """a file of requirements that a policy must meet, or the exit status is 3; null: none.
+    """a file of requirements for policies; if a policy fails, the exit status is 3; null: none.
     configs/gates/quickstart.yaml is an example"""
 
     printed: ClassVar[frozenset[str]] = frozenset({"gate"})
@@ -130,7 +130,7 @@ class CompareConfig(StageConfig):
     evaluation: str
     """the folder of a finished evaluate run"""
     runs: Folders = Field(default=[])
-    """further run folders whose curves to show, beside those that the evaluation was made from"""
+    """further run folders to show the curves of, besides those that the evaluation was made from"""
     against: Folders = Field(default=[])
     """folders of further evaluate runs on the same prompts, such as another seed's"""
     title: str = "Tiebreak: comparison of policies"
@@ -138,9 +138,10 @@ class CompareConfig(StageConfig):
     samples: int = Field(default=60, ge=0)
     """prompts whose answers are shown side by side"""
     next_step: str = ""
-    """the command to print last; empty: how to judge the sampled pairs by hand"""
+    """the command to print last; empty: the command to judge the sampled pairs by hand"""
     gate: str | None = None
-    """a file of requirements that the evaluation must meet, or the exit status is 3, with the report written; null: none"""
+    """a file of requirements for the evaluation; if it fails, the report is written and the exit status is 3; null:
+    none"""
 
     @property
     def checks_when_finished(self) -> bool:
@@ -152,12 +153,12 @@ class OverviewArguments(Section):
     the same."""
 
     output: str = "runs/overview"
-    """the folder for report.html and report.json, which are written anew"""
+    """the folder for report.html and report.json, which are overwritten"""
     title: str = "Tiebreak: comparison of runs"
     """title of the page"""
     samples: int = Field(default=200, ge=0)
     """prompts whose answers are shown side by side"""
     serve: bool = False
-    """show the page on 127.0.0.1 and keep it up to date while the runs go on; Ctrl-C ends it"""
+    """serve the page on 127.0.0.1 and update it while runs continue; Ctrl-C ends it"""
     port: int = Field(default=8765, ge=0, le=65535)
-    """with --serve; 0: any free one"""
+    """port for --serve; 0: any free port"""

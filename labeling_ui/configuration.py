@@ -37,29 +37,29 @@ class LabelConfig(StageConfig):
     """`tiebreak label`"""
 
     pairs: str = ""
-    """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional where raters
-    converse, or where `store` has pairs"""
+    """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional with `converse`
+    or `answers`, or if `store` has pairs"""
     columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
     """Tiebreak's name of a column: its name in the file of pairs, as in {prompt: question, response_a: left}; null: ignore
     the column"""
     judges: list[str] = Field(default_factory=list, exclude_if=lambda judges: not judges)
-    """finished judge runs on these pairs, whose judgments join the store as those of raters of kind model; people are asked
-    about every pair all the same"""
+    """finished judge runs on these pairs: their judgments are added to the store, with raters of kind model; people
+    still judge every pair"""
     answers: str = Field(default="", exclude_if=lambda answers: not answers)
-    """single answers to judge beside the pairs, or alone: rows of prompt, response and task, or a prepare run; they share
-    batch, pool and overlap with the pairs"""
+    """single answers to judge, with or without pairs: rows of prompt, response and task, or a prepare run; batch, pool
+    and overlap are those of the pairs"""
     task: SingleTask | None = Field(default=None, exclude_if=lambda task: task is None)
-    """what is asked about rows of `answers` that name no task. rate: a scale; review: accept, edit or reject; classify: one
+    """task for rows of `answers` that name none. rate: on a scale; review: accept, edit or reject; classify: choose one
     of `classes`"""
     inspect: InspectConfig | None = Field(default=None, exclude_if=lambda inspect: inspect is None)
-    """review a random sample of `answers`: where at most so many of it are defective, the rest is accepted, else all are
+    """review a random sample of `answers`: if few enough of them are defective, the rest is accepted, else all are
     reviewed; true: with all defaults"""
     ratings: list[str] = Field(default=list(RATINGS), exclude_if=lambda names: names == list(RATINGS))
-    """the steps of the scale of the task rate, from worst to best: two to nine; exports have their numbers, from 1"""
+    """rate: the two to nine steps of the scale, from worst to best; exports give their numbers, from 1"""
     classes: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
-    """the classes of the task classify: two to nine"""
+    """classify: the two to nine classes"""
     require: list[Requirement] = Field(default_factory=list, exclude_if=lambda required: not required)
-    """what the pairs must have been through. anonymised: they come from prepare runs with the step anonymise alone"""
+    """required processing of the pairs. anonymised: they may come only from prepare runs with the step anonymise"""
     converse: ConverseConfig | None = None
     """raters write, two policies answer, and the conversation continues with the better answer"""
     store: str | None = None
@@ -68,15 +68,15 @@ class LabelConfig(StageConfig):
     overlap: int = Field(default=1, ge=1, le=100)
     """raters per pair"""
     seed: int = Field(default=0, ge=0)
-    """random seed of the sides, combined with the rater and the pair"""
+    """random seed for the sides, combined with the rater and the pair"""
     ranking: bool = False
-    """rank all completions of a prompt at once; false: judge them two by two"""
+    """rank all completions of a prompt at once; false: judge them in pairs"""
     batch: str = Field(default="", max_length=100)
-    """the batch that these pairs join; leads set priority and pool by batch"""
+    """the batch to add these pairs to; leads set priority and pool by batch"""
     priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    """priority of the batch; higher is given out first"""
+    """priority of the batch; higher ones are given out first"""
     pool: str = Field(default="", max_length=100)
-    """the pool of raters that the batch is for; empty: everybody"""
+    """the pool of raters for the batch; empty: everybody"""
     repeat_share: float = Field(default=0.05, ge=0.0, le=0.5)
     """share of pairs that a rater gets a second time, unannounced, to measure self-consistency"""
     gold_share: float = Field(default=0.05, ge=0.0, le=0.5)
@@ -84,64 +84,64 @@ class LabelConfig(StageConfig):
     qualify: QualifyConfig | None = Field(default=None, exclude_if=lambda qualify: qualify is None)
     """a test of gold pairs that raters pass before they begin"""
     stop: StopConfig | None = Field(default=None, exclude_if=lambda stop: stop is None)
-    """stop raters whose gold accuracy, self-consistency or pace is bad, by sequential tests; true: with all defaults"""
+    """stop raters whose gold accuracy, self-consistency or pace fails a sequential test; true: with all defaults"""
     show_gold_agreement: bool = False
-    """show raters their gold accuracy, without today's judgments"""
+    """show raters their gold accuracy, except for today's judgments"""
     goal_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda goal: goal is None)
-    """judgments that each rater is asked for per day; their page shows today's count against it"""
+    """daily goal of judgments per rater; their page shows today's count against it"""
     break_after_minutes: int | None = Field(default=None, ge=1, le=600, exclude_if=lambda minutes: minutes is None)
-    """suggest a break to raters who work so long without one of five minutes; null: never"""
+    """suggest a break after this many minutes of work without a five-minute pause; null: never"""
     second_factor_for_leads: bool = Field(default=False, exclude_if=lambda asked: not asked)
-    """leads, reviewers and observers need the codes of an authenticator app beside their password"""
+    """require codes of an authenticator app, besides the password, from leads, reviewers and observers"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
-    """a pair that a rater leaves unanswered is free for others after this time"""
+    """offer a pair to others if a rater has not answered it after this time"""
     host: str = "127.0.0.1"
-    """address to listen on; 0.0.0.0, the network, needs accounts with passwords, and a proxy with HTTPS"""
+    """address to listen on; 0.0.0.0 (the network) needs accounts with passwords, and a proxy with HTTPS"""
     port: int = Field(default=7860, ge=1, le=65535)
     """port to listen on"""
     hosts: list[str] = Field(default_factory=list)
     """further host names of the server, such as a proxy's"""
     proxies: list[str] = Field(default_factory=list, exclude_if=lambda proxies: not proxies)
-    """addresses or networks of proxies in front, whose X-Forwarded-For, -Proto and -Host headers are trusted; empty: this
+    """addresses or networks of reverse proxies whose X-Forwarded-For, -Proto and -Host headers are trusted; empty: this
     machine's if `hosts` names any, or those in the environment variable FORWARDED_ALLOW_IPS"""
     prefix: str = Field(default="", pattern=r"^(/[\w.~-]+)*$", exclude_if=lambda prefix: not prefix)
-    """the path that the pages are under, behind a proxy, such as /label; empty: none"""
+    """path of the pages behind a proxy, such as /label; empty: none"""
     title: str = "Which answer is better?"
     """the question above every pair"""
     guidelines: str = ""
     """instructions for raters: Markdown, or the path of a .md file"""
     guideline_version: str = "1"
-    """recorded with every judgment, beside a hash of the text: where either changes, everybody is asked to accept again"""
+    """recorded with every judgment, with a hash of the text: if either changes, all raters must accept again"""
     aspects: list[Literal["helpful", "honest", "harmless"]] = Field(default_factory=list)
-    """criteria that are judged separately, each on the same bar"""
+    """criteria to judge separately, each on the same bar"""
     criteria: list[Criterion] = Field(default_factory=list, exclude_if=lambda criteria: not criteria)
-    """the campaign's own questions beside the vote: {name: correct, question: Which is more correct?, scale: bar}"""
+    """your own questions in addition to the vote: {name: correct, question: Which is more correct?, scale: bar}"""
     flags: dict[str, FlagTarget] = Field(default_factory=dict, exclude_if=lambda flags: not flags)
-    """flags that raters may set, each of single answers or of the prompt; empty: {unsafe: answers, personal_data: answers,
+    """flags for raters, each for single answers or for the prompt; empty: {unsafe: answers, personal_data: answers,
     broken_prompt: prompt, wrong_language: answers}"""
     ask_reason: bool = True
     """show a field for a reason"""
     reasons: Required = Field(default="never", exclude_if=lambda reasons: reasons == "never")
-    """when a reason is required: always; strong: for much better; never. A skip needs none"""
+    """when a reason is required. strong: for much better. A skip never needs one"""
     spans: dict[str, Literal[-1, 0, 1]] = Field(default_factory=dict, exclude_if=lambda labels: not labels)
-    """labels for passages that raters mark in an answer, and what each says of them (1 good, -1 bad, 0 neither):
-    {wrong: -1, unsafe: -1, good: 1, unsupported: -1}"""
+    """labels for passages that raters mark in an answer, each with its value (1 good, -1 bad, 0 neither): {wrong: -1,
+    unsafe: -1, good: 1, unsupported: -1}"""
     ask_links: bool = Field(default=False, exclude_if=lambda asked: not asked)
-    """show a field for web addresses as evidence; they are kept as text and never fetched"""
+    """show a field for links as evidence; they are stored as text and never fetched"""
     words: str | None = None
-    """a .json file with other words for the pages, such as a translation"""
+    """a .json file with the pages' texts in other words, such as a translation"""
     consent: str = ""
     """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
     consent_version: str = "1"
-    """recorded with the consent, beside a hash of the text: where either changes, everybody is asked again"""
+    """recorded with the consent, with a hash of the text: if either changes, all raters are asked again"""
     aggregation: AggregationConfig = AggregationConfig()
-    """how the votes on a pair become one preference: the method, and what happens to ties, skips and gold"""
+    """how votes on a pair become one preference: the method, and the use of ties, skips and gold"""
     formats: list[Format] = Field(default_factory=list)
     """further formats of the export: parquet (for datasets.load_dataset), datasets (for load_from_disk), unpaired (for
     KTO), csv (judgments, for spreadsheets)"""
     simulate: SimulateConfig | None = None
-    """simulated raters, who judge by a yardstick with a stated error rate, instead of people; true: with all
-    defaults; false: off"""
+    """simulated raters instead of people: they judge by a yardstick, with a given error rate; true: with all defaults;
+    false: off"""
 
     def function_names(self) -> dict[str, str]:
         named = self.simulate.yardstick if self.simulate and self.simulated else RUBRIC
@@ -242,7 +242,7 @@ class ImportArguments(Section):
     judgments: str | None = None
     """judgments in Tiebreak's format, or the tool's export"""
     adjudications: str | None = None
-    """settled answers of an export, its adjudications.jsonl; they settle the pairs again"""
+    """an export's adjudications.jsonl: the pairs are settled as they were there"""
     fields: FieldNames = FieldNames()
     """names in the other tool's project"""
 
@@ -253,9 +253,9 @@ class GoldArguments(Section):
     store: str
     """URL of the label store"""
     gold: str | None = None
-    """JSON Lines of `item_id` (a pair's id) and `preferred_id` (its better completion, null where neither is)"""
+    """JSON Lines of `item_id` (a pair's id) and `preferred_id` (its better completion; null: neither is)"""
     remove: list[str] = Field(default_factory=list)
-    """ids of gold pairs that are to be ordinary ones again"""
+    """ids of gold pairs to turn back into ordinary pairs"""
 
 
 class StoreArguments(Section):
@@ -277,7 +277,7 @@ class ExportArguments(Section):
     formats: list[Format] = Field(default_factory=list)
     """further formats beside JSON Lines"""
     aggregation: AggregationConfig = AggregationConfig()
-    """how the votes on a pair become one preference: the method, and what happens to ties, skips and gold"""
+    """how votes on a pair become one preference: the method, and the use of ties, skips and gold"""
 
 
 def read_store_arguments(model: type[S], words: Sequence[str], command: str) -> S:

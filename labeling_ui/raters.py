@@ -49,9 +49,10 @@ class InviteArguments(StoreArguments):
     """`tiebreak raters invite`"""
 
     role: Role = "rater"
-    """rater; reviewer: also sees the leads' page and settles disagreements; observer: only sees it; lead: steers"""
+    """rater: judges; reviewer: also sees the leads' page and settles disagreements; observer: only sees the leads'
+    page; lead: manages the campaign"""
     pool: str = Field(default="", max_length=100)
-    """the rater's pool; empty: no pool, only pairs that are for everybody"""
+    """the rater's pool; empty: none, so the rater gets only pairs for everybody"""
 
 
 class AddArguments(InviteArguments):

@@ -34,16 +34,16 @@ class SimulateConfig(Section):
     raters: int = Field(default=3, ge=1, le=1000)
     """number of raters"""
     error_rate: float = Field(default=0.1, ge=0.0, le=1.0)
-    """share of wrong judgments: the other side, or a side where the answers are equal"""
+    """share of wrong judgments: the other side is chosen, or one side if the answers are equal"""
     yardstick: str = RUBRIC
-    """what they judge by: rubric, the quickstart's, or package.module:function, as in *evaluate*; measure the policies by
-    another one, or say that both are the same"""
+    """the yardstick to judge by: rubric (the quickstart's), or package.module:function, as in *evaluate*; measure the
+    policies by another one, or state that both are the same"""
     tie_threshold: float = Field(default=0.08, ge=0.0)
-    """differences of the yardstick's values up to this are ties; the rubric's are 0 to 1, in steps of 1/6"""
+    """values that differ by at most this are a tie; the rubric's values go from 0 to 1, in steps of 1/6"""
     strength_step: float = Field(default=STEP, gt=0.0)
-    """a difference of this is slightly better; of twice this, better; of three times or more, much better"""
+    """a difference of this size means slightly better, twice this size better, three times or more much better"""
     seed: int = Field(default=0, ge=0)
-    """random seed of the errors, combined with the rater and the pair"""
+    """random seed for the errors, combined with the rater and the pair"""
 
     @model_validator(mode="after")
     def _possible(self) -> SimulateConfig:

@@ -62,17 +62,17 @@ class BatchArguments(Section):
     name: str = Field(max_length=100)
     """the batch"""
     priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    """higher is given out first; null: as it is"""
+    """priority; higher ones are given out first; null: unchanged"""
     pool: str | None = Field(default=None, max_length=100)
-    """the pool of raters that the batch is for; empty: everybody; null: as it is"""
+    """the pool of raters for the batch; empty: everybody; null: unchanged"""
     overlap: int | None = Field(default=None, ge=1, le=100)
-    """raters per pair; null: as it is"""
+    """raters per pair; null: unchanged"""
     paused: bool | None = None
-    """true: stop giving out its pairs for now; false: give them out again"""
+    """true: stop giving out its pairs; false: resume"""
     deadline: str | None = None
-    """the last day of its work, UTC, as 2026-12-24; empty: none; null: as it is"""
+    """last day of work (UTC), such as 2026-12-24; empty: none; null: unchanged"""
     goal: int | None = Field(default=None, ge=0)
-    """judgments wanted by the deadline; 0: all of them; null: as it is"""
+    """judgments wanted by the deadline; 0: all; null: unchanged"""
     create: bool = False
     """true: create the batch, without pairs"""
 
@@ -114,20 +114,20 @@ class MoveArguments(SelectArguments):
     to: str = Field(max_length=100)
     """the batch to move to; created if it does not exist"""
     priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    """new priority of that batch; null: as it is"""
+    """new priority of that batch; null: unchanged"""
     pool: str | None = Field(default=None, max_length=100)
-    """new pool of that batch; null: as it is"""
+    """new pool of that batch; null: unchanged"""
     overlap: int | None = Field(default=None, ge=1, le=100)
-    """new overlap of that batch; null: as it is"""
+    """new overlap of that batch; null: unchanged"""
 
 
 class WithdrawArguments(SelectArguments):
     """`tiebreak label withdraw`"""
 
     absent_from: str | None = None
-    """all pairs that came from an earlier version of this file and are no longer in it"""
+    """all pairs from an earlier version of this file that it no longer contains"""
     reason: str = Field(default="", max_length=1_000)
-    """why; the export lists it"""
+    """the reason, which the export lists"""
 
 
 class CorrectArguments(Section):
@@ -136,7 +136,7 @@ class CorrectArguments(Section):
     store: str
     """URL of the label store"""
     pairs: str
-    """a file of pairs: those that the store has under the same id with another text are replaced; the others stay"""
+    """a file of pairs: pairs in the store with the same id and another text are replaced; the others stay"""
     columns: dict[str, str | None] = {}
     """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
 
@@ -149,17 +149,17 @@ class RejectArguments(Section):
     rater: str
     """name or id of the rater whose judgments are rejected"""
     since: str | None = None
-    """those of this day (UTC, as 2026-12-24) and later ones"""
+    """only judgments of this day (UTC, such as 2026-12-24) or later"""
     until: str | None = None
-    """those of this day and earlier ones"""
+    """only judgments of this day or earlier"""
     batch: str | None = None
-    """those of this batch"""
+    """only judgments of this batch"""
     reason: str = Field(default="", max_length=1_000)
-    """why; shown beside each of them"""
+    """the reason, shown beside each rejected judgment"""
     again: bool = False
-    """true: the rater may judge the pairs again, unless others are faster"""
+    """true: the rater may judge the pairs again, if others have not done so first"""
     preview: bool = False
-    """true: only say what it would do"""
+    """true: only print what would be done"""
 
 
 def batches(words: Sequence[str]) -> None:

@@ -37,13 +37,13 @@ class ConverseConfig(Section):
     """Who answers in conversations, and how."""
 
     policies: list[str] = Field(min_length=1, max_length=2)
-    """the two policies that answer: run folders, paths, hub ids or bundled:…; a single one answers twice"""
+    """the two policies that answer: run folders, paths, hub ids or bundled:…; with only one, it answers twice"""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=256)
     """how both policies' answers are drawn"""
     system: str = ""
     """the system prompt of every conversation"""
     max_prompt_tokens: int = Field(default=2048, ge=1)
-    """a longer conversation is refused with a message"""
+    """longest conversation; a longer one is refused with a message"""
     trust_remote_code: bool = False
     """run Python code that the models contain"""
 

@@ -120,21 +120,21 @@ class SampleConfig(SplittingConfig, ThinkingConfig):
     prompts: str
     """a prepare run, a file, a folder or hub:NAME@SPLIT"""
     splits: list[Split] = ["train", "validation"]
-    """splits to sample prompts from; test is refused: its prompts are for the final figures"""
+    """splits to sample prompts from; test is refused, since its prompts are for the final figures"""
     max_prompts: int | None = Field(default=None, ge=1)
     """sample at most this many prompts, spread over the splits in proportion; null: all"""
     completions_per_prompt: int = Field(default=2, ge=2)
     """completions drawn for each prompt"""
     sampling: list[SamplingConfig] = [SamplingConfig()]
-    """how completions are drawn; with several settings, completion n of a prompt uses setting n modulo their number"""
+    """how completions are drawn; with several settings, a prompt's completions use them in turn"""
     seed: int = 0
-    """random seed, combined with the prompt and the number of the completion"""
+    """random seed, combined with the prompt and the completion's number"""
     batch_size: int = Field(default=32, ge=1)
-    """completions sampled at once; finished ones are replaced by the next"""
+    """completions sampled at once; each finished one is replaced by the next"""
     round: int = Field(default=0, ge=0)
-    """number of the round; 0: the first. Later rounds sample from the policy of the round before"""
+    """number of the round, from 0. Later rounds sample from the policy of the previous round"""
     max_prompt_tokens: int = Field(default=1024, ge=1)
-    """a longer prompt is refused"""
+    """longest prompt; a longer one is refused"""
     training: LoadingConfig = LoadingConfig()
     """how the policy is loaded: precision, attention kernel and remote code"""
 
@@ -161,11 +161,11 @@ class GuardConfig(Section):
     """Which policy of a run to keep, and when to stop."""
 
     reward_model: str
-    """a finished reward run that this training does not learn from: another seed, another share of the judgments"""
+    """a finished reward run that this training does not use: trained with another seed, or on other judgments"""
     eval_every_steps: int = Field(default=50, ge=1)
     """optimizer steps between evaluations"""
     patience: int = Field(default=3, ge=1)
-    """stop when its score has fallen this many times in a row while the training's own score has risen"""
+    """stop after its score has fallen this many times in a row while the training's own score rose"""
     max_prompts: int = Field(default=32, ge=1)
     """validation prompts to answer at each evaluation"""
 
@@ -174,38 +174,41 @@ class DPOConfig(PreferencesConfig):
     """`tiebreak dpo`"""
 
     algorithm: Literal["dpo", "kto", "orpo", "simpo", "cpo"] = "dpo"
-    """dpo: pairs (Rafailov et al. 2023). kto: single answers labelled true or false, in TRL's columns prompt, completion
+    """dpo: pairs (Rafailov et al. 2023). orpo (Hong et al. 2024), simpo (Meng et al. 2024), cpo (Xu et al. 2024):
+    pairs, without a reference policy. kto: single answers labelled true or false, in TRL's columns prompt, completion
     and label (Ethayarajh et al. 2024); `preferences` is then a label run that exported `unpaired`, a file, a folder or
-    hub:NAME@SPLIT. Pairs without a reference policy: orpo (Hong et al. 2024), simpo (Meng et al. 2024), cpo (Xu et al.
-    2024)"""
+    hub:NAME@SPLIT"""
     beta: float = Field(default=0.1, gt=0.0)
     """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023. orpo: weight of the odds ratio, λ, 0.1 as in Hong
     et al. 2024. cpo, simpo: scale of the difference of log-probabilities; simpo's default is 2.0 (Meng et al. 2024)"""
     loss_type: list[str] = ["sigmoid"]
-    """with dpo, one or more of TRL's losses, added up: sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair,
-    sppo_hard, apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft. With kto: kto (its default) or
-    apo_zero_unpaired, which has no KL. With cpo: sigmoid, hinge or ipo"""
+    """dpo: one or more of TRL's losses, which are summed: sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair,
+    sppo_hard, apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft. kto: kto (the default) or
+    apo_zero_unpaired, which has no KL. cpo: sigmoid, hinge or ipo"""
     loss_weights: list[float] | None = None
     """dpo: a weight for each loss; null: 1 each. loss_type [sigmoid, bco_pair, sft] with [0.8, 0.2, 1.0] is MPO (Wang et
     al. 2024)"""
     ld_alpha: float | None = Field(default=None, ge=0.0, le=1.0)
-    """dpo: weight of an answer's tokens beyond the length of the other one (LD-DPO, Liu et al. 2024); null: 1"""
+    """dpo: weight of the longer answer's tokens beyond the length of the shorter one (LD-DPO, Liu et al. 2024); null:
+    1"""
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
     """dpo: divergence from the reference (f-DPO, Wang et al. 2024); for the losses sigmoid, sigmoid_norm, hinge, ipo,
     exo_pair, robust, discopop and sft"""
     f_alpha_divergence_coef: float = 0.5
     """α of alpha_divergence"""
     sync_ref_model: bool = False
-    """dpo, kto: the reference becomes the policy every ref_model_sync_steps steps (TR-DPO's hard update, Gorbatovski et al.
-    2024)"""
+    """dpo, kto: copy the policy to the reference every ref_model_sync_steps steps (TR-DPO's hard update, Gorbatovski et
+    al. 2024)"""
     ref_model_sync_steps: int = Field(default=512, ge=1)
-    """optimizer steps from one sync to the next (τ)"""
+    """optimizer steps between syncs (τ)"""
     cpo_alpha: float = Field(default=1.0, ge=0.0)
     """cpo, simpo: weight of the chosen answer's negative log-likelihood, per token; simpo's default is 0"""
     simpo_gamma: float = Field(default=1.0, ge=0.0)
-    """simpo: margin γ by which β times the log-probabilities per token must differ; γ/β of 0.5 as in Meng et al. 2024"""
+    """simpo: target margin γ between the answers' log-probabilities per token times β; γ/β is 0.5 as in Meng et al.
+    2024"""
     desirable_weight: float = Field(default=1.0, gt=0.0)
-    """kto: weight of desirable answers. Weights times counts should be from 1:1 to 4:3 (Eq. 8)"""
+    """kto: weight of desirable answers. The ratio of weight × count, desirable to undesirable, should be from 1:1 to
+    4:3 (Eq. 8)"""
     undesirable_weight: float = Field(default=1.0, gt=0.0)
     """kto: weight of undesirable answers"""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
@@ -214,12 +217,12 @@ class DPOConfig(PreferencesConfig):
     """use of a preference's strength s (1 to 3). margin: implicit rewards must differ by a margin (Amini et al. 2024;
     losses sigmoid and sigmoid_norm); weight: the pair counts s times; nothing: as in Rafailov et al. 2023"""
     soft_labels: bool = False
-    """learn the row's confidence, or the share of raters who agree, instead of certainty (cDPO, Mitchell 2023; losses
-    sigmoid, hinge, ipo and sigmoid_norm)"""
+    """use the row's confidence, or the share of raters who agree, as the target instead of 1 (cDPO, Mitchell 2023;
+    losses sigmoid, hinge, ipo and sigmoid_norm)"""
     cache_reference: bool = True
-    """keep the reference's log-probabilities in the user's cache, for further epochs, other betas and resumed runs"""
+    """store the reference's log-probabilities in the user's cache, for later epochs, other betas and resumed runs"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
-    """how sample completions are drawn, those that are logged and the guard's"""
+    """how the logged sample completions and the guard's answers are drawn"""
     monitors: Monitors
     """yardsticks on answers to held-out prompts while the policy trains, with thresholds that warn, alert or stop:
     [{yardstick: refusal, every_steps: 20, warn_above: 0.1, stop_above: 0.5}]"""
@@ -341,11 +344,11 @@ class RewardConfig(Section):
     function: str | None = None
     """a Python function, as module:name: beside the configuration file, in the current folder, or installed"""
     instructions: str | None = Field(default=None, exclude_if=lambda file: file is None)
-    """a file of checkable instructions: the share that an answer follows; see docs/evaluation.md"""
+    """a file of checkable instructions; the reward is the share that an answer follows; see docs/evaluation.md"""
     weight: float = 1.0
-    """weight of its score in the sum; below 0: a penalty"""
+    """weight of its score in the sum; negative: a penalty"""
     spread_penalty: float = Field(default=0.0, ge=0.0)
-    """for a reward model of several members: the score is their mean minus this many standard deviations"""
+    """for a reward model with several members: subtract this many standard deviations of their scores from the mean"""
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
@@ -365,20 +368,20 @@ class VLLMConfig(Section):
     """vLLM instead of our own sampler, for the rollouts of training. Needs GPUs, and was never run on one."""
 
     mode: Literal["server", "colocate"] = "server"
-    """server: `vllm serve` on GPUs of its own, to which TRL's client sends the weights by NCCL (a run without a server
-    is refused with the command that starts it). colocate: in each training process, on the same GPU"""
+    """server: `vllm serve` on separate GPUs; TRL's client sends the weights by NCCL (if no server runs, the error gives
+    the command that starts it). colocate: in each training process, on the same GPU"""
     base_url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/]+$")
     """URL of the server"""
     group_port: int = Field(default=51216, ge=1, le=65535)
-    """port at which the server's workers receive weights from the trainer"""
+    """port on which the server's workers receive weights from the trainer"""
     gpu_memory_utilization: float = Field(default=0.3, gt=0.0, lt=1.0)
-    """colocate: share of each GPU's memory that vLLM takes for weights and cache"""
+    """colocate: share of each GPU's memory that vLLM uses for weights and cache"""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """colocate: GPUs that share one copy; the number of processes must be a multiple of it"""
     logp_tolerance: float = Field(default=0.05, gt=0.0)
     """stop if vLLM's log-probabilities differ from the policy's by more than this, in nats per token, on average over a
-    rollout. Meant to be above the noise of bfloat16, in which vLLM computes, and below the effect of other weights; not
-    measured on a GPU"""
+    rollout. The default is meant to be above vLLM's bfloat16 noise and below the effect of wrong weights; not measured
+    on a GPU"""
 
     @model_validator(mode="after")
     def _of_its_mode(self) -> VLLMConfig:
@@ -393,18 +396,18 @@ class PPOConfig(TrainedConfig):
     algorithm: Literal["ppo", "rloo", "grpo"] = "ppo"
     """ppo: Tiebreak's own trainer, with a critic. rloo, grpo: TRL's trainers on the same rewards and rollouts; kl_coef
     is their beta (GRPO puts the KL into the loss, not into the reward), cliprange their epsilon, ppo_epochs their
-    num_iterations, whiten_advantages their normalisation (in GRPO by the group's deviation)"""
+    num_iterations, whiten_advantages their normalisation (in GRPO by the group's standard deviation)"""
     completions_per_prompt: int = Field(default=4, ge=2)
-    """with rloo and grpo: completions of one prompt, which are compared with one another"""
+    """rloo, grpo: completions per prompt, which are compared with one another"""
     reward_model: str | None = None
     """a finished reward run, with weight 1"""
     rewards: list[RewardConfig] = []
-    """further rewards, or all rewards if reward_model is null, each a reward model or a function: {model: RUN, weight: W}
-    or {function: module:name, weight: W}"""
+    """further rewards, or all rewards if reward_model is null: {model: RUN, weight: W}, {function: module:name, weight:
+    W} or {instructions: FILE, weight: W}"""
     prompts: str
     """a prepare run, a file, a folder or hub:NAME@SPLIT"""
     value_head: str | None = None
-    """a finished PPO run whose critic to start from; null: a critic that predicts 0, the mean of the normalised
+    """a finished PPO run, to start from its critic; null: a critic that predicts 0, the mean of the normalised
     scores"""
     training: OptimizerConfig = OptimizerConfig(learning_rate=3e-6)
     """how the policy is loaded and trained; per_device_batch_size × gradient_accumulation_steps episodes make one optimizer
@@ -416,23 +419,24 @@ class PPOConfig(TrainedConfig):
     ppo_epochs: int = Field(default=4, ge=1)
     """passes over each rollout (N+)"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
-    """how rollouts are drawn; temperature 0.7 (N+), at which log-probabilities are taken too"""
+    """how rollouts are drawn; log-probabilities are computed at the same temperature, by default 0.7 (N+)"""
     vllm: VLLMConfig | None = None
     """sample rollouts with vLLM, on GPUs ({mode: server} or {mode: colocate}); null: with Tiebreak's sampler, on the
-    training device. sampling/logp_difference logs how far vLLM's log-probabilities are from the policy's"""
+    training device. The metric sampling/logp_difference is the difference between vLLM's log-probabilities and the
+    policy's"""
     kl_coef: float = Field(default=0.05, ge=0.0)
     """weight of the KL to the reference in the reward (N+), per token log π − log π_ref (k1); with kl_target, the
     initial weight"""
     kl_target: float | None = Field(default=None, gt=0.0)
-    """KL to hold, in nats per completion, by adapting kl_coef (Ziegler et al. 2019); null: kl_coef is fixed. This
-    control and max_kl use the estimate k3, which varies less than k1 but must not be used in the reward"""
+    """target KL, in nats per completion, kept by adapting kl_coef (Ziegler et al. 2019); null: kl_coef is fixed.
+    kl_target and max_kl use the estimate k3, which varies less than k1 but must not be used in the reward"""
     kl_horizon: int = Field(default=10_000, ge=1)
     """episodes over which kl_coef changes by at most a fifth"""
     max_kl: float | None = Field(default=None, gt=0.0)
-    """stop if a rollout's KL to the reference is larger, in nats per completion"""
+    """stop if a rollout's KL to the reference exceeds this, in nats per completion"""
     target_step_kl: float | None = Field(default=None, gt=0.0)
-    """skip the remaining updates of a rollout once the policy is this far from the one that sampled it, in nats per
-    token (policy/approxkl_avg)"""
+    """skip a rollout's remaining updates once the policy's KL from the sampling policy exceeds this, in nats per token
+    (policy/approxkl_avg)"""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """discount of later rewards, per token"""
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
@@ -450,12 +454,12 @@ class PPOConfig(TrainedConfig):
     length_penalty: float = Field(default=0.0, ge=0.0)
     """subtracted from the (normalised) score for each token of a completion"""
     normalise_scores: bool = True
-    """normalise each reward by the mean and deviation of its scores on the policy's first completions, before training
-    (N+)"""
+    """normalise each reward by the mean and standard deviation of its scores on the policy's first completions, before
+    training (N+)"""
     whiten_rewards: bool = False
-    """divide each rollout's rewards by their deviation and keep their mean; off as in N+ (Table 1)"""
+    """divide each rollout's rewards by their standard deviation and keep their mean; off as in N+ (Table 1)"""
     whiten_advantages: bool = True
-    """normalise advantages to mean 0 and deviation 1 over a rollout's tokens (N+)"""
+    """normalise advantages to mean 0 and standard deviation 1 over a rollout's tokens (N+)"""
     stop_when_all_cut_off: bool = True
     """stop if no completion of a rollout ends within sampling.max_new_tokens"""
     max_validation_prompts: int = Field(default=32, ge=0)

@@ -12,25 +12,25 @@ class RewardConfig(PreferencesConfig):
     """`tiebreak reward`"""
 
     policy: str
-    """the model to start from: usually the SFT run, whose adapter becomes the start of this one"""
+    """the model to start from: usually the SFT run; training starts from a copy of its adapter"""
     adapter: AdapterConfig | None = None
-    """what trains: by default LoRA (Hu et al. 2021) on frozen base weights. null: continue the policy's own adapter; a
-    policy without one needs this section"""
+    """the weights to train: by default LoRA (Hu et al. 2021) on frozen base weights. null: continue the policy's own
+    adapter; a policy without one needs this section"""
     strength_as: StrengthUse = "margin"
     """use of a preference's strength s (1 to 3). margin: the scores must differ by a margin (Touvron et al. 2023, Eq.
     2); weight: the pair counts s times (scaled Bradley-Terry, Wang et al. 2024)"""
     centering: float = Field(default=0.01, ge=0.0)
-    """weight of the squared sum of both scores, which keeps their mean near 0 (Eisenstein et al. 2023)"""
+    """weight of a loss on the squared sum of both scores, which keeps their mean near 0 (Eisenstein et al. 2023)"""
     members: int = Field(default=1, ge=1, le=64)
-    """score heads on one adapter, each trained on its own bootstrap of the prompts: their mean is the score, their
-    spread its uncertainty"""
+    """number of score heads on one adapter, each trained on its own bootstrap sample of the prompts: the score is their
+    mean, and their spread its uncertainty"""
     samples: str | None = None
-    """a sample run of the policy that PPO will start from: the finished model scores its answers, and PPO normalises by
-    their mean and deviation; null: PPO uses its first rollout"""
+    """a sample run of PPO's initial policy: the finished model scores its answers, and PPO normalises by their mean and
+    standard deviation; null: PPO uses its first rollout"""
     max_samples: int = Field(default=256, ge=2)
-    """answers of the sample run to score"""
+    """number of the sample run's answers to score"""
     garbage_prompts: int = Field(default=16, ge=0)
-    """held-out prompts for the report's adversarial answers: empty, repeated, copied, over-long"""
+    """number of held-out prompts for the report's adversarial answers: empty, repeated, copied, over-long"""
 
     @model_validator(mode="after")
     def _all_is_read(self) -> RewardConfig:
@@ -45,9 +45,9 @@ class RewardReportConfig(ReadingConfig):
     reward_model: str
     """a finished reward run"""
     preferences: str | None = None
-    """preferences to examine it on, without those that it was trained on; null: those that its own run held out"""
+    """preferences to evaluate it on, except those that it was trained on; null: those that its own run held out"""
     garbage_prompts: int = Field(default=16, ge=0)
-    """held-out prompts for adversarial answers: empty, repeated, copied, over-long"""
+    """number of held-out prompts for adversarial answers: empty, repeated, copied, over-long"""
     batch_size: int = Field(default=16, ge=1)
     """answers per batch"""
     trust_remote_code: bool = False

@@ -16,11 +16,11 @@ class SplitShares(Section):
     """The shares of the prompts that are held out; the rest train."""
 
     validation: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share of the prompts without a demonstration that is held out to watch training"""
+    """share of the prompts without a demonstration to hold out for validation during training"""
     test: float = Field(default=0.3, ge=0.0, lt=1.0)
-    """share of the prompts without a demonstration that is held out for the final figures"""
+    """share of the prompts without a demonstration to hold out for the final figures"""
     demonstrations_validation: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share of the prompts with a demonstration that is held out to watch training"""
+    """share of the prompts with a demonstration to hold out for validation during training"""
     seed: int = 0
     """random seed of the split, combined with the prompt"""
 
@@ -35,13 +35,13 @@ class RepairConfig(Section):
     """Repairs of what went wrong when a text was stored or sent."""
 
     encoding: bool = True
-    """repair text that was decoded by the wrong encoding, as `Ã¼` for `ü` (ftfy)"""
+    """repair text that was decoded with the wrong encoding, such as `Ã¼` for `ü` (ftfy)"""
     markup: bool = True
     """turn HTML into plain text, outside code"""
     signatures: bool = False
-    """remove what mail programs add: signatures, quoted mails, disclaimers"""
+    """remove signatures, quoted mails and disclaimers"""
     whitespace: bool = True
-    """at most one blank line, and no runs of spaces outside code, tables and indentation"""
+    """reduce runs of blank lines to one, and runs of spaces to one outside code, tables and indentation"""
 
 
 class LanguageConfig(Section):
@@ -50,66 +50,66 @@ class LanguageConfig(Section):
     keep: list[str] = Field(default=["en"], min_length=1)
     """languages of the rows to keep, as ISO 639-1 codes (py3langid)"""
     min_characters: int = Field(default=40, ge=1)
-    """shorter rows are kept: too short to recognise the language"""
+    """keep shorter rows, whose language cannot be recognised"""
     min_probability: float = Field(default=0.8, gt=0.0, le=1.0)
-    """rows are dropped if another language is at least this probable"""
+    """drop a row if another language is at least this probable"""
 
 
 class QualityConfig(Section):
-    """Published heuristics for texts that are no good."""
+    """Published heuristics for bad texts."""
 
     rules: list[str] = ["repetition", "symbols", "filler"]
     """rules, or groups of rules: gopher, c4, fineweb, repetition, symbols, filler; see docs/data.md"""
     action: Literal["flag", "drop"] = "flag"
-    """flag: list the rows in flagged.jsonl and keep them"""
+    """flag: keep the rows and list them in flagged.jsonl; drop: leave them out"""
 
 
 class ContaminationConfig(Section):
     """Test sets that the data may not contain."""
 
     against: list[str] = []
-    """test sets that no row may contain, beside the test split of the data: files, folders or hub:NAME@SPLIT"""
+    """test sets that no row may contain, in addition to the data's test split: files, folders or hub:NAME@SPLIT"""
     words: int = Field(default=13, ge=3)
-    """rows that share so many words in a row with a test prompt are dropped (Brown et al. 2020)"""
+    """drop rows that share this many consecutive words with a test prompt (Brown et al. 2020)"""
     overlap: float = Field(default=0.8, gt=0.0, le=1.0)
-    """rows whose word trigrams overlap a test prompt's by this share (Jaccard) are dropped"""
+    """drop rows whose word trigrams overlap a test prompt's by at least this share (Jaccard)"""
 
 
 class AnonymiseConfig(Section):
     """How personal data is replaced."""
 
     mode: Literal["tag", "redact", "surrogate", "hash"] = "tag"
-    """tag: <EMAIL_1>; redact: <EMAIL>; surrogate: an invented value of its kind; hash: <EMAIL_3f9a…>, by a
+    """tag: <EMAIL_1>; redact: <EMAIL>; surrogate: an invented value of the same kind; hash: <EMAIL_3f9a…>, made with a
     secret key"""
     kinds: list[str] = []
     """kinds to look for; empty: all, see docs/data.md"""
     languages: list[Literal["de", "en"]] = Field(default=["de", "en"], min_length=1)
-    """languages of the patterns of addresses, dates of birth and national numbers"""
+    """languages of the patterns for addresses, dates of birth and national numbers"""
     model: str | None = None
     """folder of a spaCy model that finds names; null: names are not looked for"""
     patterns: dict[str, str] = {}
-    """further kinds, each with a regular expression, as {ORDER: "A-[0-9]{6}"}"""
+    """further kinds, each with a regular expression, such as {ORDER: "A-[0-9]{6}"}"""
     words: str | None = None
     """a text file of words to hide, one per line; case is ignored"""
     scope: Literal["conversation", "data"] = "conversation"
-    """where one value has one tag or surrogate: within its row, or in all of the data"""
+    """where equal values get the same tag or surrogate: conversation: within a row; data: in all rows"""
     key_variable: str = "TIEBREAK_PII_KEY"
-    """the environment variable that holds the secret key of `hash` and `map`"""
+    """the environment variable with the secret key for `hash` and `map`"""
     map: str | None = None
-    """a file outside the run folder for the original values, encrypted under the key; null: they are not kept"""
+    """a file outside the run folder for the original values, encrypted with the key; null: do not keep them"""
     seed: int = 0
-    """decides the surrogates"""
+    """random seed of the surrogates"""
 
 
 class BalanceConfig(Section):
-    """What the rows are counted by, and what is rare."""
+    """Groups to count rows in, and when a group is too small."""
 
     topics: int = Field(default=0, ge=0, le=1000)
     """number of topics; 0: the square root of half the prompts, 24 at most"""
     rare: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """what there are fewer rows of than this share of an even share is a gap"""
+    """a group is a gap if it has fewer rows than this share of an even distribution"""
     min_characters: int = Field(default=20, ge=1)
-    """shorter prompts are too short to recognise their language"""
+    """shortest prompt whose language is recognised"""
     seed: int = 0
     """random seed of the topics"""
 
@@ -134,35 +134,35 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     demonstrations: list[str] = []
     """prompts with answers, or conversations: files, folders or hub:NAME@SPLIT"""
     policy: str = "bundled:smollm2-135m-instruct"
-    """the model whose tokenizer counts the lengths"""
+    """the model whose tokenizer measures lengths"""
     trust_remote_code: bool = False
     """run Python code that the model contains"""
     max_prompt_tokens: int = Field(default=384, ge=1)
-    """longer prompts are dropped"""
+    """longest prompt; longer ones are dropped"""
     max_completion_tokens: int = Field(default=512, ge=1)
-    """longer demonstrations are dropped"""
+    """longest answer of a demonstration; longer ones are dropped"""
     near_duplicate: float = Field(default=0.8, gt=0.0, le=1.0)
-    """prompts with the same numbers are duplicates from this overlap of word trigrams (Jaccard) on; 1: only exact
-    duplicates"""
+    """prompts are duplicates if they contain the same numbers and their word trigrams overlap by at least this share
+    (Jaccard); 1: only exact duplicates"""
     max_near_duplicate_share: float = Field(default=0.2, ge=0.0, le=1.0)
-    """refuse data with a larger share of near duplicates: prompts from a template differ in one word only"""
+    """refuse data with a larger share of near duplicates, such as prompts from a template that differ in one word"""
     split: SplitShares = SplitShares()
-    """shares of the prompts that are held out; the rest train. A row that names its split keeps it"""
+    """shares of the prompts to hold out; training uses the rest. A row that names its split keeps it"""
     steps: list[str] = []
-    """what is done to the rows, in this order, before duplicates are dropped: repair, language, quality, contradictions,
-    contamination, anonymise, balance, or your own package.module:function; see docs/data.md"""
+    """steps to run on the rows, in this order, before duplicates are dropped: repair, language, quality,
+    contradictions, contamination, anonymise, balance, or your own package.module:function; see docs/data.md"""
     repair: RepairConfig = RepairConfig()
-    """read by the step `repair`"""
+    """settings of the step `repair`"""
     language: LanguageConfig = LanguageConfig()
-    """read by the step `language`"""
+    """settings of the step `language`"""
     quality: QualityConfig = QualityConfig()
-    """read by the step `quality`"""
+    """settings of the step `quality`"""
     contamination: ContaminationConfig = ContaminationConfig()
-    """read by the step `contamination`"""
+    """settings of the step `contamination`"""
     anonymise: AnonymiseConfig = AnonymiseConfig()
-    """read by the step `anonymise`"""
+    """settings of the step `anonymise`"""
     balance: BalanceConfig = BalanceConfig()
-    """read by the step `balance`"""
+    """settings of the step `balance`"""
 
     kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed", "anonymise.seed", "balance.seed"})
     """runs of different seeds must have the same rows and hold out the same prompts, or their figures cannot be compared"""
@@ -218,17 +218,18 @@ class SFTConfig(RowsConfig):
     """`tiebreak sft`"""
 
     policy: str
-    """the model to start from: a hub id, a path, bundled:…, or a run folder, whose adapter is continued"""
+    """the model to start from: a hub id, a path, bundled:…, or a run folder (its adapter is continued)"""
     demonstrations: str
     """prompts with answers, or conversations: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     adapter: AdapterConfig | None = AdapterConfig()
-    """what trains: by default LoRA (Hu et al. 2021) on frozen base weights; null: continue the policy's own adapter"""
+    """the weights to train: by default LoRA (Hu et al. 2021) on frozen base weights; null: continue the policy's own
+    adapter"""
     loss_on: Literal["last_answer", "all_answers"] = "last_answer"
-    """in conversations of several turns: learn the last answer, or every turn of the assistant"""
+    """in conversations of several turns: train on the last answer, or on every turn of the assistant"""
     padding_free: bool = True
-    """compute no padding; false: TRL's layout"""
+    """compute rows without padding; false: TRL's layout"""
     merge: bool = False
-    """also save a plain model, base and adapter merged, in final/merged"""
+    """also save a plain model in final/merged, with the adapter merged into the base"""
     monitors: Monitors
     """yardsticks on answers to held-out prompts while the policy trains, with thresholds that warn, alert or stop:
     [{yardstick: refusal, every_steps: 20, warn_above: 0.1, stop_above: 0.5}]"""

@@ -241,7 +241,7 @@ SAMPLE = Stage(
 SELECT = Stage(
     "select",
     "preference.selection.select",
-    "select the pairs that people are to judge, some at random, the others by a strategy",
+    "select pairs for people to judge: some at random, the others by a strategy",
     "preference.selection.configuration:SelectConfig",
     makes="data",
     inputs={
@@ -378,7 +378,7 @@ LABEL = Stage(
 JUDGE = Stage(
     "judge",
     "evaluation.judging.judge",
-    "let a model judge pairs: a function, a reward model, a language model here or behind an API",
+    "judge pairs with a model: a function, a reward model, a language model here or behind an API",
     "evaluation.judging.configuration:JudgeConfig",
     makes="data",
     inputs={"pairs": "pairs", "reward_model": "reward_model", "model": "model", "people": "people"},

@@ -63,11 +63,11 @@ class FieldNames(Section):
     second: str = "response2"
     """the field of the second completion"""
     items: str = "items"
-    """Potato's `items_key`: a list of the two completions; a row without it has `first` and `second`"""
+    """Potato's `items_key`: a list of the two completions; rows without it have `first` and `second`"""
     id: str = "id"
     """Potato's `id_key`"""
     question: str = ""
-    """the question, control tag or scheme that compares them; empty if the project has only one"""
+    """the question, control tag or scheme that compares the completions; empty if the project has only one"""
 
 
 @dataclass

@@ -33,21 +33,21 @@ REASONS = ("preferred", "tie", "both_bad", "split", "skipped", "few_votes", "uns
 
 
 class AggregationConfig(Section):
-    """How the votes about a pair become one preference, and what becomes of those that prefer neither side."""
+    """How votes on a pair become one preference, and what happens to votes for neither side."""
 
     method: Literal["majority", "dawid_skene", "bradley_terry"] = "majority"
     """majority: one rater, one vote; dawid_skene, bradley_terry: votes weighted by estimated reliability"""
     ties: Literal["drop", "both_ways"] = "drop"
-    """drop: a tie gives no preference; both_ways: one in each direction, of weight 0.5"""
+    """drop: a tie gives no preference; both_ways: one in each direction, with weight 0.5"""
     both_bad: Literal["unpaired", "drop"] = "unpaired"
-    """unpaired: two bad answers among the unpaired labels; drop: not used"""
+    """unpaired: both answers get a bad label in the unpaired export; drop: not used"""
     skips: Literal["ignore", "count"] = "ignore"
-    """ignore: a skip is no vote; count: a vote for neither side"""
+    """ignore: a skip is no vote; count: a skip is a vote for neither side"""
     judges: Literal["apart", "rest", "with_people"] = Field(
         default="apart", exclude_if=lambda judges: judges == "apart"
     )
-    """verdicts of model judges. apart: preferences of their own, of kind model; rest: the same, but only of pairs that no
-    person judged; with_people: votes beside people's, weighted by the judge's accuracy against people"""
+    """use of model judges' verdicts. apart: separate preferences, of kind model; rest: the same, but only for pairs
+    that no person judged; with_people: as votes with people's, weighted by the judge's accuracy against people"""
     min_votes: int = Field(default=1, ge=1, le=100)
     """pairs with fewer votes give no preference"""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -55,10 +55,10 @@ class AggregationConfig(Section):
     exclude_raters: list[str] = Field(default_factory=list)
     """ids of raters to leave out; agreement is reported with and without them"""
     drop_flagged: list[str] = Field(default_factory=list)
-    """leave out pairs that any rater flagged with one of these; of three or more answers, the comparisons of the flagged
-    one"""
+    """leave out pairs that any rater flagged with one of these; of three or more answers, leave out the flagged
+    answer's comparisons"""
     gold: Literal["drop", "keep"] = "drop"
-    """drop: gold pairs measure raters and train nothing; keep: they give their known answer"""
+    """drop: gold pairs only measure raters; keep: they also give a preference, their known answer"""
 
     @model_validator(mode="after")
     def _weighs_judges(self) -> AggregationConfig:

@@ -32,21 +32,21 @@ STRONG = 3
 
 
 class Criterion(Section):
-    """A question of the campaign's own, answered beside the vote."""
+    """A campaign's own question, answered in addition to the vote."""
 
     name: str = Field(pattern=NAME)
-    """its name in exports: a-z, 0-9 and _, beginning with a letter; the page shows it in words"""
+    """its name in exports: a-z, 0-9 and _, beginning with a letter; the page shows it with spaces"""
     question: str = Field(default="", max_length=200)
-    """what raters read when they answer it"""
+    """the text that raters read"""
     scale: Scale = "bar"
     """bar: which answer is better, in seven steps; stars: 1 to 5; yes_no; choice: one of `choices`"""
     choices: list[str] = Field(default_factory=list, max_length=MOST_BY_DIGIT)
-    """of the scale choice: two to nine texts"""
+    """choice: two to nine texts"""
     about: Literal["answers", "pair"] | None = None
-    """of yes_no and choice: each of the answers has a value, or the pair has one; null: the answers. A bar is always of the
-    pair, stars of the answers"""
+    """yes_no, choice. answers: one value for each answer; pair: one for the pair; null: answers. A bar is always about
+    the pair, stars about each answer"""
     required: bool = False
-    """no vote without it, except a skip"""
+    """required for every vote except a skip"""
 
     @model_validator(mode="after")
     def _complete(self) -> Criterion:

@@ -44,18 +44,18 @@ REST = " (not inspected)"
 
 
 class InspectConfig(Section):
-    """How a lot is inspected by a sample."""
+    """How a sample decides on a lot."""
 
     share: float = Field(default=0.1, gt=0, le=1)
-    """the least share of the lot that is reviewed; more are, where the error rates need more"""
+    """smallest share of the lot to review; more are reviewed if alpha and beta require it"""
     acceptable: float = Field(default=0.02, gt=0, lt=1)
-    """the share of defective answers with which a lot should pass"""
+    """share of defective answers at which a lot should pass"""
     rejectable: float = Field(default=0.1, gt=0, lt=1)
-    """the share of defective answers with which it should not"""
+    """share of defective answers at which a lot should fail"""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """the probability that a lot with the acceptable share fails, at most"""
+    """largest probability that a lot with the acceptable share fails"""
     beta: float = Field(default=0.1, gt=0, lt=0.5)
-    """the probability that a lot with the rejectable share passes, at most"""
+    """largest probability that a lot with the rejectable share passes"""
 
     @model_validator(mode="after")
     def _in_order(self) -> InspectConfig:

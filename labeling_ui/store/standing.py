@@ -34,18 +34,19 @@ WATCHED = 200
 
 
 class QualifyConfig(Section):
-    """The test that raters pass before they begin."""
+    """The test that raters must pass before they begin."""
 
     batch: str = Field(min_length=1, max_length=100)
-    """a batch of gold pairs; raters get them in an order of their own"""
+    """a batch of gold pairs; each rater gets them in a different order"""
     questions: int = Field(default=10, ge=1, le=200)
-    """gold pairs of one attempt"""
+    """number of gold pairs per attempt"""
     pass_mark: float = Field(default=0.6, gt=0, lt=1)
-    """what the share of right answers must reach; a skip is not right"""
+    """share of right answers to reach; a skip counts as wrong"""
     by: Literal["interval", "accuracy"] = "interval"
-    """interval: the lower bound of the share's 95% interval must reach it (Wilson); accuracy: the share itself"""
+    """interval: the lower bound of the share's 95% interval (Wilson) must reach pass_mark; accuracy: the share
+    itself"""
     attempts: int = Field(default=2, ge=1, le=10)
-    """each with pairs that the rater has not seen"""
+    """number of attempts, each with pairs that the rater has not seen"""
 
     @model_validator(mode="after")
     def _can_be_passed(self) -> QualifyConfig:
@@ -64,12 +65,12 @@ class QualifyConfig(Section):
 
 
 class Bounds(Section):
-    """Two shares that a sequential test tells apart."""
+    """The two shares that a sequential test distinguishes."""
 
     good: float = Field(gt=0, lt=1)
-    """the share of a rater who should continue"""
+    """share at which a rater should continue"""
     bad: float = Field(gt=0, lt=1)
-    """the share of one who should stop"""
+    """share at which a rater should be stopped"""
 
     @model_validator(mode="after")
     def _in_order(self) -> Bounds:
@@ -79,20 +80,21 @@ class Bounds(Section):
 
 
 class StopConfig(Section):
-    """When a rater is stopped."""
+    """When to stop a rater."""
 
     gold: Bounds | None = Bounds(good=0.85, bad=0.6)
-    """right answers to gold pairs; null: not watched"""
+    """share of right answers to gold pairs; null: not tested"""
     consistency: Bounds | None = Bounds(good=0.8, bad=0.5)
-    """repeats answered as the first time; null: not watched"""
+    """share of repeats answered as before; null: not tested"""
     pace: Bounds | None = Bounds(good=0.9, bad=0.6)
-    """judgments that took `least_seconds` or longer; null: not watched"""
+    """share of judgments that took `least_seconds` or longer; null: not tested"""
     least_seconds: float = Field(default=3.0, gt=0)
-    """active seconds below which a judgment is hasty"""
+    """judgments with fewer active seconds are hasty"""
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    """the probability that a test stops a good rater, at most about; a new test begins after each that ends well"""
+    """approximate upper bound of the probability that a test stops a good rater; after each passed test, a new one
+    begins"""
     beta: float = Field(default=0.05, gt=0, lt=0.5)
-    """the probability that a test of a bad rater ends well, at most about"""
+    """approximate upper bound of the probability that a bad rater passes a test"""
 
 
 @dataclass(frozen=True)

@@ -21,36 +21,37 @@ class SelectConfig(StageConfig):
     """`tiebreak select`"""
 
     pairs: str
-    """the pool: a sample run, or a file of rows with prompt, response_a and response_b. Pairs of more than two completions
-    are cut into all their comparisons of two"""
+    """the pool: a sample run, or a file of rows with prompt, response_a and response_b. Sets of more than two
+    completions are split into all pairs"""
     columns: dict[str, str | None] = {}
     """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
     selected_pairs: int = Field(ge=1)
-    """pairs to select, over all splits in proportion; those that are held out are all selected at random"""
+    """number of pairs to select, in proportion over all splits; held-out pairs are all selected at random"""
     strategy: Strategy = "random"
-    """what the other arm takes first. random: any; disagreement: pairs on whose score difference the reward model's members
-    disagree; margin: the smallest difference; largest_gap: the largest one; judge_unsure: pairs on which model judges are
-    inconsistent or unsure; diverse: pairs unlike those taken before, by the policy's hidden states"""
+    """which pairs the other arm prefers. random: any; disagreement: those on whose score difference the reward model's
+    members disagree; margin: the smallest score difference; largest_gap: the largest; judge_unsure: those on which
+    model judges are inconsistent or unsure; diverse: those unlike the pairs already taken, by the policy's hidden
+    states"""
     diverse: bool = False
-    """of the best pairs by the strategy, take those that are unlike one another, by the policy's hidden states"""
+    """from the strategy's best pairs, take those that are unlike one another, by the policy's hidden states"""
     candidates: float = Field(default=3.0, ge=1.0)
-    """diverse, after another strategy: how many times the selected number are its best pairs"""
+    """with diverse: true: size of the strategy's best pairs, as a multiple of the number to select"""
     random_share: float = Field(default=0.2, ge=LEAST_RANDOM, le=1.0)
-    """share of the selected pairs that is a random sample of the whole pool, by which the strategy is measured"""
+    """share of the selected pairs drawn at random from the whole pool, to measure the strategy against"""
     reward_model: str | None = None
     """disagreement, margin, largest_gap: a finished reward run"""
     judges: list[str] = []
     """judge_unsure: finished judge runs on this pool"""
     policy: str | None = None
-    """diverse: the model whose hidden states tell pairs apart, usually the one that is trained next"""
+    """diverse: the model whose hidden states are compared, usually the one to be trained next"""
     judged: list[str] = []
     """label runs, or files of judgments, whose pairs are not selected again"""
     seed: int = Field(default=0, ge=0)
-    """random seed of the random arm, of equal scores, and of the order of the selected pairs"""
+    """random seed for the random arm, ties in score, and the order of the selected pairs"""
     batch_size: int = Field(default=16, ge=1)
-    """answers at once, where a model reads them"""
+    """answers per batch, if a model reads them"""
     training: LoadingConfig = LoadingConfig()
-    """precision, attention and code of the models"""
+    """how models are loaded: precision, attention kernel and remote code"""
 
     @property
     def is_diverse(self) -> bool:

@@ -34,17 +34,17 @@ class SynthesiseConfig(StageConfig):
     printed: ClassVar[frozenset[str]] = frozenset({"asking"})
 
     methods: dict[str, int] = Field(min_length=1)
-    """how many rows each method tries to make, as {self-instruct: 50, paraphrase: 20}; see docs/data.md"""
+    """number of rows that each method tries to make, such as {self-instruct: 50, paraphrase: 20}; see docs/data.md"""
     demonstrations: list[str] = []
-    """real rows with answers, to learn from and to compare with: prepare runs, files, folders or hub:NAME@SPLIT"""
+    """real rows with answers, as examples and for comparison: prepare runs, files, folders or hub:NAME@SPLIT"""
     prompts: list[str] = []
-    """real prompts, the same; rows of the test split are only compared with"""
+    """real prompts, likewise; rows of the test split are only used for comparison"""
     against: list[str] = []
-    """further test sets whose prompts may not be made"""
+    """further test sets, whose prompts must not be generated"""
     gaps: str | None = None
-    """of gap-cards: a prepare run with the step balance, or its gaps.jsonl"""
+    """gap-cards: a prepare run with the step balance, or its gaps.jsonl"""
     templates: str | None = None
-    """of templates: a JSON Lines file of {prompt, completion, values: {name: [texts]}}, with {name} in the texts"""
+    """templates: a JSON Lines file of {prompt, completion, values: {name: [texts]}}, with {name} in the texts"""
     personas: list[str] = [
         "a person who does this for the first time",
         "a person in a hurry",
@@ -53,27 +53,27 @@ class SynthesiseConfig(StageConfig):
         "an elderly person",
         "a person who is disappointed",
     ]
-    """of persona: who writes"""
+    """persona: descriptions of the writers"""
     endpoint: EndpointConfig | None = None
     """the writer: a model behind an OpenAI-compatible API"""
     model: str | None = None
     """the writer: a local model, as a run folder, a path, a hub id or bundled:…"""
     answers: bool = True
-    """the writer answers new prompts, too; false: prompts alone"""
+    """the writer also answers new prompts; false: only prompts"""
     review: Literal["required", "none"] = "required"
-    """required: rows go to people first (tiebreak label, task: review), and training refuses them before; none: training
-    takes them as they are, and reports say so"""
+    """required: training refuses rows that people have not reviewed (tiebreak label, task: review); none: training
+    accepts them as they are, and reports say so"""
     near_duplicate: float = Field(default=0.7, gt=0.0, le=1.0)
-    """prompts that overlap a real, a test or an earlier synthetic one by this share of word trigrams (Jaccard) are
-    dropped"""
+    """drop prompts whose word trigrams overlap a real, test or earlier synthetic prompt's by at least this share
+    (Jaccard)"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.9, max_new_tokens=256)
     """how the writer samples"""
     seed: int = Field(default=0, ge=0)
-    """random seed of the rows that are shown to the writer, and of all that is sampled"""
+    """random seed for the examples shown to the writer, and for all sampling"""
     batch_size: int = Field(default=16, ge=1)
-    """requests at once, of a local model"""
+    """batch size of a local model"""
     training: LoadingConfig = LoadingConfig()
-    """precision, attention and code of a local model"""
+    """how a local model is loaded: precision, attention kernel and remote code"""
     asking: AskingConfig = AskingConfig()
     """rate and spend limits of an endpoint"""
 

@@ -45,15 +45,16 @@ class CardArguments(Section):
     """`tiebreak card`. RUN is a finished run of sft, reward, dpo or ppo."""
 
     form: Literal["hub", "annex_iv"] = "hub"
-    """hub: the headings of the hub's model card; annex_iv: a technical file under those of the EU AI Act's Annex IV"""
+    """hub: a model card with the hub's headings; annex_iv: a technical file with the headings of Annex IV of the EU AI
+    Act"""
     format: Literal["md", "html", "pdf"] = "md"
     """pdf needs an installed Chromium or Chrome"""
     evaluation: str | None = None
     """a finished evaluate run that measured the model"""
     answers: str | None = None
-    """a YAML file of blank: answer; tiebreak card prints the blanks' names"""
+    """a YAML file with answers for blanks, as NAME: answer; tiebreak card prints the names"""
     output: str | None = None
-    """the file; null: card.md, or technical-file.md, with the format's suffix, in the run folder"""
+    """the file to write; null: card.md or technical-file.md in the run folder, with the format's suffix"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

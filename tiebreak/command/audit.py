@@ -25,7 +25,7 @@ class VerifyArguments(Section):
     """`tiebreak audit verify`. FOLDER is the folder with the trail."""
 
     head: str | None = None
-    """a hash that this command printed before: it must still be in the trail"""
+    """a hash that this command printed earlier, which must still be in the trail"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -63,7 +63,7 @@ class DataArguments(Section):
     """`tiebreak data`"""
 
     wanted: RecordKind | None = Field(default=None, alias="as")
-    """read the file as this; null: by its columns"""
+    """kind of rows; null: determined from the columns"""
     policy: str | None = "bundled:smollm2-135m-instruct"
     """the model whose chat template renders the rows; null: do not render them"""
     trust_remote_code: bool = False
@@ -74,15 +74,15 @@ class DataArguments(Section):
     """Tiebreak's name of a column: its name in the file, as in {prompt: question, message.content: text}; null: ignore the
     column"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
-    """refuse: list the rows that cannot be used, and end with status 1; drop: leave them out, and count them"""
+    """refuse: list unusable rows, and end with status 1; drop: leave them out, and count them"""
     validation_share: float = Field(default=VALIDATION_SHARE, ge=0.0, lt=1.0)
-    """share held out of the prompts whose rows name no split"""
+    """share to hold out of the prompts whose rows name no split"""
     chat_template: str | None = None
-    """a .jinja file, or the name of a template of the tokenizer or of TRL; null: the model's own"""
+    """a .jinja file, or the name of one of the tokenizer's or TRL's templates; null: the model's own"""
     template_arguments: dict[str, Any] = {}
     """arguments of the chat template, such as {enable_thinking: false}"""
     thinking: Literal["keep", "drop", "mask"] = "keep"
-    """thoughts before answers. keep: learn them; drop: remove them; mask: keep them without learning them"""
+    """thoughts before answers. keep: train on them; drop: remove them; mask: keep them without training on them"""
 
 
 @dataclass(frozen=True)

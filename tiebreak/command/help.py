@@ -226,11 +226,20 @@ def _row(flag: str, meaning: str, width: int) -> Iterator[str]:
     wrapped = textwrap.wrap(meaning.strip(), max(24, width - column), break_on_hyphens=False) or [""]
     lines = [line.replace(_UNBROKEN, " ") for line in wrapped]
     if len(flag) + 4 > column:
-        yield f"  {flag}"
+        yield from _flag_lines(flag, width)
         yield from (f"{'':<{column}}{line}" for line in lines)
     else:
         yield f"  {flag:<{FLAG_COLUMN - 2}}{lines[0]}".rstrip()
         yield from (f"{'':<{FLAG_COLUMN}}{line}" for line in lines[1:])
+
+
+def _flag_lines(flag: str, width: int) -> Iterator[str]:
+    """A flag with the form of its value, broken between choices if it is wider than the page."""
+    line = f"  {flag}"
+    while len(line) > width and (cut := line.rfind("|", 0, width) + 1):
+        yield line[:cut]
+        line = f"      {line[cut:]}"
+    yield line
 
 
 def _title(text: str, bold: bool) -> str:

@@ -104,7 +104,7 @@ class InspectArguments(Section):
     as_json: bool = Field(default=False, alias="json")
     """print everything as one JSON document"""
     everything: bool = Field(default=False, alias="all")
-    """print the whole configuration, every output, metric and fact as well"""
+    """also print the whole configuration and every output, metric and fact"""
     chain: bool = False
     """also inspect every run that this one was made from"""
 

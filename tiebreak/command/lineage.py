@@ -41,11 +41,11 @@ class LineageArguments(Section):
     judgment: str | None = None
     """a pair's id, or PAIR:RATER: list the models that learned from it"""
     forget: str | None = None
-    """a rater: list every model that must be trained anew to forget their judgments"""
+    """a rater: list every model that must be retrained to forget the rater's judgments"""
     html: bool = False
-    """write a page with the graph as well"""
+    """also write a page with the graph"""
     output: str = "lineage.html"
-    """with --html, the page's file"""
+    """the file for --html"""
     as_json: bool = Field(default=False, alias="json")
     """print one JSON document"""
 

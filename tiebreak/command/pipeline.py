@@ -56,15 +56,15 @@ class StageEntry(Section):
     """One stage of a recipe."""
 
     stage: str
-    """its command, such as sft"""
+    """name of the stage, such as sft"""
     config: str
-    """the stage's own file"""
+    """the stage's configuration file"""
     accelerate: str | None = None
     """start the stage through accelerate with this file of configs/accelerate"""
     num_processes: int | None = Field(default=None, ge=1)
-    """number of its processes, one per GPU; null: the accelerate file's"""
+    """number of processes, one per GPU; null: as in the accelerate file"""
     overrides: dict[str, Any] = {}
-    """keys (dotted) that override the stage's file, seed and root; root changes no path in them"""
+    """dotted keys that override the stage's file, seed and root; root changes no path in them"""
 
 
 class PipelineConfig(Section):
@@ -73,23 +73,23 @@ class PipelineConfig(Section):
     name: str
     """the recipe's name; W&B tags every run with it"""
     stages: list[StageEntry] = Field(min_length=1)
-    """the stages, in the order in which they run"""
+    """the stages, in the order to run them"""
     root: str | None = None
-    """write under this folder instead of from_root"""
+    """folder to write to, instead of from_root"""
     from_root: str = ""
     """the folder in the stages' files that root replaces"""
     seed: int | None = None
-    """the seed of every stage; null: the files' own. split.seed of prepare stays as it is: runs of different seeds hold
-    out the same prompts and can be compared"""
+    """the seed of every stage; null: as in the files. split.seed of prepare stays as it is: runs of different seeds
+    hold out the same prompts and can be compared"""
     group: str | None = None
-    """W&B's group; null: the recipe's name and the time of its first run"""
+    """W&B group; null: the recipe's name and the time of its first run"""
     replace: bool = False
-    """move folders of other runs aside, and run their stages again"""
+    """move the folders of different runs aside, and run those stages again"""
     tracking_mode: str | None = None
-    """tracking.mode of every stage; null: the files' own"""
+    """tracking.mode of every stage; null: as in the files"""
     max_time: str | None = None
-    """stop before this time has passed since the command's start, such as 8h, 90m or 1h30m, with the stage's work kept and
-    exit status 80: the same command resumes; null: no limit"""
+    """time limit for the command, such as 8h, 90m or 1h30m: it stops in time, keeps the stage's work and ends with exit
+    status 80, and the same command resumes; null: no limit"""
 
     _is_duration = field_validator("max_time")(check_duration)
 

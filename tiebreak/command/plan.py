@@ -36,25 +36,25 @@ class PlanArguments(Section):
     """`tiebreak plan`"""
 
     stage: str | None = None
-    """the file's stage; null: as its first line names it (# tiebreak STAGE --config …), or by its keys"""
+    """the file's stage; null: from its first line (# tiebreak STAGE --config …) or its keys"""
     accelerate: str | None = None
-    """how training is spread over devices: a file of configs/accelerate, or a path; null: as the recipe says, else one
-    device, or DDP on several"""
+    """how to distribute training over devices: a file of configs/accelerate, or a path; null: as in the recipe, else
+    one device, or DDP on several"""
     gpu: str = "cpu"
     """device: h100, h200, a100-80, l40s, 4090, or cpu (this machine's)"""
     num_gpus: int | None = Field(default=None, ge=1)
-    """devices of all machines together; null: the accelerate file's, or 1"""
+    """number of devices on all machines together; null: as in the accelerate file, else 1"""
     price: str | None = None
-    """dollars per hour and device, such as 2.5/h"""
+    """dollars per device and hour, such as 2.5/h"""
     model: str | None = None
     """plan with another model's shape: a folder, a hub id or a config.json; null: the policy of the file"""
     share: float = Field(default=SHARE_OF_PEAK, gt=0.0, le=1.0)
     """share of the device's peak FLOP/s that training reaches"""
     rows: int | None = Field(default=None, ge=1)
-    """number of rows; null: counted if the data are JSON Lines or a finished run, else 10,000"""
+    """number of rows; null: counted if the data is JSON Lines or a finished run, else 10,000"""
     row_tokens: float | None = Field(default=None, gt=0.0)
-    """mean tokens per row; null: estimated from characters if the data are JSON Lines or a finished run, else the longest
-    allowed"""
+    """mean tokens per row; null: estimated from characters if the data is JSON Lines or a finished run, else the
+    longest allowed"""
 
     @field_validator("price")
     @classmethod

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tiebreak.stages import Command
 FOLDER = Path("docs/configuration")
 INDEX = "index.md"
 _TYPES = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Any: "any value"}
+_NAMES = re.compile(r"[\w-]+(, [\w-]+)*: ")  # "lora: …", "cpo, simpo: …"
 _HEADINGS = ("| key | value | default | meaning |", "|---|---|---|---|")
 
 
@@ -126,7 +128,7 @@ def _sentence(meaning: str, values: Sequence[str] = ()) -> str:
     if not meaning:
         return ""
     first = meaning.split(" ", 1)[0]
-    named = first.strip(",;:") in values or any(sign in first for sign in "_{.`/=") or first.endswith(":")
+    named = first.strip(",;:") in values or any(sign in first for sign in "_{.`/=") or _NAMES.match(meaning)
     start = meaning if named or not meaning[0].isascii() else meaning[0].upper() + meaning[1:]
     return start if start[-1] in ".?!…" else f"{start}."
 

@@ -33,7 +33,7 @@ RUN = Command(
 ROUNDS = Command(
     "rounds",
     "tiebreak.rounds.loop",
-    "sample, select, label, train and evaluate round after round, until the policy or the budget says stop",
+    "sample, select, label, train and evaluate in rounds, until a stopping rule or the budget ends them",
     "tiebreak.rounds.configuration:RoundsConfig",
     heavy=True,
 )
@@ -54,7 +54,7 @@ RATERS = Command(
         Command(
             "add",
             _RATERS,
-            "add an account, with a password that is generated and printed once",
+            "add an account; its generated password is printed once",
             "labeling_ui.raters:AddArguments",
             positional="NAME",
             sources=LABEL_FILE,
@@ -62,7 +62,7 @@ RATERS = Command(
         Command(
             "invite",
             _RATERS,
-            "print a link with which one person creates an account, within a week",
+            "print a link to create one account, valid for a week",
             "labeling_ui.raters:InviteArguments",
             sources=LABEL_FILE,
         ),
@@ -112,7 +112,7 @@ DATA = Command(
 INSPECT = Command(
     "inspect",
     "tiebreak.command.inspect",
-    "show what is in a run folder, and what it was made from",
+    "show what a run folder contains, and what it was made from",
     "tiebreak.command.inspect:InspectArguments",
     positional="FOLDER",
     sources=(),
@@ -140,12 +140,12 @@ EXPORT = Command(
 AUDIT = Command(
     "audit",
     "tiebreak.command.audit",
-    "record the runs below a folder in a trail of hashes, and verify it",
+    "record a folder's runs in a hash-chained audit trail, and verify it",
     subcommands=(
         Command(
             "begin",
             "tiebreak.command.audit",
-            "record the runs below a folder from now on",
+            "start to record the runs in a folder",
             "tiebreak.command.audit:BeginArguments",
             positional="FOLDER",
             sources=(),
@@ -153,7 +153,7 @@ AUDIT = Command(
         Command(
             "verify",
             "tiebreak.command.audit",
-            "check a trail, and the files of its runs",
+            "check an audit trail and the files of its runs",
             "tiebreak.command.audit:VerifyArguments",
             positional="FOLDER",
             sources=(),
@@ -164,7 +164,7 @@ AUDIT = Command(
 CARD = Command(
     "card",
     "tiebreak.card.command",
-    "write a model's card, or a technical file, from the manifests behind it",
+    "write a model card, or a technical file, from the run's manifests",
     "tiebreak.card.command:CardArguments",
     positional="RUN",
     sources=(),
@@ -173,7 +173,7 @@ CARD = Command(
 CHAT = Command(
     "chat",
     "tiebreak.serving.chat",
-    "talk to a policy in the terminal, beside another one, with the reward score",
+    "chat with one or two policies in the terminal, with reward scores",
     "tiebreak.serving.configuration:ChatArguments",
     heavy=True,
     positional="RUN",
@@ -193,11 +193,9 @@ SERVE = Command(
 WANDB = Command(
     "wandb",
     "tiebreak.tracking.wandb_copy",
-    "send runs to W&B that could not be sent while they ran",
+    "upload runs that could not reach W&B while they ran",
     subcommands=(
-        Command(
-            "sync", "tiebreak.tracking.wandb_copy", "send a run folder to W&B again", positional="FOLDER", sources=()
-        ),
+        Command("sync", "tiebreak.tracking.wandb_copy", "upload a run folder to W&B", positional="FOLDER", sources=()),
     ),
 )
 

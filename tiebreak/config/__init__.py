@@ -78,7 +78,7 @@ class OptimizerConfig(LoadingConfig):
     """How a model is loaded, and the steps of its training."""
 
     seed: int = Field(default=0, ge=0)
-    """random seed of the order of rows, of new weights and of all sampling"""
+    """random seed for the order of rows, new weights and all sampling"""
     learning_rate: float = Field(default=1e-4, gt=0)
     """peak learning rate, after the warm-up"""
     max_steps: int | None = Field(default=None, ge=1)
@@ -86,7 +86,7 @@ class OptimizerConfig(LoadingConfig):
     per_device_batch_size: int = Field(default=8, ge=1)
     """rows per batch, on each process"""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """batches that make one optimizer step"""
+    """batches per optimizer step, on each process"""
     max_length_tokens: int = Field(default=512, ge=8)
     """longest row, prompt and completion together; longer rows are dropped and counted, never cut"""
     warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -94,17 +94,17 @@ class OptimizerConfig(LoadingConfig):
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """how the learning rate falls after the warm-up"""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"] = "adamw"
-    """adamw; adamw_8bit: its moments in 8 bits (Dettmers et al. 2022); paged_adamw, paged_adamw_8bit: moments that move to
-    the CPU's memory when the GPU's is full (GPU only); adafactor: a factored second moment (Shazeer and Stern 2018)"""
+    """adamw_8bit: AdamW with 8-bit moments (Dettmers et al. 2022); paged_adamw, paged_adamw_8bit: moments move to CPU
+    memory when GPU memory is full (GPU only); adafactor: a factored second moment (Shazeer and Stern 2018)"""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """weight decay of AdamW"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
-    """gradients of a larger norm are scaled down to this norm"""
+    """gradients with a larger norm are scaled down to it"""
     gradient_checkpointing: bool = False
-    """compute activations again in the backward pass: less memory, more time"""
+    """recompute activations in the backward pass: less memory, more time"""
     tokens_per_pass: int | None = Field(default=None, ge=1)
-    """a larger batch is computed in several passes, to the same gradient: memory depends on this key, not on the batch.
-    null: 640 on the CPU, 2,048 on a GPU"""
+    """tokens computed at once; a larger batch is computed in several passes, with the same gradient, so memory depends
+    on this key and not on the batch. null: 640 on a CPU, 2,048 on a GPU"""
     eval_steps: int | None = Field(default=None, ge=1)
     """optimizer steps between evaluations on the validation split; null: only at the end"""
     save_steps: int = Field(default=50, ge=1)
@@ -125,7 +125,7 @@ class TrainingConfig(OptimizerConfig):
     logging_steps: int = Field(default=1, ge=1)
     """optimizer steps between rows of metrics"""
     eval_rows: int | None = Field(default=None, ge=1)
-    """evaluate on at most this many rows of the validation split, always the same; null: on all"""
+    """evaluate on at most this many rows of the validation split, always the same ones; null: on all"""
 
 
 for _section in (LoadingConfig, OptimizerConfig):  # both were TrainingConfig once
@@ -144,7 +144,7 @@ class SamplingConfig(Section):
     top_k: int = Field(default=0, ge=0)
     """sample from this many of the likeliest tokens; 0: from all"""
     max_new_tokens: int = Field(default=128, ge=1)
-    """a longer completion is cut off, and counted as unfinished"""
+    """longest completion; a longer one is cut off and counted as unfinished"""
 
 
 class TrackingConfig(Section):
@@ -153,11 +153,11 @@ class TrackingConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online if the user has logged in to W&B, offline otherwise"""
     project: str = "tiebreak"
-    """W&B's project"""
+    """W&B project"""
     group: str | None = None
-    """group of runs to compare; `tiebreak run` sets one per pipeline run"""
+    """W&B group of runs; `tiebreak run` sets one per recipe run"""
     tags: list[str] = []
-    """tags to filter by; `tiebreak run` adds the recipe's name"""
+    """W&B tags; `tiebreak run` adds the recipe's name"""
 
 
 class ChatSettings(Section):
@@ -191,10 +191,10 @@ class StageConfig(Section):
     """keys that may change while the run is unfinished, since none of its outputs depend on them"""
 
     output: str
-    """the folder this stage writes; {trial} in it is replaced by the run's fingerprint, so that every trial of a sweep
-    has a folder of its own"""
+    """the folder that this stage writes; {trial} in it is replaced by the run's fingerprint, so that every trial of a
+    sweep has its own folder"""
     tracking: TrackingConfig = TrackingConfig()
-    """whether W&B gets a copy of the metrics in the run folder, and under which names"""
+    """whether to copy the run folder's metrics to W&B, and under which names"""
     _config_folder: Path | None = None
     _preflight_only: bool = False
 
@@ -249,11 +249,11 @@ class RenderingConfig(StageConfig):
     """Configuration of stages that render conversations. A trained policy is used with the settings it was trained with."""
 
     chat_template: str | None = None
-    """a .jinja file, or the name of a template of the tokenizer or of TRL; null: the model's own"""
+    """a .jinja file, or the name of one of the tokenizer's or TRL's templates; null: the model's own"""
     template_arguments: dict[str, Any] = {}
     """arguments of the chat template, such as {enable_thinking: false}"""
     end_of_turn: list[str] = []
-    """tokens that end an answer; empty: the one that the template writes, and those that the model names"""
+    """tokens that end an answer; empty: the template's end token, and those that the model's files name"""
 
     @property
     def chat(self) -> ChatSettings | None:
@@ -274,9 +274,9 @@ class ThinkingConfig(RenderingConfig):
     """Configuration of stages that train on thoughts, or store them for training."""
 
     thinking: Literal["keep", "drop", "mask"] | None = None
-    """thoughts before answers (reasoning_content, or <think>…</think>). keep: learn them; drop: remove them; mask: keep
-    them without learning them (in reward training as keep: a score is of the whole answer); null: as the policy was
-    trained, else keep"""
+    """thoughts before answers (reasoning_content, or <think>…</think>). keep: train on them; drop: remove them; mask:
+    keep them without training on them (in reward training, the same as keep: a score is for the whole answer); null:
+    the policy's setting, else keep"""
 
 
 class ReadingConfig(StageConfig):
@@ -300,7 +300,7 @@ class SplittingConfig(ReadingConfig):
     """What every stage has that reads rows of several splits."""
 
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
+    """share to hold out of the prompts whose rows name no split; every stage holds out the same ones"""
 
 
 C = TypeVar("C", bound=Section)

@@ -390,55 +390,55 @@ else:
 
 
 class AdapterConfig(Section):
-    """What trains: by default LoRA (Hu et al. 2021) on frozen base weights.
-    A policy that has an adapter already is continued with its own, unless `start` says otherwise."""
+    """The weights to train: by default LoRA (Hu et al. 2021) on frozen base weights. A policy that has an adapter
+    already is continued with its own, unless `start` says otherwise."""
 
     method: MethodName = "lora"
     """lora: Hu et al. 2021. ia3: vectors that scale activations (Liu et al. 2022). loha, lokr: Hadamard and Kronecker
     products (Hyeon-Woo et al. 2022, Yeh et al. 2024). oft, boft: rotations (Qiu et al. 2023, Liu et al. 2024). vera:
-    shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). prompt: embeddings
-    before every sequence (Lester et al. 2021); ptuning: an encoder that computes them (Liu et al. 2021), which are saved
-    as prompt's; prefix: keys and values before every layer's (Li and Liang 2021). full: the model's own weights. qlora:
-    lora with quantize: nf4"""
+    shared random projections (Kopiczko et al. 2024). norms: the weights of the norm layers (Zhao et al. 2024). prompt:
+    embeddings before every sequence (Lester et al. 2021); ptuning: the same, computed by an encoder (Liu et al. 2021)
+    and saved as for prompt; prefix: extra keys and values in every layer (Li and Liang 2021). full: the model's own
+    weights. qlora: lora with quantize: nf4"""
     start: Literal["continue", "merge", "stack"] = "continue"
-    """what becomes of an adapter that the policy has. continue: it trains on. merge: it is added to its base's weights,
-    which the run keeps in base/, and a new one trains on them. stack: it stays as it is, and a new one trains beside it;
-    both are LoRA, and saved as one"""
+    """what to do with the policy's adapter. continue: train it further. merge: merge it into the base weights, saved in
+    the run's base/, and train a new adapter on them. stack: freeze it and train a new one beside it; both must be LoRA,
+    and are saved as one"""
     quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
     """number format of the frozen base weights, by bitsandbytes; nf4, fp4: 4 bits (Dettmers et al. 2023); int8: 8 bits
     (Dettmers et al. 2022)"""
     double_quantize: bool = True
-    """nf4, fp4: hold the scales in 8 bits too"""
+    """nf4, fp4: also store the quantisation scales in 8 bits"""
     r: int = Field(default=16, ge=1)
     """rank of the update; lora, loha, lokr"""
     alpha: int = Field(default=32, ge=1)
     """the update is scaled by alpha / r"""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """dropout on the adapter's input. SFT only: the other stages compare the policy with its own reference, so they
-    train without"""
+    """dropout on the adapter's input. SFT only: the other stages compare the policy with its own reference, and so
+    train without dropout"""
     target_modules: str | list[str] = "all-linear"
-    """names of the modules to adapt; all-linear: every linear layer except the head"""
+    """names of modules to adapt; all-linear: every linear layer except the head"""
     rslora: bool = False
     """lora: scale by alpha / sqrt(r) (Kalajdzievski 2023), for ranks above 32"""
     dora: bool = False
-    """lora: train the length of each weight's rows apart (Liu et al. 2024); slower"""
+    """lora: train the length of each weight row separately (DoRA, Liu et al. 2024); slower"""
     init: Literal["default", "gaussian", "orthogonal", "eva", "pissa", "olora"] = "default"
-    """lora: its first values. default: A is random and B is 0, as is gaussian; orthogonal: A and B are orthogonal to each
-    other; eva: A has the directions in which the layers' inputs vary most, on training rows (Paischer et al. 2024), at
-    the same rank everywhere; pissa: the largest singular vectors of the weights (Meng et al. 2024); olora: their QR
-    decomposition (Büyükakyüz 2024). The last two are saved as LoRA of rank 2r on the unchanged base"""
+    """lora: initial values. default, gaussian: A is random and B is 0; orthogonal: A and B are orthogonal to each
+    other; eva: A has the directions in which the layers' inputs vary most on training rows (Paischer et al. 2024), with
+    the same rank everywhere; pissa: the weights' largest singular vectors (Meng et al. 2024); olora: the weights' QR
+    decomposition (Büyükakyüz 2024). pissa and olora are saved as LoRA of rank 2r on the unchanged base"""
     rank_pattern: dict[str, int] = {}
     """ranks of some modules, by name, as in {q_proj: 32}"""
     alpha_pattern: dict[str, int] = {}
     """alphas of some modules, by name"""
     modules_to_save: list[str] = []
-    """lora: names of modules that are trained whole beside the adapter, each stage on a copy of its own"""
+    """lora: names of modules to train whole beside the adapter, in each stage on its own copy"""
     block_size: int | None = Field(default=None, ge=2)
     """oft, boft: size of the rotated blocks, which must divide the layers' inputs; null: 32 and 4, as in PEFT"""
     shared_rank: int = Field(default=256, ge=1)
     """vera: rank of the random projections that all layers share"""
     trainable_layers: int | None = Field(default=None, ge=1)
-    """full: train the last n layers alone, without embeddings, last norm and head; null: all weights"""
+    """full: train only the last n layers, without embeddings, final norm and head; null: all weights"""
 
     virtual_tokens: int = Field(default=20, ge=1)
     """prompt, ptuning, prefix: number of virtual tokens before every sequence"""

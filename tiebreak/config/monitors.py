@@ -14,26 +14,26 @@ class MonitorConfig(Section):
     """One yardstick on answers to held-out prompts, and what happens if its mean crosses a threshold."""
 
     yardstick: str
-    """refusal, keywords:FILE, language:CODE, length, repetition, tone, distinct_n, instructions:FILE, or another yardstick
-    of texts alone; see docs/evaluation.md"""
+    """name of a yardstick that needs only texts: refusal, keywords:FILE, language:CODE, length, repetition, tone,
+    distinct_n, instructions:FILE or another; see docs/evaluation.md"""
     every_steps: int = Field(default=10, ge=1)
-    """optimizer steps between two looks; the first is before the first step"""
+    """optimizer steps between measurements; the first is before the first step"""
     prompts: int = Field(default=16, ge=1)
-    """held-out prompts to answer, always the same"""
+    """number of held-out prompts to answer, always the same ones"""
     warn_above: float | None = None
     """print a warning if the mean is above this"""
     warn_below: float | None = None
-    """or below this"""
+    """print a warning if the mean is below this"""
     alert_above: float | None = None
-    """run `command` as well, if the mean is above this"""
+    """also run `command` if the mean is above this"""
     alert_below: float | None = None
-    """or below this"""
+    """also run `command` if the mean is below this"""
     command: list[str] = []
-    """on an alert: a program and its arguments; the message is added as the last one"""
+    """a program and its arguments, run on an alert; the message is added as the last argument"""
     stop_above: float | None = None
-    """end training if the mean is above this; the policy of that step is saved"""
+    """stop training if the mean is above this; the policy of that step is saved"""
     stop_below: float | None = None
-    """or below this"""
+    """stop training if the mean is below this; the policy of that step is saved"""
 
     @property
     def key(self) -> str:

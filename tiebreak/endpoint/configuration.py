@@ -13,11 +13,11 @@ class EndpointConfig(Section):
     """A model behind an OpenAI-compatible API."""
 
     url: str = "https://api.openai.com/v1"
-    """the API's base URL, as http://127.0.0.1:8000/v1"""
+    """the API's base URL, such as http://127.0.0.1:8000/v1"""
     model: str
-    """name of the model there"""
+    """the model's name at the endpoint"""
     key_variable: str | None = "OPENAI_API_KEY"
-    """the environment variable that holds the key, which is written to no file; null: the endpoint takes no key"""
+    """the environment variable with the API key, which is never written to a file; null: no key"""
     input_price: float | None = Field(default=None, ge=0)
     """price of a million prompt tokens, in any currency; null: costs are not computed"""
     output_price: float | None = Field(default=None, ge=0)
@@ -48,17 +48,17 @@ class AskingConfig(Section):
     of one run."""
 
     parallel: int = Field(default=8, ge=1, le=256)
-    """requests at once"""
+    """concurrent requests"""
     requests_per_minute: float | None = Field(default=None, gt=0)
-    """rate limit; null: none but the endpoint's own"""
+    """requests per minute; null: no limit but the endpoint's own"""
     retries: int = Field(default=6, ge=0, le=100)
-    """further tries of a request that failed or was refused for its rate, after 1, 2, 4, … seconds, or as long as the
-    endpoint asks for"""
+    """retries of a request that failed or hit the rate limit, after 1, 2, 4, … seconds, or as long as the endpoint asks
+    for"""
     longest_wait_seconds: float = Field(default=60.0, ge=0)
-    """longest wait between two tries"""
+    """longest wait between retries"""
     timeout_seconds: float = Field(default=120.0, gt=0)
     """longest wait for one answer"""
     max_tokens: int | None = Field(default=None, ge=1)
-    """stop before more tokens than these are spent, prompts and answers together; null: no limit"""
+    """token budget, prompts and answers together: stop before exceeding it; null: no limit"""
     max_cost: float | None = Field(default=None, gt=0)
-    """stop before more is spent, in the currency of the prices; null: no limit"""
+    """cost budget, in the currency of the prices: stop before exceeding it; null: no limit"""

@@ -18,19 +18,20 @@ _SIZE = re.compile(r"\d+(\.\d+)?\s?[KMGT]i?B")
 
 
 class ExportArguments(Section):
-    """`tiebreak export`. The folder is loaded again in a fresh process, without Tiebreak, and answers the run's probe."""
+    """`tiebreak export`. The result is loaded in a fresh process, without Tiebreak, and must reproduce the run's
+    probe."""
 
     to: Format
-    """safetensors, vllm: whole weights; adapter: PEFT's folder; gguf: one file for llama.cpp; ollama: that and a
-    Modelfile; hub: safetensors, pushed"""
+    """safetensors, vllm: whole weights; adapter: PEFT's folder; gguf: one file for llama.cpp; ollama: the same with a
+    Modelfile; hub: safetensors, pushed to the hub"""
     output: str | None = None
     """the folder to write, which must not exist; null: exports/ in the run's folder"""
     dtype: Dtype = "auto"
-    """number format of the weights; auto: fp16 in GGUF, elsewhere as the base model is stored; q8_0: in GGUF alone"""
+    """number format of the weights; auto: fp16 for GGUF, otherwise the base model's; q8_0: only for GGUF"""
     shard_size: str = "5GB"
-    """largest size of one weights file"""
+    """largest size of a weights file"""
     adapter_only: bool = False
-    """hub: push the adapter, not merged weights"""
+    """hub: push the adapter instead of merged weights"""
     repo: str | None = None
     """hub: OWNER/NAME"""
     private: bool = True

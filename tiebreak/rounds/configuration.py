@@ -14,18 +14,17 @@ NEEDED = ("sample", "select", "label", "evaluate")
 
 
 class StopConfig(Section):
-    """When no further round follows. Whichever comes first; the budget and `rounds` always stop."""
+    """Stopping rules. The first that holds ends the rounds; `budget` and `rounds` always do."""
 
     win_rate_above: float | None = Field(default=None, ge=0.5, lt=1.0)
-    """stop once the lower bound of the win rate over the start is above this; null: never"""
+    """stop once the lower bound of the win rate against the starting policy is above this; null: never"""
     rounds_without_gain: int | None = Field(default=None, ge=1)
-    """stop after so many rounds in a row whose win rate over the previous policy is not above one half, by its interval;
-    null: never"""
+    """stop after this many rounds in a row in which the interval of the win rate against the previous policy is not
+    above one half; null: never"""
     max_kl: float | None = Field(default=None, gt=0.0)
-    """stop once the policy is further from the start than this, in nats per answer; null: never"""
+    """stop once the policy's KL from the starting policy exceeds this, in nats per answer; null: never"""
     judged_twice: int = Field(default=30, ge=2)
-    """pairs of votes from which on raters whose agreement is not above chance stop the rounds, before anything is trained
-    on them"""
+    """number of vote pairs that is enough to stop, before training on them, if raters' agreement is not above chance"""
 
 
 class RoundsConfig(Section):
@@ -34,33 +33,33 @@ class RoundsConfig(Section):
     name: str
     """the recipe's name; W&B tags every run with it"""
     root: str
-    """the folder that all rounds are written to, as ROOT/round-1/sample"""
+    """the folder for all rounds, such as ROOT/round-1/sample"""
     policy: str
-    """where the first round starts: usually a finished sft run"""
+    """the policy of the first round: usually a finished sft run"""
     stages: list[StageEntry] = Field(min_length=1)
-    """the stages of a round, each with its file: sample, judge (optional), select, label, reward (optional), dpo or ppo,
-    evaluate. Their inputs and outputs are set by the rounds; all other keys are the files' own"""
+    """the stages of a round, each with its file: sample, judge (optional), select, label, reward (optional), dpo or
+    ppo, evaluate. The command sets their inputs and outputs; all other keys come from the files"""
     rounds: int = Field(default=3, ge=1)
-    """largest number of rounds"""
+    """maximum number of rounds"""
     budget: int = Field(ge=1)
-    """judgments to buy in all rounds together; a model judge's do not count"""
+    """total number of judgments in all rounds, not counting a model judge's"""
     start_from: Literal["current", "start"] = "current"
-    """the policy that a round's training starts from: current, that of the round before; start, the first one again"""
+    """the policy that each round's training starts from. current: the previous round's; start: the first round's"""
     data: Literal["all", "round"] = "all"
-    """the labels that a round trains on: of all rounds so far, or its own"""
+    """the labels that a round trains on. all: those of all rounds so far; round: its own"""
     judges_label: Literal["rest", "nothing"] = "rest"
-    """with a stage judge. rest: its verdicts on pairs that were not selected are preferences too, of kind model; nothing:
-    they only select"""
+    """use of the verdicts of a stage judge. rest: those on pairs that were not selected are also preferences, of kind
+    model; nothing: they only select pairs"""
     stop: StopConfig = StopConfig()
-    """when no further round follows"""
+    """when to stop"""
     seed: int | None = None
-    """the seed of every stage; null: the files' own"""
+    """the seed of every stage; null: as in the files"""
     replace: bool = False
-    """move folders of other runs aside, and run their stages again"""
+    """move the folders of different runs aside, and run those stages again"""
     tracking_mode: str | None = None
-    """tracking.mode of every stage; null: the files' own"""
+    """tracking.mode of every stage; null: as in the files"""
     max_time: str | None = None
-    """stop before this time has passed since the command's start, such as 8h; the same command resumes; null: no limit"""
+    """time limit for the command, such as 8h: it stops in time, and the same command resumes; null: no limit"""
 
     _is_duration = field_validator("max_time")(check_duration)
 

@@ -14,15 +14,15 @@ class ChatArguments(Section):
     program. Without a terminal, each line of standard input is a turn."""
 
     against: str | None = None
-    """a second policy, which answers the same questions in a conversation of its own"""
+    """a second policy, which answers the same questions in its own conversation"""
     reward_model: str | None = None
-    """a finished reward run, whose score is shown below each answer"""
+    """a finished reward run, to show its score below each answer"""
     system: str | None = None
     """the system message"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=512)
     """how answers are drawn"""
     seed: int = 0
-    """the same seed and turns give the same answers"""
+    """random seed: the same seed and turns give the same answers"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the GPU has it, float32 elsewhere"""
     trust_remote_code: bool = False
@@ -30,12 +30,12 @@ class ChatArguments(Section):
 
 
 class ServeArguments(Section):
-    """`tiebreak serve`. A run is exported once, into exports/ in its folder, and the server reads that."""
+    """`tiebreak serve`. The run is exported once, to exports/ in its folder, and the server reads the export."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
-    """transformers: its own server, on any machine; vllm: on a GPU"""
+    """transformers: transformers' server, on any machine; vllm: vLLM's server, on a GPU"""
     host: str = "127.0.0.1"
-    """the address to listen on; any address but this machine's own opens the server to others, without a password"""
+    """address to listen on; any but a loopback address opens the server to other machines, without a password"""
     port: int = Field(default=8000, ge=1, le=65535)
     """the port to listen on"""
     trust_remote_code: bool = False

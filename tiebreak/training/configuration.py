@@ -28,13 +28,13 @@ class TrainedConfig(SplittingConfig, RenderingConfig):
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
     adapter: AdapterConfig | None = None
-    """what trains: by default LoRA (Hu et al. 2021) on frozen base weights. null: continue the policy's own adapter; a
-    policy without one gets the defaults"""
+    """the weights to train: by default LoRA (Hu et al. 2021) on frozen base weights. null: continue the policy's own
+    adapter; a policy without one gets the defaults"""
     training: OptimizerConfig
     """how the model is loaded and trained: batches, steps, memory and the optimizer"""
     max_time: str | None = None
-    """stop before this time has passed since the command's start, such as 8h, 90m or 1h30m, with a checkpoint and exit
-    status 80: the same command resumes; null: no limit"""
+    """time limit for the command, such as 8h, 90m or 1h30m: it stops in time, with a checkpoint and exit status 80, and
+    the same command resumes; null: no limit"""
     printed = frozenset({"max_time"})
 
     _is_duration = field_validator("max_time")(check_duration)
@@ -53,11 +53,11 @@ class LabelSettings(Section):
     """use of a preference's strength s (1 to 3). margin: the sides must differ by a margin; weight: the pair counts s
     times"""
     margin_scale: float = Field(default=1.0, ge=0.0)
-    """multiplies the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
+    """factor of the row's margin, or of s/3 if the row has none (Touvron et al. 2023, Table 27, small margin)"""
     soft_labels: bool = False
-    """learn the row's confidence, or the share of raters who agree, instead of certainty"""
+    """use the row's confidence, or the share of raters who agree, as the target instead of 1"""
     use_weights: bool = True
-    """count each pair by its weight; weights have mean 1, so the learning rate keeps its meaning"""
+    """weight each pair by the row's weight; weights are scaled to mean 1, so the learning rate keeps its meaning"""
 
     @model_validator(mode="after")
     def _margin_is_read(self) -> LabelSettings:
@@ -70,13 +70,13 @@ class PreferencesConfig(RowsConfig, LabelSettings):
     """Keys of every stage that trains on preferences."""
 
     preferences: str
-    """answers that were compared, rated or ranked: a label run, a file, a folder or hub:NAME@SPLIT"""
+    """compared, rated or ranked answers: a label run, a file, a folder or hub:NAME@SPLIT"""
     use_edits: bool = Field(default=False, exclude_if=lambda used: not used)
-    """learn from raters' edits too, each preferred to the answers that it improves on: edit_preferences.jsonl of the label
+    """also train on raters' edits, each preferred to the answers that it improves: edit_preferences.jsonl of the label
     run"""
     share_prefixes: bool = True
-    """compute each prompt and each answer once, and no padding; false: TRL's layout"""
+    """compute each prompt and answer only once, without padding; false: TRL's layout"""
     prompt_by_prompt: bool = True
-    """put pairs of one prompt into one batch; false: pairs of similar length"""
+    """put pairs with the same prompt into one batch; false: pairs of similar length"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)

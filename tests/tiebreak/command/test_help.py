@@ -182,7 +182,7 @@ def test_every_flag_that_help_shows_is_taken(name: str, tmp_path: Path) -> None:
     file = tmp_path / "least.yaml"
     file.write_text(yaml.safe_dump(needed_by(model)))
     flags = shown_flags(name)
-    assert flags
+    assert flags or not model.model_fields
     for flag, form in flags.items():
         row = page[page.index(f"  {flag} ") :]
         row = re.split(r"\n  --|\n\n", row)[0].replace("\n", " ")
@@ -224,7 +224,7 @@ def test_ranges_defaults_and_choices_are_those_of_the_class() -> None:
     page = " ".join(" ".join(page_of("dpo")).split())
     assert "--beta NUMBER weight of the KL to the reference; 0.1 as in Rafailov et al. 2023. orpo:" in page
     assert "simpo's default is 2.0 (Meng et al. 2024) [> 0; default: 0.1]" in page
-    assert re.search(r"--output TEXT the folder this stage writes[^\[]*\[required\]", page)
+    assert re.search(r"--output TEXT the folder that this stage writes[^\[]*\[required\]", page)
     assert "--adapter.method lora|qlora|" in page
     assert "[≥ 0, < 0.5; default: 0]" in page  # label_smoothing
     assert "--guard.reward-model TEXT a finished reward run" in page
