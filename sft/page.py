@@ -84,7 +84,7 @@ def _flow(report: Report) -> Markup | None:
         left -= dropped
     drawn.append(_band(len(stages) + 1, left, left, most, "kept", number(left)))
     label = f"Of {number(most)} rows read, {number(left)} are kept"
-    drawing = svg(_WIDTH, _ROW * (len(stages) + 2), drawn, cls="plot", label=label)
+    drawing = svg(_WIDTH, _ROW * (len(stages) + 2), drawn, cls="plot flow", label=label)
     return el("div", drawing, cls="scroll")
 
 
@@ -119,7 +119,9 @@ def _steps(report: Report) -> Markup | None:
     for tally in tallies:
         reasons = ", ".join(f"{number(count)} {reason}" for reason, count in tally["reasons"].items())
         figures = [cell(title, number(tally[key]), cls="n", absent=not tally[key]) for title, key in _COLUMNS]
-        rows.append(el("tr", el("th", tally["step"], scope="row"), figures, cell("Of which", reasons)))
+        rows.append(
+            el("tr", el("th", tally["step"], scope="row"), figures, cell("Of which", reasons, absent=not reasons))
+        )
     heads = [heading("Step"), *(heading(title, numeric=True) for title, _ in _COLUMNS), heading("Of which")]
     return table(heads, rows)
 
@@ -188,7 +190,11 @@ def _balance(report: Report) -> Markup | None:
     for kind, counts in facts["balance"].items():
         most = max(counts.values(), default=1)
         rows = [
-            el("tr", el("th", value, scope="row"), cell("Prompts", count_bar(count, most), f" {number(count)}"))
+            el(
+                "tr",
+                el("th", value, scope="row"),
+                cell(f"Prompts of this {kind}", count_bar(count, most), f" {number(count)}"),
+            )
             for value, count in counts.items()
         ]
         if rows:

@@ -54,9 +54,12 @@ def _named(policy: str, marks: Marks) -> Markup:
 
 
 def _about(one: Row) -> str:
-    return ", ".join(
-        filter(None, (str(one["source"]) if len(str(one["source"])) < 40 else "", _DIRECTIONS[one["better"]]))
-    )
+    return ", ".join(filter(None, (str(one["source"]) if _is_news(one) else "", _DIRECTIONS[one["better"]])))
+
+
+def _is_news(one: Row) -> bool:
+    """Whether a yardstick's source is short, and not its title already."""
+    return len(str(one["source"])) < 40 and one["source"] != one["title"]
 
 
 def _cell(policy: str, row: Row, one: Row) -> Markup:

@@ -106,8 +106,8 @@ def topics_of(texts: Sequence[str], number: int, seed: int) -> list[str]:
 
 
 def _without_tags(text: str) -> str:
-    """A text without what `anonymise` put into it, which is no topic."""
-    return re.sub(r"<[A-Z_]+[^<>]*>", " ", text)
+    """A text without addresses and what `anonymise` put into it, which are no topic."""
+    return re.sub(r"<[A-Z_]+[^<>]*>|\S+@\S+|https?://\S+", " ", text)
 
 
 def _name(words: Sequence[str]) -> str:

@@ -92,6 +92,12 @@ def _reasons(report: Mapping[str, Any]) -> Markup | None:
     return table([heading("Reason"), heading("Rows")], rows) if rows else None
 
 
+def _answer(row: Mapping[str, Any]) -> str | Markup:
+    """The row's answer, marked as the better one where there is a rejected one beside it."""
+    text = shortened(row["completion"])
+    return el("ins", text) if row.get("rejected") else text
+
+
 def _examples(report: Mapping[str, Any]) -> Markup | None:
     parts: list[object] = []
     for method in report["methods"]:
@@ -101,7 +107,7 @@ def _examples(report: Mapping[str, Any]) -> Markup | None:
         parts.append(el("h3", method))
         for one in shown:
             rejected = el("p", el("del", shortened(one["rejected"])), cls="example") if one.get("rejected") else None
-            answer = el("p", el("ins", shortened(one["completion"])), cls="example") if one["completion"] else None
+            answer = el("p", _answer(one), cls="example") if one["completion"] else None
             prompt = el("p", shortened(one["prompt"]), cls="example")
             parts.append(el("figure", el("figcaption", one["how"]) if one["how"] else None, prompt, answer, rejected))
     return join(parts) if parts else None

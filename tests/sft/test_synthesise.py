@@ -106,6 +106,8 @@ def test_rules_alone_make_rows_with_their_provenance(tmp_path: Path, real: list[
     for row in answers:
         assert (row["kind"], row["writer"], row["task"], row["seed"]) == ("synthetic", "rules", "review", 0)
         assert {"synthetic", f"method:{row['method']}"} <= set(row["tags"])
+    page = (output / "report.html").read_text()
+    assert page.count("<ins>") == page.count("<del>") > 0, "an answer is marked only beside a rejected one"
     pairs = read_rows(output / "final" / "pairs.jsonl")
     texts = [{side["text"] for side in pair["completions"]} for pair in pairs]
     assert texts

@@ -74,7 +74,7 @@ def _win_rates(trained: Sequence[Row]) -> Markup | None:
     points = [(one["bought"], one["over_start"]["value"], one["over_start"]["interval"]) for one in trained]
     drawn = chart("Win rate over the start", "share of prompts", points, _START, 0.5)
     remark = (
-        "Marks: rounds. Whiskers: 95% intervals of one look; a policy chosen by several looks is measured too well."
+        "Marks: rounds. Whiskers: 95% intervals of one round alone; the best of several rounds seems better than it is."
     )
     return join(el("div", [drawn], cls="panels"), note(remark))
 
