@@ -70,6 +70,6 @@ def test_a_lead_exports_from_the_page(tmp_path: Path) -> None:
         report = json.loads(packed.read("report.json"))
         assert report["judgments"]["total"] == len(packed.read("preferences.jsonl").splitlines()) == 2
         page.reload()
-        page.wait_for_function("document.querySelector('.since')?.innerText.includes('+0 judgments')")
+        page.wait_for_function("document.querySelector('.since')?.innerText.includes('): 0 new')")
         assert errors == []
         browser.close()
