@@ -40,8 +40,8 @@ class LabelConfig(StageConfig):
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional with `converse`
     or `answers`, or if `store` has pairs"""
     columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
-    """Tiebreak's name of a column: its name in the file of pairs, as in {prompt: question, response_a: left}; null: ignore
-    the column"""
+    """names of columns, as Tiebreak's name: the name in the file of pairs, such as {prompt: question, response_a:
+    left}; null: ignore the column"""
     judges: list[str] = Field(default_factory=list, exclude_if=lambda judges: not judges)
     """finished judge runs on these pairs: their judgments are added to the store, with raters of kind model; people
     still judge every pair"""
@@ -238,7 +238,7 @@ class ImportArguments(Section):
     """pairs in Tiebreak's format or rows of prompt, response_a and response_b; or Potato's data file; the other tools'
     exports contain the texts"""
     columns: dict[str, str | None] = {}
-    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
     judgments: str | None = None
     """judgments in Tiebreak's format, or the tool's export"""
     adjudications: str | None = None

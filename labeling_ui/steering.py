@@ -89,7 +89,7 @@ class SelectArguments(Section):
     from_batch: str | None = None
     """all pairs of this batch"""
     columns: dict[str, str | None] = {}
-    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
 
 
 class RestoreArguments(SelectArguments):
@@ -138,7 +138,7 @@ class CorrectArguments(Section):
     pairs: str
     """a file of pairs: pairs in the store with the same id and another text are replaced; the others stay"""
     columns: dict[str, str | None] = {}
-    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
 
 
 class RejectArguments(Section):

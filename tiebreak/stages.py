@@ -401,7 +401,7 @@ REWARD = Stage(
         Command(
             "report",
             "reward.report",
-            "whether to trust a reward model: its report, on any preferences",
+            "report on whether to trust a reward model, on any preferences",
             "reward.configuration:RewardReportConfig",
             heavy=True,
         ),
@@ -561,7 +561,7 @@ COMPARE = Stage(
         Command(
             "overview",
             "evaluation.overview",
-            "any runs side by side: settings, curves, win rates, answers, cost; also compare RUNS…",
+            "compare any runs: settings, curves, win rates, answers, cost",
             "evaluation.configuration:OverviewArguments",
             positional="RUNS…",
             sources=(),

@@ -22,7 +22,7 @@ class JudgeConfig(StageConfig):
     pairs: str
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b"""
     columns: dict[str, str | None] = {}
-    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
     require: list[Requirement] = Field(default_factory=list, exclude_if=lambda required: not required)
     """required processing of the pairs. anonymised: they may come only from prepare runs with the step anonymise"""
     rater: str = Field(default="", max_length=100)

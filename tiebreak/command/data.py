@@ -71,8 +71,8 @@ class DataArguments(Section):
     rows: int = Field(default=3, ge=0)
     """number of rows to show"""
     columns: dict[str, str | None] = {}
-    """Tiebreak's name of a column: its name in the file, as in {prompt: question, message.content: text}; null: ignore the
-    column"""
+    """names of columns, as Tiebreak's name: the name in the file, such as {prompt: question, message.content: text};
+    null: ignore the column"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """refuse: list unusable rows, and end with status 1; drop: leave them out, and count them"""
     validation_share: float = Field(default=VALIDATION_SHARE, ge=0.0, lt=1.0)

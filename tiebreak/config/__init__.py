@@ -283,8 +283,8 @@ class ReadingConfig(StageConfig):
     """Configuration of stages that read data. `tiebreak data FILE` shows how a file is read."""
 
     columns: dict[str, str | None] = {}
-    """Tiebreak's name of a column: its name in the data, as in {prompt: question, message.content: text}; null: ignore
-    the column"""
+    """names of columns, as Tiebreak's name: the name in the data, such as {prompt: question, message.content: text};
+    null: ignore the column"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """refuse: stop at rows that cannot be used, listing all of them; drop: leave them out, count them, and list them in
     bad_rows.jsonl"""
