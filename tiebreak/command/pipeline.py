@@ -115,7 +115,7 @@ def run_pipeline(config: PipelineConfig) -> None:
 def _run_stages(config: PipelineConfig) -> None:
     for entry in config.stages:
         check_entry(entry)
-    group = config.group or group_in(Path(config.root or config.from_root or _common_folder(config)), config.name)
+    group = config.group or group_of(config)
     started = time.monotonic()
     for number, entry in enumerate(config.stages, start=1):
         words = stage_words(entry, config)
@@ -394,6 +394,11 @@ def _move_aside(folder: Path) -> None:
         number += 1
     folder.rename(target)
     say(f"moved {folder} aside, to {target}")
+
+
+def group_of(config: PipelineConfig) -> str:
+    """The group of a recipe's runs."""
+    return group_in(Path(config.root or config.from_root or _common_folder(config)), config.name)
 
 
 def group_in(root: Path, name: str) -> str:

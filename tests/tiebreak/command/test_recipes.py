@@ -11,7 +11,7 @@ import pytest
 import yaml
 from support import REPOSITORY, run_here, write_config, write_rows
 
-from tiebreak.command.pipeline import PipelineConfig, StageEntry, _group, config_class, stage_state, stage_words
+from tiebreak.command.pipeline import PipelineConfig, StageEntry, config_class, group_of, stage_state, stage_words
 from tiebreak.config import load_config
 from tiebreak.runs.run import read_manifest
 
@@ -334,8 +334,8 @@ def test_a_recipe_without_a_root_keeps_its_group_beside_its_runs(
     ]
     before = {*tmp_path.iterdir()}
     recipe = PipelineConfig(name="mine", stages=stages)
-    group = _group(recipe)
+    group = group_of(recipe)
     assert group.startswith("mine-")
-    assert (tmp_path / "runs" / "a" / "group").read_text() == group == _group(recipe)
+    assert (tmp_path / "runs" / "a" / "group").read_text() == group == group_of(recipe)
     assert {*tmp_path.iterdir()} - before == {tmp_path / "runs"}
-    assert _group(PipelineConfig(name="one", stages=stages[1:2])) == group  # the same folder
+    assert group_of(PipelineConfig(name="one", stages=stages[1:2])) == group  # the same folder
