@@ -108,7 +108,6 @@ def test_votes_are_hidden_until_the_lead_has_answered(tmp_path: Path, axe: str) 
         page.wait_for_selector(".case .said tr")
         assert "anna" in page.inner_text(".case .said")
         assert ", by lead." in page.inner_text(".case")
-        assert faults_of_both(page, axe) == []
         page.keyboard.press("n")
         page.wait_for_function("!document.querySelector('.case .said')")
         rater = log_in("anna", "/rate/")

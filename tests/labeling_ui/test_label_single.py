@@ -393,7 +393,6 @@ def test_raters_answer_by_number_edit_reject_and_undo(
         assert "criteria" not in page.inner_text("[data-card=keys]")
         assert "then A or B" not in page.inner_text("[data-card=keys]")
         press("Escape")
-        assert faults_of_both(page, axe) == []
         press("4")
         wait_for("review", "q1")
         page.wait_for_function("document.querySelector('.saved').innerText.includes('4 of 5: good')")
@@ -421,7 +420,6 @@ def test_raters_answer_by_number_edit_reject_and_undo(
         wait_for("classify", "q3")
         assert page.get_attribute("[name=rationale]", "placeholder") == "Reason (optional)"
         assert page.locator(".values").inner_text().split("\n")[-1] == "<b>medicine</b>"
-        assert faults_of_both(page, axe) == []
         press("2")
         wait_for("review", "q4")
         press("1")
