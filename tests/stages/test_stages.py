@@ -131,6 +131,24 @@ def test_wandb_offline_run_reads_back(finished_recipe: Path) -> None:
     assert any(str(loss)[:10] in message for loss in losses)
 
 
+@pytest.mark.parametrize(
+    ("stage", "figures"),
+    [
+        ("prepare", ["counts/prompts/train", "counts/dropped"]),
+        ("sample", ["counts/completions", "counts/pairs"]),
+        ("label", ["report/judgments/total", "report/preferences/by_split/train"]),
+        ("evaluate", ["dpo/outcomes/wins", "report/policies/ppo/score_mean", "completions"]),
+        ("compare", ["report/policies/dpo/win_rate_vs_baseline", "verdicts/dpo"]),
+    ],
+)
+def test_stages_that_train_nothing_send_their_figures(finished_recipe: Path, stage: str, figures: list[str]) -> None:
+    folder = output(finished_recipe, stage)
+    wait_for(lambda: is_copied(folder))
+    (offline,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    copied = offline.read_bytes()
+    assert [figure for figure in figures if figure.encode() not in copied] == []
+
+
 EVERY_DAY = (("sft", "cpu_zero1"), ("dpo", "cpu_zero2"), ("reward", "cpu_zero3"), ("ppo", "cpu_zero3"))
 """every stage and every level of ZeRO; `make proofs` runs the others"""
 
