@@ -556,7 +556,7 @@ def preload() -> None:
     with contextlib.suppress(ImportError):
         import scipy.optimize
         import scipy.stats  # noqa: F401
-    for name in ("peft", "datasets", "accelerate", "pydantic", "tyro", "wandb"):
+    for name in ("peft", "datasets", "accelerate", "pydantic", "wandb"):
         importlib.import_module(name)
 
 

@@ -284,9 +284,9 @@ def test_what_a_lead_has_settled_its_raters_can_no_longer_change(url: str) -> No
     store.adjudicate(lead.id, answer("pair-0", 3, "settle"))
     mine = store.history("r0")[0].judgment_id
     before = store.judgments()[0]
-    with pytest.raises(RefusedError, match="a lead has settled this pair"):
+    with pytest.raises(RefusedError, match="a lead has since settled this pair"):
         store.amend("r0", mine, "again", Answer(answer=0))
-    with pytest.raises(RefusedError, match="a lead has settled this pair"):
+    with pytest.raises(RefusedError, match="a lead has since settled this pair"):
         store.undo("r0", mine)
     assert store.judgments()[0] == before
     assert_whole(store)

@@ -41,6 +41,8 @@ UNREAD = {
     "rewards": "tests/preference/test_rewards.py",
     "anonymise": "tests/sft/test_personal_data.py",
     "criteria": "tests/labeling_ui/test_label_saying.py",
+    "qualify": "read as raters judge; tests/labeling_ui/test_label_standing.py",
+    "stop": "read as raters judge; tests/labeling_ui/test_label_standing.py",
     "converse": "needs a process that answers; tests/labeling_ui/test_label_conversations.py",
 }
 """Sections that these runs do not switch on, and where they are read."""
@@ -149,6 +151,12 @@ def test_labelling_reads_every_key_with_people_or_with_simulated_raters(
         status, message = run_here("label", "--pairs", pairs, "--output", out, "--simulate", simulated)
         watch.active = False
         assert status == 0, message
+    single = {"answers": str(finished_recipe / "runs" / "prepare"), "task": "review", "batch": "lot", "inspect": {}}
+    config = tmp_path / "single.yaml"
+    config.write_text(yaml.safe_dump({**single, "output": str(tmp_path / "single")}))
+    status, message = run_here("label", "--config", config)
+    watch.active = False
+    assert status == 0, message
     assert unread("label", labeling_ui.configuration.LabelConfig, watch.seen) == []
 
 
