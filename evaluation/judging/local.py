@@ -7,7 +7,8 @@ the same. Batches that are done are on disk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from evaluation.judging.configuration import JudgeConfig
@@ -89,7 +90,8 @@ class RewardModelJudge:
         asked = {q.pair.id: chat.encode_prompt(q.pair.messages, q.pair.tools) for q in questions}
         finished = {(q.pair.id, one.text): one for q in questions for one in (q.left, q.right)}
         pairs = {q.pair.id: q.pair for q in questions}
-        loaded = _once(lambda: load_trained_reward_model(self.source, self.config.training))
+        # loads at the first call: a resumed run whose batches are all on disk loads nothing
+        loaded = cache(lambda: load_trained_reward_model(self.source, self.config.training))
 
         def sequence(key: tuple[str, str]) -> list[int]:
             one, pair = finished[key], pairs[key[0]]
@@ -130,7 +132,7 @@ class ModelJudge:
         self.source = find_model(config.model or "", trust_remote_code=config.training.trust_remote_code)
         self.model, self.model_id = self.source.name, self.source.id
         self.chat: Chat = load_chat(self.source, trust_remote_code=config.training.trust_remote_code)
-        self._loaded = _once(self._load)
+        self._loaded = cache(self._load)
 
     def _load(self) -> nn.Module:
         from tiebreak.models.load import load_frozen_policy
@@ -210,15 +212,3 @@ class ModelJudge:
 
 def _with_tokens(reply: Reply, tokens: dict[str, int]) -> Reply:
     return Reply(**{**vars(reply), **tokens})
-
-
-def _once(load: Callable[[], Any]) -> Callable[[], Any]:
-    """Loads at the first call: a resumed run whose batches are all on disk loads nothing."""
-    held: list[Any] = []
-
-    def get() -> Any:
-        if not held:
-            held.append(load())
-        return held[0]
-
-    return get

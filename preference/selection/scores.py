@@ -6,7 +6,8 @@ Batches that are done are on disk.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,8 @@ def by_reward_model(config: SelectConfig, run: Run, candidates: Sequence[Candida
     source = find_model(config.reward_model or "", "reward", config.training.trust_remote_code)
     chat = load_chat(source)
     answers = _answers(candidates)
-    model = _once(lambda: load_trained_reward_model(source, config.training))
+    # loads at the first call: a resumed run whose batches are all on disk loads nothing
+    model = cache(lambda: load_trained_reward_model(source, config.training))
 
     def score(batch: list[Answer], _: object) -> list[list[float]]:
         sequences = [_sequence(chat, *answers[key]) for key in batch]
@@ -105,7 +107,7 @@ def hidden_vectors(config: SelectConfig, run: Run, candidates: Sequence[Candidat
     source = find_model(config.policy or "", trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, trust_remote_code=config.training.trust_remote_code)
     answers = _answers(candidates)
-    model = _once(lambda: load_frozen_policy(source, config.training))
+    model = cache(lambda: load_frozen_policy(source, config.training))
 
     def embed(batch: list[Answer], _: object) -> list[list[float]]:
         prompts = [chat.encode_prompt(answers[key][0].pair.messages, answers[key][0].pair.tools) for key in batch]
@@ -160,15 +162,3 @@ def _sequence(chat: Chat, candidate: Candidate, completion: Completion) -> list[
         return [*chat.encode_prompt(pair.messages, pair.tools), *completion.ids]
     prompt, answer = chat.encode_completion(pair.messages, completion.text, completion.finished, pair.tools)
     return [*prompt, *answer]
-
-
-def _once(load: Callable[[], Any]) -> Callable[[], Any]:
-    """Loads at the first call: a resumed run whose batches are all on disk loads nothing."""
-    held: list[Any] = []
-
-    def get() -> Any:
-        if not held:
-            held.append(load())
-        return held[0]
-
-    return get
