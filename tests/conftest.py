@@ -26,7 +26,7 @@ SLOW = """
     test_synthesise test_virtual_tokens
     test_monitors test_evaluate_yardsticks test_yardsticks
 """.split()
-"""Files of more than ten seconds, the longest first: each file is one worker's, so at the end none must be left alone with
+"""Files of more than five seconds, the longest first: each file is one worker's, so at the end none must be left alone with
 a long one. `make test-fast` leaves them out, and tests elsewhere of a finished recipe, which takes a minute to make."""
 
 
