@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 Marks = Mapping[str, tuple[str, str]]
 
 _DIRECTIONS = {"higher": "more is better", "lower": "less is better", "neither": ""}
-_VERDICTS = {"undecided": "not told apart", "too few": "too few prompts"}
+_VERDICTS = {"undecided": "no clear difference", "too few": "too few prompts"}
 
 
 def yardsticks_part(report: Row, marks: Marks) -> Markup | None:

@@ -49,12 +49,12 @@ def test_agreed_pairs_are_drawn_at_random_and_feedback_goes_to_those_concerned(u
     shown = store.open_dispute("lead", other).assignment
     store.adjudicate("lead", Submission(client_id="y", pair_id=other, answer=-1 if shown.left_id.endswith("-0") else 1))
     for rater in ("r0", "r1"):
-        [told] = store.feedback(rater)
-        assert (told.item_id, told.settled.rationale) == (one, "It is <b>false</b>.")
-        assert (told.settled.left, told.settled.right) == (told.judgment.left, told.judgment.right)
-        better = told.settled.left if (told.settled.answer or 0) < 0 else told.settled.right
+        [feedback] = store.feedback(rater)
+        assert (feedback.item_id, feedback.settled.rationale) == (one, "It is <b>false</b>.")
+        assert (feedback.settled.left, feedback.settled.right) == (feedback.judgment.left, feedback.judgment.right)
+        better = feedback.settled.left if (feedback.settled.answer or 0) < 0 else feedback.settled.right
         assert better.endswith("-1"), "in the sides as the rater saw them"
-        assert (told.settled.answer or 0) * (told.judgment.answer or 0) < 0
+        assert (feedback.settled.answer or 0) * (feedback.judgment.answer or 0) < 0
     assert {row.item_id: row.settled_by for row in store.disputes("lead", adjudicated=True)} == {
         one: lead.id,
         other: lead.id,

@@ -179,7 +179,7 @@ def _paragraphs(answer: str, divider: str) -> list[str]:
 
 
 def _starred_paragraphs(answer: str, arguments: Arguments) -> bool:
-    """Divided by ***; empty ones may stand at either end alone."""
+    """Divided by ***; empty ones are allowed only at either end."""
     parts = _paragraphs(answer, r"\s?\*\*\*\s?")
     inner = parts[1:-1]
     if not all(inner):
