@@ -129,6 +129,12 @@ def _verify(connection: Connection) -> Verification:
 
 
 def _apply(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
+    for apply in (_apply_to_pairs, _apply_to_raters, _apply_to_conversations, _apply_to_judgments):
+        apply(rebuilt, event, payload)
+
+
+def _apply_to_pairs(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
+    """Pairs, their batches, and what leads decide about them."""
     match event.kind:
         case "pairs_added":
             rebuilt.imports.append(payload)
@@ -153,11 +159,33 @@ def _apply(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
             del rebuilt.gold[event.item_id]
         case "settlement_removed":
             del rebuilt.adjudications[event.item_id]
+        case "adjudicated":
+            rebuilt.adjudications[event.item_id] = event.rater_id, _digest(payload["judgment"])
+
+
+def _apply_to_raters(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
+    """Raters, and the documents that they accept."""
+    match event.kind:
         case "published":
             rebuilt.documents[payload["document"], payload["version"]] = payload["text"]
         case "guidelines_accepted" | "consent_given":
             document = "guidelines" if event.kind == "guidelines_accepted" else "consent"
             rebuilt.acceptances[event.rater_id, document] = payload["version"]
+        case "rater_added":
+            fields = {"kind": payload["kind"], "role": payload["role"], "pool": payload.get("pool", "")}
+            rebuilt.raters[event.rater_id] = {**fields, "disabled": 0, "judged": 0, "standing": "", "standing_seq": 0}
+        case "standing_changed":
+            rebuilt.raters[event.rater_id] |= {"standing": payload["standing"], "standing_seq": event.seq}
+        case "rater_disabled" | "rater_enabled":
+            rebuilt.raters[event.rater_id]["disabled"] = int(event.kind == "rater_disabled")
+        case "role_changed":
+            rebuilt.raters[event.rater_id]["role"] = payload["role"]
+        case "rater_moved":
+            rebuilt.raters[event.rater_id]["pool"] = payload["pool"]
+
+
+def _apply_to_conversations(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
+    match event.kind:
         case "asked":
             rebuilt.turns[payload["turn"]] = {
                 "conversation": payload["conversation_id"],
@@ -172,19 +200,11 @@ def _apply(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
         case "answered":
             came = {"pair_id": payload["pair_id"], "error": payload["error"]}
             rebuilt.turns[payload["turn"]] |= {**came, "state": "failed" if payload["pair_id"] is None else "ready"}
-        case "adjudicated":
-            rebuilt.adjudications[event.item_id] = event.rater_id, _digest(payload["judgment"])
-        case "rater_added":
-            fields = {"kind": payload["kind"], "role": payload["role"], "pool": payload.get("pool", "")}
-            rebuilt.raters[event.rater_id] = {**fields, "disabled": 0, "judged": 0, "standing": "", "standing_seq": 0}
-        case "standing_changed":
-            rebuilt.raters[event.rater_id] |= {"standing": payload["standing"], "standing_seq": event.seq}
-        case "rater_disabled" | "rater_enabled":
-            rebuilt.raters[event.rater_id]["disabled"] = int(event.kind == "rater_disabled")
-        case "role_changed":
-            rebuilt.raters[event.rater_id]["role"] = payload["role"]
-        case "rater_moved":
-            rebuilt.raters[event.rater_id]["pool"] = payload["pool"]
+
+
+def _apply_to_judgments(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
+    """Assignments and judgments; an imported judgment is both."""
+    match event.kind:
         case "assigned" | "imported":
             _assign(rebuilt, event, payload)
         case "reopened" | "renewed" | "lapsed":
