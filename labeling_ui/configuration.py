@@ -16,11 +16,11 @@ from labeling_ui.exchange.foreign import Format as ForeignFormat
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.simulate import SimulateConfig
 from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, MAX_NAMES, NAME
-from labeling_ui.store.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Criterion, FlagTarget, Questionnaire, Required
-from labeling_ui.store.assigning import LEASE_SECONDS
-from labeling_ui.store.inspection import InspectConfig
-from labeling_ui.store.standing import QualifyConfig, StopConfig
+from labeling_ui.store.pairs.inspection import InspectConfig
 from labeling_ui.store.store import default_store_url
+from labeling_ui.store.work.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Criterion, FlagTarget, Questionnaire, Required
+from labeling_ui.store.work.assigning import LEASE_SECONDS
+from labeling_ui.store.work.standing import QualifyConfig, StopConfig
 from labeling_ui.worker import ConverseConfig
 from tiebreak.assessments import SingleTask
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag

@@ -48,7 +48,7 @@ from labeling_ui.quality.judges import measure_judges
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.single import assessment_lines, measure_assessments
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
-from labeling_ui.store.campaign import Batch
+from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import needs_login

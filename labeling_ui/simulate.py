@@ -15,8 +15,8 @@ from pydantic import Field, model_validator
 
 from labeling_ui.programs import judge_all
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.assigning import Assignment, RefusedError
 from labeling_ui.store.store import Store
+from labeling_ui.store.work.assigning import Assignment, RefusedError
 from tiebreak.config import Section
 from tiebreak.measures.yardstick import RUBRIC, Yardstick, find_yardstick, shortened
 from tiebreak.records import content_id

@@ -31,8 +31,8 @@ from pydantic import Field, ValidationError
 from labeling_ui.configuration import read_store_arguments
 from labeling_ui.database.schema import MAX_PRIORITY
 from labeling_ui.store.backup import back_up, restore_backup
-from labeling_ui.store.campaign import Batch, BatchChange
-from labeling_ui.store.rejecting import Selection
+from labeling_ui.store.leads.rejecting import Selection
+from labeling_ui.store.pairs.campaign import Batch, BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import Verification
 from tiebreak.config import Section

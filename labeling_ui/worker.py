@@ -22,8 +22,8 @@ import sqlalchemy as sa
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from labeling_ui.store import conversations
 from labeling_ui.store.store import Store, wall_clock_ms
+from labeling_ui.store.work import conversations
 from tiebreak.config import SamplingConfig, Section, load_config
 from tiebreak.errors import exit_with_message
 from tiebreak.records import Completion

@@ -8,8 +8,8 @@ from labeling_ui.exchange.export import export
 from labeling_ui.programs import judge_all
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.assigning import Assignment
 from labeling_ui.store.store import Store, default_store_url
+from labeling_ui.store.work.assigning import Assignment
 from tiebreak.command.launch import stage_main
 from tiebreak.config import StageConfig
 from tiebreak.data.pairs import read_pairs

@@ -32,10 +32,10 @@ from labeling_ui.quality.aggregate import (
 from labeling_ui.quality.agreement import measure_percent
 from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.votes import KINDS, Comparison, read_votes
-from labeling_ui.store.asking import FLAGS
-from labeling_ui.store.changes import Withdrawal
-from labeling_ui.store.items import items_of
+from labeling_ui.store.pairs.changes import Withdrawal
+from labeling_ui.store.pairs.items import items_of
 from labeling_ui.store.store import Store, count_kinds
+from labeling_ui.store.work.asking import FLAGS
 from tiebreak.assessments import ExportedAssessment, SingleAnswer
 from tiebreak.errors import DataError
 from tiebreak.records import (

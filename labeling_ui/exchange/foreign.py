@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from labeling_ui.store.campaign import Gold
-from labeling_ui.store.items import items_of
+from labeling_ui.store.pairs.campaign import Gold
+from labeling_ui.store.pairs.items import items_of
 from tiebreak.config import Section
 from tiebreak.data.conversations import to_messages
 from tiebreak.data.images import require_text

@@ -19,11 +19,11 @@ import sqlalchemy as sa
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction, canonical_json
 from labeling_ui.database.schema import ADJUDICATIONS, ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
-from labeling_ui.store.adjudication import settle
-from labeling_ui.store.campaign import Batch
-from labeling_ui.store.items import Item, assignment_id, items_of
-from labeling_ui.store.judging import count_vote, count_work
+from labeling_ui.store.leads.adjudication import settle
+from labeling_ui.store.pairs.campaign import Batch
+from labeling_ui.store.pairs.items import Item, assignment_id, items_of
 from labeling_ui.store.store import Store
+from labeling_ui.store.work.judging import count_vote, count_work
 from tiebreak.errors import DataError, counted
 from tiebreak.records import Judgment, Pair, content_id
 

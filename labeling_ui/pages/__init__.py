@@ -22,7 +22,7 @@ from fastapi import FastAPI
 
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import SKIP_REASONS
-from labeling_ui.store.asking import Questionnaire, describe_asked
+from labeling_ui.store.work.asking import Questionnaire, describe_asked
 from tiebreak.errors import ConfigError
 
 FILES = Path(__file__).parent

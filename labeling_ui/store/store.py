@@ -51,31 +51,24 @@ from labeling_ui.database.schema import (
     build_engine,
     flush_to_disk,
 )
-from labeling_ui.store import (
-    adjudication,
-    assigning,
-    campaign,
-    changes,
-    exported,
-    finding,
-    inspection,
-    judging,
-    rejecting,
-)
-from labeling_ui.store import progress as counts
-from labeling_ui.store.adjudication import Dispute, DisputeOpened, Feedback
 from labeling_ui.store.answers import Answer, Draft, Submission
-from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
-from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
-from labeling_ui.store.changes import Correction, Withdrawal
-from labeling_ui.store.exported import SinceExport
-from labeling_ui.store.finding import ItemOpened, JudgmentEntry, Search, SearchPage
-from labeling_ui.store.inspection import InspectConfig
-from labeling_ui.store.judging import StoredJudgment
+from labeling_ui.store.figures import exported
+from labeling_ui.store.figures import progress as counts
+from labeling_ui.store.figures.exported import SinceExport
+from labeling_ui.store.figures.progress import BatchProgress, PastJudgment, Progress, Work
+from labeling_ui.store.leads import adjudication, finding, rejecting
+from labeling_ui.store.leads.adjudication import Dispute, DisputeOpened, Feedback
+from labeling_ui.store.leads.finding import ItemOpened, JudgmentEntry, Search, SearchPage
+from labeling_ui.store.leads.rejecting import Rejection, Selection
 from labeling_ui.store.names import skeleton
-from labeling_ui.store.progress import BatchProgress, PastJudgment, Progress, Work
-from labeling_ui.store.rejecting import Rejection, Selection
-from labeling_ui.store.standing import Attempt, Standing, is_tested, present_attempt, set_standing
+from labeling_ui.store.pairs import campaign, changes, inspection
+from labeling_ui.store.pairs.campaign import Batch, BatchChange, Gold, Source
+from labeling_ui.store.pairs.changes import Correction, Withdrawal
+from labeling_ui.store.pairs.inspection import InspectConfig
+from labeling_ui.store.work import assigning, judging
+from labeling_ui.store.work.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
+from labeling_ui.store.work.judging import StoredJudgment
+from labeling_ui.store.work.standing import Attempt, Standing, is_tested, present_attempt, set_standing
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, read_judgment, read_pair
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 

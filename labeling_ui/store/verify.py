@@ -35,9 +35,9 @@ from labeling_ui.database.schema import (
     turn_of,
     vote_of,
 )
-from labeling_ui.store.campaign import Batch
-from labeling_ui.store.inspection import Inspection, inspections
-from labeling_ui.store.items import Item, items_of, pairs_digest
+from labeling_ui.store.pairs.campaign import Batch
+from labeling_ui.store.pairs.inspection import Inspection, inspections
+from labeling_ui.store.pairs.items import Item, items_of, pairs_digest
 from labeling_ui.store.store import IMPORTED, Store
 from tiebreak.assessments import read_judgment, read_pair
 

@@ -33,12 +33,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.pages.passages import find_passage
-from labeling_ui.store import assigning, judging
 from labeling_ui.store.answers import Answer, Draft, Submission, storable
-from labeling_ui.store.assigning import Assignment, load_assignment, shown_of
+from labeling_ui.store.figures.progress import Work
 from labeling_ui.store.names import composed
-from labeling_ui.store.progress import Work
 from labeling_ui.store.store import Document, NameTakenError, wall_clock_ms
+from labeling_ui.store.work import assigning, judging
+from labeling_ui.store.work.assigning import Assignment, load_assignment, shown_of
 from labeling_ui.web import second_factor
 from labeling_ui.web.accounts import (
     SESSION_DAYS,

@@ -19,9 +19,9 @@ from labeling_ui.pages.passages import show_passage
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Answer, Draft
-from labeling_ui.store.asking import Questionnaire
-from labeling_ui.store.assigning import Assignment, RefusedError, shown_of
 from labeling_ui.store.store import Document, Rater, Store
+from labeling_ui.store.work.asking import Questionnaire
+from labeling_ui.store.work.assigning import Assignment, RefusedError, shown_of
 from labeling_ui.web import second_factor
 from labeling_ui.web.accounts import LoginLimit, Session, find_session, needs_login
 from tiebreak.assessments import Assessment

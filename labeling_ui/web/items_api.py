@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import storable
-from labeling_ui.store.finding import JudgmentEntry, Search
-from labeling_ui.store.rejecting import Selection
+from labeling_ui.store.leads.finding import JudgmentEntry, Search
+from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.web.context import DeskOf, LeadWritingSession, printable, viewing_session
 from tiebreak.records import explain
 

@@ -24,12 +24,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labeling_ui.quality.agreement import PUBLISHED
-from labeling_ui.store import adjudication
 from labeling_ui.store.answers import Submission, storable
-from labeling_ui.store.campaign import BatchChange
-from labeling_ui.store.conversations import BATCH as CONVERSATIONS
-from labeling_ui.store.progress import BatchProgress
+from labeling_ui.store.figures.progress import BatchProgress
+from labeling_ui.store.leads import adjudication
+from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Role, wall_clock_ms
+from labeling_ui.store.work.conversations import BATCH as CONVERSATIONS
 from labeling_ui.web.accounts import (
     INVITATION_DAYS,
     INVITATION_PATH,

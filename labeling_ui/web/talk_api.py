@@ -14,8 +14,8 @@ from fastapi import APIRouter, Body, HTTPException
 from fastapi.responses import JSONResponse
 
 from labeling_ui.pages.safe_markup import render
-from labeling_ui.store import conversations
-from labeling_ui.store.conversations import Ask, Turn
+from labeling_ui.store.work import conversations
+from labeling_ui.store.work.conversations import Ask, Turn
 from labeling_ui.web.context import CurrentSession, Desk, DeskOf, JudgingSession, checked, rendered
 
 router = APIRouter(prefix="/api/turns")

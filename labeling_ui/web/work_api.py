@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from labeling_ui.exchange.export import as_cell
-from labeling_ui.store import pay
+from labeling_ui.store.figures import pay
 from labeling_ui.web.context import Desk, DeskOf, LeadSession
 
 router = APIRouter(prefix="/api/lead")

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, processes, serving, write_words
 
 from labeling_ui.database.schema import EVENTS
-from labeling_ui.store import conversations
 from labeling_ui.store.store import Store, Submission
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work import conversations
 from labeling_ui.web.accounts import add_account, invite, log_in
 from labeling_ui.web.context import SESSION_COOKIE
 from labeling_ui.worker import answer_one

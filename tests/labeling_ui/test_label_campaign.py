@@ -16,10 +16,10 @@ from labeling_ui.database.migrations import MIGRATIONS
 from labeling_ui.database.schema import build_engine
 from labeling_ui.quality.aggregate import group_judgments
 from labeling_ui.store.answers import Answer, Draft, Submission
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.campaign import BatchChange
+from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.records import Judgment, Pair
 
 THREE = ("a", "b", "c")

@@ -15,10 +15,10 @@ from labeling_ui.quality.agreement import measure_agreement, measure_votes
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.steering import difference_lines
 from labeling_ui.store.answers import Answer, Submission
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.campaign import Batch, BatchChange
+from labeling_ui.store.pairs.campaign import Batch, BatchChange
 from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.data.reading import read_records
 from tiebreak.errors import TiebreakError
 from tiebreak.records import ExportedJudgment, Pair, write_jsonl

@@ -27,12 +27,12 @@ from label_support import (
 
 from labeling_ui.database.event_log import event_hash
 from labeling_ui.database.schema import EVENTS, TURNS
-from labeling_ui.store import conversations
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.conversations import Ask, Request
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work import conversations
+from labeling_ui.store.work.assigning import RefusedError
+from labeling_ui.store.work.conversations import Ask, Request
 from labeling_ui.worker import answer_one
 from tiebreak.records import Completion, Message
 
@@ -172,7 +172,7 @@ def test_what_was_left_behind_or_asked_anew_takes_no_answer_from_before(url: str
 
 
 def test_a_turn_is_held_for_as_long_as_its_worker_lives(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labeling_ui.store.conversations.HOLD_SECONDS", 0.2)
+    monkeypatch.setattr("labeling_ui.store.work.conversations.HOLD_SECONDS", 0.2)
     monkeypatch.setattr("labeling_ui.worker.HOLD_AGAIN_SECONDS", 0.05)
     store = open_store(url, [make_pair(0)])
     ask(store, "r0", 0, "hello")

@@ -383,7 +383,7 @@ def test_the_stated_error_rate_is_the_measured_one(tmp_path: Path) -> None:
 
 
 def claimed(pair, rater: str, left: int, right: int):  # type: ignore[no-untyped-def]
-    from labeling_ui.store.assigning import Assignment
+    from labeling_ui.store.work.assigning import Assignment
 
     sides = (pair.completions[left].id, pair.completions[right].id)
     return Assignment(f"{pair.id}-{rater}", pair.id, rater, sides, pair)

@@ -12,7 +12,7 @@ from label_support import CHROMIUM, answer, make_pair, needs_chromium, open_stor
 
 from labeling_ui import label
 from labeling_ui.store.answers import Answer, Submission
-from labeling_ui.store.rejecting import Selection
+from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.verify import verify
 
 

@@ -11,12 +11,12 @@ from label_support import answer, before_withdrawals, make_pair, open_store
 
 from labeling_ui.database.words import phrases_of, words_of
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.campaign import BatchChange
-from labeling_ui.store.finding import Search
-from labeling_ui.store.rejecting import Selection
+from labeling_ui.store.leads.finding import Search
+from labeling_ui.store.leads.rejecting import Selection
+from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.records import Judgment, Pair
 
 TEXTS = [
@@ -175,8 +175,8 @@ def test_an_item_is_opened_with_all_judgments_and_its_history_and_a_rater_with_t
 def test_a_common_word_with_a_rare_filter_is_found_beyond_the_first_matches(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labeling_ui.store.finding.FIRST_CHUNK", 2)
-    monkeypatch.setattr("labeling_ui.store.finding.FEW", 0)
+    monkeypatch.setattr("labeling_ui.store.leads.finding.FIRST_CHUNK", 2)
+    monkeypatch.setattr("labeling_ui.store.leads.finding.FEW", 0)
     assert [one.item_id for one in store.find(Search(text="question", state="gold")).items] == ["pair-55"]
     page = store.find(Search(text="question", batch="more"), limit=3)
     assert [one.item_id for one in page.items] == ["pair-40", "pair-41", "pair-42"]

@@ -12,10 +12,10 @@ import pytest
 from label_support import answer, make_pair, open_store
 from test_label_api import Campaign, no_pages  # noqa: F401
 
-from labeling_ui.store import pay
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.campaign import BatchChange
-from labeling_ui.store.rejecting import Selection
+from labeling_ui.store.figures import pay
+from labeling_ui.store.leads.rejecting import Selection
+from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 
 DAY_MS = 86_400_000
@@ -62,7 +62,7 @@ def test_the_table_for_spreadsheets_has_the_pay_and_no_formula(tmp_path: Path, m
     store.create_batch("=1+1", BatchChange(priority=1))
     store.move_pairs(["pair-0"], "=1+1")
     pair = campaign.call("one", "GET", "/api/next").json()
-    monkeypatch.setattr("labeling_ui.store.judging.CLOCK_SLACK_SECONDS", 10_000)
+    monkeypatch.setattr("labeling_ui.store.work.judging.CLOCK_SLACK_SECONDS", 10_000)
     body = {"client_id": "c", "pair_id": pair["pair_id"], "answer": 1, "seconds_active": 1800}
     campaign.call("one", "POST", "/api/judgments", body).raise_for_status()
     reply: httpx.Response = campaign.call("lead", "GET", "/api/lead/work.csv?rate=20")

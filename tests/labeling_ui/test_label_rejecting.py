@@ -13,11 +13,11 @@ from labeling_ui.exchange.export import read_labels
 from labeling_ui.quality.agreement import measure_agreement, measure_votes
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.store.answers import Answer, Submission
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.finding import Search
-from labeling_ui.store.rejecting import Selection
+from labeling_ui.store.leads.finding import Search
+from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.errors import TiebreakError
 
 HOUR = 3_600_000

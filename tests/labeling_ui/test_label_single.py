@@ -22,11 +22,11 @@ from labeling_ui.exchange.single import difference
 from labeling_ui.quality.agreement import krippendorff_alpha, measure_votes
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.store.answers import Answer, Submission
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.finding import Search
-from labeling_ui.store.rejecting import Selection
+from labeling_ui.store.leads.finding import Search
+from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.assessments import Assessment, SingleAnswer, SingleTask, read_judgment
 from tiebreak.data.reading import read_answers, read_demonstrations
 from tiebreak.data.single import read_single_answers

@@ -21,10 +21,10 @@ from labeling_ui.database.schema import METADATA, StoreError, build_engine
 from labeling_ui.quality.aggregate import build_preferences, group_judgments
 from labeling_ui.quality.agreement import measure_agreement
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.items import items_of, shuffle_sides
+from labeling_ui.store.pairs.items import items_of, shuffle_sides
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.records import Completion, Pair
 
 

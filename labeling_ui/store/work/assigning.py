@@ -17,8 +17,8 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
-from labeling_ui.store.items import Task, assignment_id, shuffle_all, shuffle_sides
-from labeling_ui.store.standing import HELD, QualifyConfig, StopConfig, is_tested, next_question
+from labeling_ui.store.pairs.items import Task, assignment_id, shuffle_all, shuffle_sides
+from labeling_ui.store.work.standing import HELD, QualifyConfig, StopConfig, is_tested, next_question
 from tiebreak.assessments import SingleAnswer, is_single, read_judgment, read_pair
 from tiebreak.errors import TiebreakError
 from tiebreak.records import Pair, content_id

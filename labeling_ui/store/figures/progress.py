@@ -24,7 +24,7 @@ from labeling_ui.database.schema import (
     RATERS,
     WITHDRAWALS,
 )
-from labeling_ui.store.inspection import inspections
+from labeling_ui.store.pairs.inspection import inspections
 from tiebreak.assessments import SINGLE_TASKS, read_judgment
 from tiebreak.records import Judgment
 

@@ -23,10 +23,10 @@ from labeling_ui.database.schema import (
     SETTINGS,
 )
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.assigning import Assignment, RefusedError, Rules, active_rater
-from labeling_ui.store.items import shuffle_sides
-from labeling_ui.store.judging import build_judgment
-from labeling_ui.store.progress import beginning_of
+from labeling_ui.store.figures.progress import beginning_of
+from labeling_ui.store.pairs.items import shuffle_sides
+from labeling_ui.store.work.assigning import Assignment, RefusedError, Rules, active_rater
+from labeling_ui.store.work.judging import build_judgment
 from tiebreak.records import Judgment
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import ITEMS, JUDGMENTS, SETTINGS, StoreError
-from labeling_ui.store.campaign import (
+from labeling_ui.store.pairs.campaign import (
     Batch,
     BatchChange,
     Source,

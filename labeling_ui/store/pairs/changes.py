@@ -18,8 +18,7 @@ import sqlalchemy as sa
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import ASSIGNMENTS, EVENTS, GOLD, ITEMS, PAIRS, SETTINGS, WITHDRAWALS
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.campaign import (
+from labeling_ui.store.pairs.campaign import (
     IDS_AT_ONCE,
     Batch,
     BatchChange,
@@ -34,7 +33,8 @@ from labeling_ui.store.campaign import (
     steer,
     write_batch,
 )
-from labeling_ui.store.conversations import BATCH as CONVERSATIONS
+from labeling_ui.store.work.assigning import RefusedError
+from labeling_ui.store.work.conversations import BATCH as CONVERSATIONS
 from tiebreak.records import Pair
 
 _VERSION = re.compile(r"@(\d+)$")

@@ -31,8 +31,8 @@ from labeling_ui.database.schema import (
 )
 from labeling_ui.database.words import index_items, length_of, text_of
 from labeling_ui.store.answers import storable
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.items import items_of, pairs_digest
+from labeling_ui.store.pairs.items import items_of, pairs_digest
+from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.records import Pair, Record
 
 IDS_AT_ONCE = 500

@@ -20,9 +20,10 @@ from sqlalchemy.engine import Connection
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction, canonical_json
 from labeling_ui.database.schema import JUDGMENTS, TURNS
-from labeling_ui.store import assigning, campaign
 from labeling_ui.store.answers import storable
-from labeling_ui.store.assigning import Assignment, RefusedError, Rules, active_rater
+from labeling_ui.store.pairs import campaign
+from labeling_ui.store.work import assigning
+from labeling_ui.store.work.assigning import Assignment, RefusedError, Rules, active_rater
 from tiebreak.records import Completion, Judgment, Message, Messages, Pair, Record, content_id, prompt_id
 
 MAX_TURN_CHARACTERS = 20_000

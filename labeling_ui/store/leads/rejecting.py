@@ -29,8 +29,8 @@ from labeling_ui.database.schema import (
     REJECTIONS,
 )
 from labeling_ui.store.answers import storable
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.judging import count_vote, count_work
+from labeling_ui.store.work.assigning import RefusedError
+from labeling_ui.store.work.judging import count_vote, count_work
 from tiebreak.assessments import read_judgment
 from tiebreak.records import Record
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import EVENTS, JUDGMENTS, SETTINGS
-from labeling_ui.store.campaign import IDS_AT_ONCE
+from labeling_ui.store.pairs.campaign import IDS_AT_ONCE
 
 EXPORTED = "exported:last"
 """The setting that holds the mark of the latest export."""

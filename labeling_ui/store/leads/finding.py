@@ -22,8 +22,8 @@ from labeling_ui.database import statements as st
 from labeling_ui.database.schema import ADJUDICATIONS, EVENTS, GOLD, ITEMS, JUDGMENTS, PAIRS, REJECTIONS, WITHDRAWALS
 from labeling_ui.database.words import matching
 from labeling_ui.store.answers import storable
-from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.progress import beginning_of
+from labeling_ui.store.figures.progress import beginning_of
+from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.assessments import read_judgment, read_pair
 from tiebreak.records import Judgment, Pair, Record
 

@@ -1,0 +1,1 @@
+"""Counts and figures of a campaign: progress, hours for pay, what was exported."""

@@ -1,0 +1,1 @@
+"""Pairs, the items made from them, and the batches that leads manage."""

@@ -1,0 +1,1 @@
+"""The work of raters: assignment, answers, judgments, conversations, and who may judge."""
