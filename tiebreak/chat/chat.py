@@ -24,7 +24,9 @@ from tiebreak.chat.templates import (
     Part,
     Tools,
     as_template_message,
+    ending_mark,
     in_parts,
+    opening_mark,
     parts_of,
     render_messages,
 )
@@ -532,6 +534,23 @@ class Chat:
                         f"the text of the {message.role} holds {mark!r}, which this tokenizer reads as the chat template's "
                         f"own mark: give messages or plain text, or leave the row out: {message.text[:80]!r}"
                     )
+
+        self._require_no_foreign_marks(messages)
+
+    @staticmethod
+    def _require_no_foreign_marks(messages: Sequence[Message]) -> None:
+        """Refuse text that was rendered for another model, whose marks are plain text here and would be learned."""
+        first, last = messages[0], messages[-1]
+        if mark := opening_mark(first.text):
+            raise HandoffError(
+                f"the text of the {first.role} begins with {mark!r}, which another model's chat template writes: give "
+                f"messages or plain text, or leave the row out: {first.text[:80]!r}"
+            )
+        if last.role == "assistant" and (mark := ending_mark(last.text)):
+            raise HandoffError(
+                f"the answer ends with {mark!r}, another model's end-of-turn token: remove it from the data: "
+                f"{last.text[-80:]!r}"
+            )
 
     def _require_no_mark(self, message: Message, finished: bool) -> None:
         """Refuse an answer that contains one of the template's marks."""

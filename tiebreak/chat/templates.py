@@ -29,6 +29,28 @@ _OTHER_TEMPLATE = "give one that renders it with chat_template, or remove it fro
 _FURTHER_CALL, _ONE_CALL = "a message's second tool call", "give each call a message of its own, or remove it"
 _DROP_THOUGHTS = "set thinking: drop, or give a template that renders it with chat_template"
 
+_OPENINGS = (
+    *("<|im_start|>", "[INST]", "<s>[INST]", "<start_of_turn>", "<bos>", "<|start_header_id|>", "<|begin_of_text|>"),
+    *("<|header_start|>", "<|user|>", "<|system|>", "<|START_OF_TURN_TOKEN|>", "<|start_of_role|>", "<|start|>"),
+    *("<｜User｜>", "<｜begin▁of▁sentence｜>"),
+)
+_ENDINGS = (
+    *("<|im_end|>", "</s>", "<end_of_turn>", "<eos>", "<|eot_id|>", "<|eot|>", "<|end_of_text|>", "<|endoftext|>"),
+    *("<|end|>", "<|return|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_role|>", "<｜end▁of▁sentence｜>"),
+)
+"""what the templates of widely used models write before a first turn, and after an answer"""
+
+
+def opening_mark(text: str) -> str | None:
+    """The mark of some model's template that a text begins with, as a prompt does that is rendered already."""
+    return next((mark for mark in _OPENINGS if text.lstrip().startswith(mark)), None)
+
+
+def ending_mark(text: str) -> str | None:
+    """The token that ends a turn of some model, if an answer's text ends with it. HTML's <s>…</s> is none."""
+    mark = next((mark for mark in _ENDINGS if text.rstrip().endswith(mark)), None)
+    return None if mark == "</s>" and "<s>" in text else mark
+
 
 @dataclass(frozen=True)
 class Part:

@@ -938,6 +938,32 @@ def test_text_that_holds_the_templates_own_marks_is_refused(words: Any, messages
     chat.encode_conversation((says("user", "What is <repo_name>?"), ANSWER))  # no mark of a turn
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "mark"),
+    [
+        ("[INST] Why? [/INST]", "Add iron.", "[INST]"),
+        ("<s>[INST] Why? [/INST]", "Add iron.", "<s>[INST]"),
+        (" <start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n", "Add iron.", "<start_of_turn>"),
+        ("Why?", "Add iron.</s>", "</s>"),
+        ("Why?", "Add iron.<|eot_id|>\n", "<|eot_id|>"),
+    ],
+)
+def test_text_that_was_rendered_for_another_model_is_refused(words: Any, prompt: str, answer: str, mark: str) -> None:
+    """Its marks are plain text for this tokenizer, and would be learned."""
+    chat = build_chat(words)
+    messages = (says("user", prompt), says("assistant", answer))
+    with pytest.raises(HandoffError, match=re.escape(repr(mark))):
+        chat.encode_conversation(messages)
+    with pytest.raises(HandoffError, match=re.escape(repr(mark))):
+        chat.encode_preference(Preference(prompt=messages[:1], chosen=(MORE,), rejected=messages[1:]))
+
+
+def test_text_about_another_models_marks_is_taken(words: Any) -> None:
+    chat = build_chat(words)
+    chat.encode_conversation((says("user", "What does [INST] mean?"), says("assistant", "It opens a user's turn.")))
+    chat.encode_conversation((says("user", "Strike it"), says("assistant", "<s>old</s>")))
+
+
 # --- ids that were drawn
 
 
