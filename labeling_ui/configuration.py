@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,7 +14,6 @@ from labeling_ui.exchange.export import Format
 from labeling_ui.exchange.foreign import FieldNames
 from labeling_ui.exchange.foreign import Format as ForeignFormat
 from labeling_ui.quality.aggregate import AggregationConfig
-from labeling_ui.simulate import SimulateConfig
 from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, MAX_NAMES, NAME
 from labeling_ui.store.pairs.inspection import InspectConfig
 from labeling_ui.store.store import default_store_url
@@ -31,6 +30,39 @@ from tiebreak.measures.yardstick import RUBRIC
 from tiebreak.runs.requirements import Requirement
 
 S = TypeVar("S", bound=Section)
+
+
+RUBRIC_STEP = 1 / 6
+"""one of the rubric's six criteria"""
+
+
+class SimulateConfig(Section):
+    """Raters that judge by a yardstick, with noise."""
+
+    switch: ClassVar[str | None] = "enabled"
+    enabled: bool = True
+    """false: people judge, and the rest of this section is not used"""
+    raters: int = Field(default=3, ge=1, le=1000)
+    """number of raters"""
+    error_rate: float = Field(default=0.1, ge=0.0, le=1.0)
+    """share of wrong judgments: the other side is chosen, or one side if the answers are equal"""
+    yardstick: str = RUBRIC
+    """the yardstick to judge by: rubric (the quickstart's), or package.module:function, as in *evaluate*; measure the
+    policies by another one, or state that both are the same"""
+    tie_threshold: float = Field(default=0.08, ge=0.0)
+    """values that differ by at most this are a tie; the rubric's values go from 0 to 1, in steps of 1/6"""
+    strength_step: float = Field(default=RUBRIC_STEP, gt=0.0)
+    """a difference of this size means slightly better, twice this size better, three times or more much better"""
+    seed: int = Field(default=0, ge=0)
+    """random seed for the errors, combined with the rater and the pair"""
+
+    @model_validator(mode="after")
+    def _possible(self) -> SimulateConfig:
+        if self.yardstick != RUBRIC and ":" not in self.yardstick:
+            raise ValueError(f"yardstick: rubric, or package.module:function, not {self.yardstick!r}")
+        if self.yardstick == RUBRIC and self.tie_threshold >= 1.0:
+            raise ValueError("tie_threshold: every judgment would be a tie; give less than 1")
+        return self
 
 
 class LabelConfig(StageConfig):

@@ -36,7 +36,7 @@ from labeling_ui.configuration import (
     has_config,
     read_store_arguments,
 )
-from labeling_ui.database.schema import StoreError
+from labeling_ui.database.errors import StoreError
 from labeling_ui.exchange.arms import arm_lines
 from labeling_ui.exchange.export import export, read_known_answers
 from labeling_ui.exchange.foreign import read_foreign, read_gold, read_own

@@ -1,8 +1,7 @@
 """The event log, and the transactions that append to it.
 
 Every change of a label store is one transaction: it appends to the hash-chained table `events` and updates the tables
-derived from it. Statements of the hot path are compiled once and run by the driver: SQLAlchemy's execution takes
-several times as long as the statement.
+derived from it.
 """
 
 from __future__ import annotations
@@ -10,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections import namedtuple
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Dialect
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError
 
+from labeling_ui.database.prepared import PreparedStatement
 from labeling_ui.database.schema import EVENTS, LOG_HEAD, SETTINGS
+from tiebreak.hashing import canonical_json
 
 EventKind = Literal[
     "campaign_begun", "overlap_changed", "pairs_added", "batch_changed", "gold_set", "gold_removed",
@@ -33,71 +33,12 @@ EventKind = Literal[
 ]  # fmt: skip
 
 
-class PreparedStatement:
-    """A statement, compiled once per dialect. Its rows are named tuples."""
-
-    def __init__(self, statement: sa.ClauseElement) -> None:
-        self._statement = statement
-        self._compiled: dict[str, tuple[str, tuple[str, ...] | None, dict[str, Any]]] = {}
-        self._row: Any = None
-
-    def run(self, connection: Connection, values: dict[str, Any]) -> Any:
-        """The driver's cursor, after execution.
-
-        Raises:
-            DBAPIError: as SQLAlchemy raises it.
-        """
-        dialect = connection.dialect
-        if dialect.name not in self._compiled:
-            self._compiled[dialect.name] = self._compile(dialect)
-        sql, positions, defaults = self._compiled[dialect.name]
-        parameters = defaults | values
-        cursor = connection.connection.cursor()
-        try:
-            cursor.execute(sql, parameters if positions is None else tuple([parameters[name] for name in positions]))
-        except dialect.loaded_dbapi.Error as error:
-            raise DBAPIError.instance(sql, None, error, dialect.loaded_dbapi.Error, dialect=dialect) from error
-        return cursor
-
-    def one(self, connection: Connection, **values: Any) -> Any:
-        """The first row, or None."""
-        cursor = self.run(connection, values)
-        row = cursor.fetchone()
-        row_tuple = None if row is None else self._named(cursor)._make(row)
-        cursor.close()
-        return row_tuple
-
-    def all(self, connection: Connection, **values: Any) -> list[Any]:
-        """Every row."""
-        cursor = self.run(connection, values)
-        rows = [self._named(cursor)._make(row) for row in cursor.fetchall()]
-        cursor.close()
-        return rows
-
-    def do(self, connection: Connection, **values: Any) -> int:
-        """Execute; returns the number of rows changed."""
-        cursor = self.run(connection, values)
-        count: int = cursor.rowcount
-        cursor.close()
-        return count
-
-    def _compile(self, dialect: Dialect) -> tuple[str, tuple[str, ...] | None, dict[str, Any]]:
-        compiled: Any = self._statement.compile(dialect=dialect)
-        return str(compiled), tuple(compiled.positiontup) if compiled.positional else None, compiled.params
-
-    def _named(self, cursor: Any) -> Any:
-        if self._row is None:
-            self._row = namedtuple("Row", [column[0] for column in cursor.description], rename=True)  # type: ignore[misc]
-        return self._row
-
-
 _HEAD = PreparedStatement(sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash).with_for_update())
 _MOVE_HEAD = PreparedStatement(sa.update(LOG_HEAD).values(seq=sa.bindparam("to_seq"), hash=sa.bindparam("to_hash")))
 _ADD_EVENT = PreparedStatement(sa.insert(EVENTS))
 _SAVE = PreparedStatement(sa.text("SAVEPOINT part"))
 _ROLL_BACK = PreparedStatement(sa.text("ROLLBACK TO SAVEPOINT part"))
 _RELEASE = PreparedStatement(sa.text("RELEASE SAVEPOINT part"))
-_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 class Transaction:
@@ -174,11 +115,6 @@ class Transaction:
             row = _HEAD.one(self.connection)
             self._head = self._written = row.seq, row.hash
         return self._head
-
-
-def canonical_json(value: object) -> str:
-    """The same text for the same value on every machine."""
-    return _CANONICAL.encode(value)
 
 
 def event_hash(

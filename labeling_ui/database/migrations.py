@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from labeling_ui.database.errors import StoreError
 from labeling_ui.database.schema import (
     ASSIGNMENTS,
     EVENTS,
@@ -26,7 +27,6 @@ from labeling_ui.database.schema import (
     RATER_HOURS,
     SCHEMA_MIGRATIONS,
     TURNS,
-    StoreError,
     vote_of,
 )
 from labeling_ui.database.words import create_index, index_items, length_of, text_of

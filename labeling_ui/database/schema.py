@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 
-from tiebreak.errors import TiebreakError
+from labeling_ui.database.errors import StoreError
 
 IMPORTED_AT_MS = -1
 """Judgments made elsewhere have no time: they count towards no day."""
@@ -282,10 +282,6 @@ LOG_HEAD = Table(
     Column("seq", Integer),
     Column("hash", String),
 )
-
-
-class StoreError(TiebreakError):
-    """The label store cannot be opened, belongs to another campaign or a newer version, or has been tampered with."""
 
 
 def build_engine(url: str) -> Engine:

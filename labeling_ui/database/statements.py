@@ -1,11 +1,11 @@
-"""The statements of the hot path, compiled once and run by the driver (see `event_log.PreparedStatement`)."""
+"""The statements of the hot path, compiled once and run by the driver (see `prepared`)."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from labeling_ui.database.event_log import PreparedStatement
+from labeling_ui.database.prepared import PreparedStatement
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
     ASSIGNMENTS,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from labeling_ui.database import statements as st
-from labeling_ui.database.event_log import Transaction, canonical_json
+from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import ADJUDICATIONS, ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
 from labeling_ui.store.leads.adjudication import settle
 from labeling_ui.store.pairs.campaign import Batch
@@ -25,6 +25,7 @@ from labeling_ui.store.pairs.items import Item, assignment_id, items_of
 from labeling_ui.store.store import Store
 from labeling_ui.store.work.judging import count_vote, count_work
 from tiebreak.errors import DataError, counted
+from tiebreak.hashing import canonical_json
 from tiebreak.records import Judgment, Pair, content_id
 
 

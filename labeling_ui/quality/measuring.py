@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from labeling_ui.database.schema import StoreError
+from labeling_ui.database.errors import StoreError
 from labeling_ui.quality.agreement import measure_votes
 from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.intervals import share

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from labeling_ui.database.schema import StoreError
+from labeling_ui.database.errors import StoreError
 from labeling_ui.store.store import SERVED, Store
 from labeling_ui.store.verify import Verification, verify
 from tiebreak.errors import counted

@@ -31,6 +31,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from labeling_ui.database import statements as st
+from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.database.event_log import EventKind, Transaction
 from labeling_ui.database.migrations import migrate
 from labeling_ui.database.schema import (
@@ -47,7 +48,6 @@ from labeling_ui.database.schema import (
     READ_ONLY,
     SETTINGS,
     WITHDRAWALS,
-    StoreError,
     build_engine,
     flush_to_disk,
 )
@@ -66,7 +66,7 @@ from labeling_ui.store.pairs.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.pairs.changes import Correction, Withdrawal
 from labeling_ui.store.pairs.inspection import InspectConfig
 from labeling_ui.store.work import assigning, judging
-from labeling_ui.store.work.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
+from labeling_ui.store.work.assigning import LEASE_SECONDS, Assignment, Rules
 from labeling_ui.store.work.judging import StoredJudgment
 from labeling_ui.store.work.standing import Attempt, Standing, is_tested, present_attempt, set_standing
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, read_judgment, read_pair

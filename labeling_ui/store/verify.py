@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.database.event_log import canonical_json, event_hash
+from labeling_ui.database.event_log import event_hash
 from labeling_ui.database.schema import (
     ACCEPTANCES,
     ADJUDICATIONS,
@@ -40,6 +40,7 @@ from labeling_ui.store.pairs.inspection import Inspection, inspections
 from labeling_ui.store.pairs.items import Item, items_of, pairs_digest
 from labeling_ui.store.store import IMPORTED, Store
 from tiebreak.assessments import read_judgment, read_pair
+from tiebreak.hashing import canonical_json
 
 Row = dict[str, Any]
 

@@ -21,11 +21,11 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from labeling_ui.database import statements as st
+from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import INVITATIONS, RATERS, SESSIONS, StoreError
+from labeling_ui.database.schema import INVITATIONS, RATERS, SESSIONS
 from labeling_ui.store.names import composed, mixes_scripts
 from labeling_ui.store.store import Rater, Role, Store, insert_rater, move_rater, wall_clock_ms
-from labeling_ui.store.work.assigning import RefusedError
 from labeling_ui.web import second_factor
 from tiebreak.errors import ConfigError
 

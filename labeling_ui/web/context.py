@@ -13,6 +13,7 @@ from fastapi import Depends, Header, HTTPException, Request
 from pydantic import BaseModel, ValidationError
 
 from labeling_ui.database import statements as st
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.pages import PageConfig
 from labeling_ui.pages.passages import show_passage
@@ -21,7 +22,7 @@ from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Answer, Draft
 from labeling_ui.store.store import Document, Rater, Store
 from labeling_ui.store.work.asking import Questionnaire
-from labeling_ui.store.work.assigning import Assignment, RefusedError, shown_of
+from labeling_ui.store.work.assigning import Assignment, shown_of
 from labeling_ui.web import second_factor
 from labeling_ui.web.accounts import LoginLimit, Session, find_session, needs_login
 from tiebreak.assessments import Assessment

@@ -27,9 +27,8 @@ from labeling_ui.quality.agreement import PUBLISHED
 from labeling_ui.store.answers import Submission, storable
 from labeling_ui.store.figures.progress import BatchProgress
 from labeling_ui.store.leads import adjudication
-from labeling_ui.store.pairs.campaign import BatchChange
+from labeling_ui.store.pairs.campaign import CONVERSATIONS, BatchChange
 from labeling_ui.store.store import Role, wall_clock_ms
-from labeling_ui.store.work.conversations import BATCH as CONVERSATIONS
 from labeling_ui.web.accounts import (
     INVITATION_DAYS,
     INVITATION_PATH,
@@ -245,7 +244,7 @@ def batches(desk: DeskOf) -> list[dict[str, Any]]:
     progress, nothing = desk.store.batch_progress(), BatchProgress()
     inspections = desk.store.inspections()
     return [
-        {**vars(batch), **vars(progress.get(batch.name, nothing)), "steered": batch.name != CONVERSATIONS.name}
+        {**vars(batch), **vars(progress.get(batch.name, nothing)), "steered": batch.name != CONVERSATIONS}
         | {"inspection": inspections.get(batch.name)}
         for batch in desk.store.batches()
     ]

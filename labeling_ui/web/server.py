@@ -22,12 +22,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 
-from labeling_ui.database.schema import StoreError
+from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.pages import PageConfig, mount_pages
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.store import Store
-from labeling_ui.store.work.assigning import RefusedError
 from labeling_ui.web import api, export_api, items_api, lead_api, talk_api, upload_api, work_api
 from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable

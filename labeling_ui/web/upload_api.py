@@ -15,11 +15,11 @@ from anyio import to_thread
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.campaign import Source
 from labeling_ui.store.store import Store
-from labeling_ui.store.work.assigning import RefusedError
 from labeling_ui.web.context import DeskOf, LeadWritingSession, printable
 from tiebreak.assessments import SingleAnswer
 from tiebreak.data.pairs import read_pairs

@@ -18,10 +18,10 @@ import httpx
 import pytest
 from label_support import ROOT, environment, make_pair, serving, tiebreak
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.answers import Draft
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.store.work.assigning import RefusedError
 from labeling_ui.web.accounts import LoginLimit, add_account, disable, find_session, log_in, log_out, reset_password
 from tiebreak.errors import TiebreakError
 

@@ -16,13 +16,13 @@ import sqlalchemy as sa
 from fastapi.routing import APIRoute
 from label_support import answer, make_pair, open_store
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import DOCUMENTS, INVITATIONS, JUDGMENTS, SESSIONS
 from labeling_ui.pages import PageConfig
 from labeling_ui.store.store import Role, Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work.asking import Questionnaire
-from labeling_ui.store.work.assigning import RefusedError
 from labeling_ui.web.accounts import Session, add_account, invite, log_in
 from labeling_ui.web.context import SESSION_COOKIE, Writer
 from labeling_ui.web.server import ROUTERS, create_app

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from label_support import answer, before_withdrawals, make_pair, open_store
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.migrations import MIGRATIONS
 from labeling_ui.database.schema import build_engine
 from labeling_ui.quality.aggregate import group_judgments
@@ -19,7 +20,6 @@ from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.records import Judgment, Pair
 
 THREE = ("a", "b", "c")

@@ -10,6 +10,7 @@ import pytest
 from label_support import answer, make_pair, open_store, tiebreak, write_pairs
 
 from labeling_ui import label
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.exchange.export import read_labels
 from labeling_ui.quality.agreement import measure_agreement, measure_votes
 from labeling_ui.quality.vote_cache import LiveVotes
@@ -18,7 +19,6 @@ from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.pairs.campaign import Batch, BatchChange
 from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.verify import verify
-from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.data.reading import read_records
 from tiebreak.errors import TiebreakError
 from tiebreak.records import ExportedJudgment, Pair, write_jsonl

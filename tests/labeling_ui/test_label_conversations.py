@@ -25,13 +25,13 @@ from label_support import (
     tiebreak,
 )
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import event_hash
 from labeling_ui.database.schema import EVENTS, TURNS
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work import conversations
-from labeling_ui.store.work.assigning import RefusedError
 from labeling_ui.store.work.conversations import Ask, Request
 from labeling_ui.worker import answer_one
 from tiebreak.records import Completion, Message

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 from label_support import answer, before_withdrawals, make_pair, open_store
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.words import phrases_of, words_of
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.leads.finding import Search
@@ -16,7 +17,6 @@ from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.records import Judgment, Pair
 
 TEXTS = [

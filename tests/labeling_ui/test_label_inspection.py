@@ -11,10 +11,11 @@ import pytest
 from test_label_single import export_of, make_single, rows_of
 
 from labeling_ui.configuration import LabelConfig
+from labeling_ui.database.errors import StoreError
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.pairs.inspection import InspectConfig, chance_of_at_most, plan_sample
-from labeling_ui.store.store import Store, StoreError
+from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.data.reading import read_demonstrations
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from label_support import make_pair, open_store
 
-from labeling_ui.database.schema import StoreError
+from labeling_ui.database.errors import StoreError
 from labeling_ui.exchange.export import read_known_answers
 from labeling_ui.quality import measuring
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments

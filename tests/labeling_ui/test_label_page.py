@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from label_support import make_pair, open_store, processes, serving
 
-from labeling_ui.database.schema import StoreError
+from labeling_ui.database.errors import StoreError
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 

@@ -9,6 +9,7 @@ import pytest
 from label_support import answer, make_pair, open_store
 
 from labeling_ui import label
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.exchange.export import read_labels
 from labeling_ui.quality.agreement import measure_agreement, measure_votes
 from labeling_ui.quality.vote_cache import LiveVotes
@@ -17,7 +18,6 @@ from labeling_ui.store.leads.finding import Search
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.errors import TiebreakError
 
 HOUR = 3_600_000

@@ -17,6 +17,7 @@ from test_label_browser import axe, faults_of_both  # noqa: F401
 
 from labeling_ui import label
 from labeling_ui.configuration import LabelConfig
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.migrations import MIGRATIONS
 from labeling_ui.exchange.single import difference
 from labeling_ui.quality.agreement import krippendorff_alpha, measure_votes
@@ -26,7 +27,6 @@ from labeling_ui.store.leads.finding import Search
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.assessments import Assessment, SingleAnswer, SingleTask, read_judgment
 from tiebreak.data.reading import read_answers, read_demonstrations
 from tiebreak.data.single import read_single_answers

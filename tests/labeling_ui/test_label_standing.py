@@ -11,10 +11,11 @@ import yaml
 from label_support import CHROMIUM, make_pair, needs_chromium, open_store, serving
 from test_label_browser import axe, faults_of_both  # noqa: F401
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.store.work.assigning import Assignment, RefusedError
+from labeling_ui.store.work.assigning import Assignment
 from labeling_ui.store.work.standing import Bounds, QualifyConfig, StopConfig, one_test, sequential_test
 from labeling_ui.web.accounts import add_account
 

@@ -16,15 +16,15 @@ import sqlalchemy as sa
 from label_support import answer, make_pair, open_store
 from pydantic import ValidationError
 
+from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.database.migrations import MIGRATIONS
-from labeling_ui.database.schema import METADATA, StoreError, build_engine
+from labeling_ui.database.schema import METADATA, build_engine
 from labeling_ui.quality.aggregate import build_preferences, group_judgments
 from labeling_ui.quality.agreement import measure_agreement
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.pairs.items import items_of, shuffle_sides
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.records import Completion, Pair
 
 

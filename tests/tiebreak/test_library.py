@@ -102,7 +102,7 @@ def test_what_there_is_not_is_refused_in_a_sentence(finished_recipe: Path, tiny_
 
 
 def test_a_store_is_opened_by_its_url(tmp_path: Path) -> None:
-    from labeling_ui.database.schema import StoreError
+    from labeling_ui.database.errors import StoreError
 
     url = f"sqlite:///{tmp_path / 'labels.sqlite'}"
     with pytest.raises(StoreError, match="no label store at"):

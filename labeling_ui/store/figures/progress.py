@@ -3,7 +3,6 @@ change, by rater and hour."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from labeling_ui.database.schema import (
     WITHDRAWALS,
 )
 from labeling_ui.store.pairs.inspection import inspections
+from labeling_ui.store.pairs.items import beginning_of
 from tiebreak.assessments import SINGLE_TASKS, read_judgment
 from tiebreak.records import Judgment
 
@@ -214,12 +214,6 @@ def history(connection: Connection, rater_id: str, before: int | None, limit: in
         PastJudgment(row.id, row.item_id, row.at_ms, row.seq, read_judgment(row.record), beginning_of(row.pair))
         for row in connection.execute(query)
     ]
-
-
-def beginning_of(record: str) -> str:
-    """The beginning of a pair's last message, from its record."""
-    messages = json.loads(record)["messages"]
-    return str(messages[-1]["content"])[:200] if messages else ""
 
 
 def status(connection: Connection) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
@@ -23,9 +24,8 @@ from labeling_ui.database.schema import (
     SETTINGS,
 )
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.figures.progress import beginning_of
-from labeling_ui.store.pairs.items import shuffle_sides
-from labeling_ui.store.work.assigning import Assignment, RefusedError, Rules, active_rater
+from labeling_ui.store.pairs.items import beginning_of, shuffle_sides
+from labeling_ui.store.work.assigning import Assignment, Rules, active_rater
 from labeling_ui.store.work.judging import build_judgment
 from tiebreak.records import Judgment
 

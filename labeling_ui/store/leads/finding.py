@@ -19,11 +19,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from labeling_ui.database import statements as st
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.schema import ADJUDICATIONS, EVENTS, GOLD, ITEMS, JUDGMENTS, PAIRS, REJECTIONS, WITHDRAWALS
 from labeling_ui.database.words import matching
 from labeling_ui.store.answers import storable
-from labeling_ui.store.figures.progress import beginning_of
-from labeling_ui.store.work.assigning import RefusedError
+from labeling_ui.store.pairs.items import beginning_of
 from tiebreak.assessments import read_judgment, read_pair
 from tiebreak.records import Judgment, Pair, Record
 

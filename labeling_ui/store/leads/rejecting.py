@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
@@ -29,7 +30,6 @@ from labeling_ui.database.schema import (
     REJECTIONS,
 )
 from labeling_ui.store.answers import storable
-from labeling_ui.store.work.assigning import RefusedError
 from labeling_ui.store.work.judging import count_vote, count_work
 from tiebreak.assessments import read_judgment
 from tiebreak.records import Record

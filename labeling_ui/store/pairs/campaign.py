@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import Field, field_validator
 
+from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import (
     BATCHES,
@@ -26,13 +27,11 @@ from labeling_ui.database.schema import (
     RATERS,
     SETTINGS,
     WITHDRAWALS,
-    StoreError,
     turn_of,
 )
 from labeling_ui.database.words import index_items, length_of, text_of
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.items import items_of, pairs_digest
-from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.records import Pair, Record
 
 IDS_AT_ONCE = 500

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from labeling_ui.database import statements as st
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import ASSIGNMENTS, EVENTS, GOLD, ITEMS, PAIRS, SETTINGS, WITHDRAWALS
 from labeling_ui.store.pairs.campaign import (
+    CONVERSATIONS,
     IDS_AT_ONCE,
     Batch,
     BatchChange,
@@ -33,8 +35,6 @@ from labeling_ui.store.pairs.campaign import (
     steer,
     write_batch,
 )
-from labeling_ui.store.work.assigning import RefusedError
-from labeling_ui.store.work.conversations import BATCH as CONVERSATIONS
 from tiebreak.records import Pair
 
 _VERSION = re.compile(r"@(\d+)$")
@@ -66,7 +66,7 @@ def move(tx: Transaction, pair_ids: Sequence[str], name: str, change: BatchChang
         RefusedError: there is no such pair, or it belongs to a conversation.
     """
     _check(tx.connection, pair_ids)
-    if name == CONVERSATIONS.name or CONVERSATIONS.name in _batches_of(tx.connection, pair_ids):
+    if name == CONVERSATIONS or CONVERSATIONS in _batches_of(tx.connection, pair_ids):
         raise RefusedError("pairs of conversations belong to their raters: they have no other batch")
     existing = find_batch(tx.connection, name)
     batch = existing or Batch(name, overlap=int(tx.setting("overlap")))
@@ -145,7 +145,7 @@ def correct(tx: Transaction, pairs: Sequence[Pair], source: Source, by: str | No
 
 def _replace(tx: Transaction, pair: Pair, old: str, source: Source, by: str | None) -> Correction:
     items = tx.connection.execute(sa.select(ITEMS).where(ITEMS.c.pair_id == old)).all()
-    if items[0].batch == CONVERSATIONS.name:
+    if items[0].batch == CONVERSATIONS:
         raise RefusedError(f"pair {old} belongs to a conversation: withdraw it instead")
     new = pair.model_copy(update={"id": next_version(old)})
     check_id(new.id, source)

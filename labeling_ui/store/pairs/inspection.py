@@ -19,8 +19,9 @@ import sqlalchemy as sa
 from pydantic import Field, model_validator
 from sqlalchemy.engine import Connection
 
+from labeling_ui.database.errors import StoreError
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import ITEMS, JUDGMENTS, SETTINGS, StoreError
+from labeling_ui.database.schema import ITEMS, JUDGMENTS, SETTINGS
 from labeling_ui.store.pairs.campaign import (
     Batch,
     BatchChange,

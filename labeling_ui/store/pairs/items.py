@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from labeling_ui.database.event_log import canonical_json
 from tiebreak.assessments import SingleAnswer, SingleTask
+from tiebreak.hashing import canonical_json
 from tiebreak.records import Pair, content_id
 
 Task = Literal["pair", "ranking"] | SingleTask
@@ -68,3 +69,9 @@ def pairs_digest(records: Iterable[str]) -> str:
     for record in records:
         digest.update(hashlib.sha256(record.encode()).digest())
     return digest.hexdigest()
+
+
+def beginning_of(record: str) -> str:
+    """The beginning of a pair's last message, from its record."""
+    messages = json.loads(record)["messages"]
+    return str(messages[-1]["content"])[:200] if messages else ""

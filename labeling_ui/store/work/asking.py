@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.answers import NAME, Answer, Draft
-from labeling_ui.store.work.assigning import RefusedError
 from tiebreak.config import Section
 from tiebreak.records import CriterionValue
 

@@ -16,11 +16,12 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
-from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
+from labeling_ui.database.errors import RefusedError
+from labeling_ui.database.event_log import EventKind, Transaction
 from labeling_ui.store.pairs.items import Task, assignment_id, shuffle_all, shuffle_sides
 from labeling_ui.store.work.standing import HELD, QualifyConfig, StopConfig, is_tested, next_question
 from tiebreak.assessments import SingleAnswer, is_single, read_judgment, read_pair
-from tiebreak.errors import TiebreakError
+from tiebreak.hashing import canonical_json
 from tiebreak.records import Pair, content_id
 
 LEASE_SECONDS = 20 * 60
@@ -30,10 +31,6 @@ MAX_HELD = 3
 """Pairs a rater may hold at once: the one on the screen and the prefetched ones."""
 PAIRS_IN_MEMORY = 5_000
 SWEEP_EVERY_MS = 500
-
-
-class RefusedError(TiebreakError):
-    """The store refuses a request: another rater's pair, an expired lease, a second answer."""
 
 
 @dataclass(frozen=True)

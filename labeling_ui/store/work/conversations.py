@@ -18,12 +18,14 @@ from pydantic import Field, field_validator
 from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
-from labeling_ui.database.event_log import Transaction, canonical_json
+from labeling_ui.database.errors import RefusedError
+from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import JUDGMENTS, TURNS
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs import campaign
 from labeling_ui.store.work import assigning
-from labeling_ui.store.work.assigning import Assignment, RefusedError, Rules, active_rater
+from labeling_ui.store.work.assigning import Assignment, Rules, active_rater
+from tiebreak.hashing import canonical_json
 from tiebreak.records import Completion, Judgment, Message, Messages, Pair, Record, content_id, prompt_id
 
 MAX_TURN_CHARACTERS = 20_000

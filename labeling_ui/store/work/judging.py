@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from labeling_ui.database import statements as st
-from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
+from labeling_ui.database.errors import RefusedError
+from labeling_ui.database.event_log import EventKind, Transaction
 from labeling_ui.database.schema import HOUR_MS, vote_of
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.pairs.inspection import look_at_lot
 from labeling_ui.store.pairs.items import Task
 from labeling_ui.store.work.assigning import (
     Assignment,
-    RefusedError,
     Rules,
     active_rater,
     is_withdrawn,
@@ -32,6 +32,7 @@ from labeling_ui.store.work.assigning import (
 )
 from labeling_ui.store.work.standing import HELD, HELD_MESSAGE, look_at_rater
 from tiebreak.assessments import Assessment, SingleTask, is_single, read_judgment
+from tiebreak.hashing import canonical_json
 from tiebreak.records import Judgment, content_id, explain
 
 A = TypeVar("A", bound=Answer)
