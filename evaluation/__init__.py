@@ -1,5 +1,5 @@
 """Held-out evaluation, and the comparison of runs."""
 
-from tiebreak.errors import report_uncaught
+from tiebreak.process.ending import report_uncaught
 
 report_uncaught()

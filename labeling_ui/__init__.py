@@ -1,5 +1,5 @@
 """The raters' app: a durable store of judgments, assignment, pages, simulated raters, export. Never imports torch."""
 
-from tiebreak.errors import report_uncaught
+from tiebreak.process.ending import report_uncaught
 
 report_uncaught()

@@ -61,7 +61,8 @@ from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_records
 from tiebreak.data.single import read_single_answers
-from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted, exit_with_message
+from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted
+from tiebreak.process.ending import exit_with_message
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run

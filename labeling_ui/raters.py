@@ -32,7 +32,8 @@ from labeling_ui.web.accounts import (
 )
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section
-from tiebreak.errors import ConfigError, exit_with_message
+from tiebreak.errors import ConfigError
+from tiebreak.process.ending import exit_with_message
 from tiebreak.terminal import Cell, has_colours, show, titled_table
 
 NAMELESS = ("invite", "list")

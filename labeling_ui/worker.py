@@ -25,7 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.work import conversations
 from tiebreak.config import SamplingConfig, Section, load_config
-from tiebreak.errors import exit_with_message
+from tiebreak.process.ending import exit_with_message
 from tiebreak.records import Completion
 
 LOOK_SECONDS = 0.25

@@ -1,5 +1,5 @@
 """Sampling pairs, and preference optimisation: DPO and PPO."""
 
-from tiebreak.errors import report_uncaught
+from tiebreak.process.ending import report_uncaught
 
 report_uncaught()

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tiebreak.command.help import print_help, wants_help
-from tiebreak.errors import ConfigError, HandoffError, exit_with_message
+from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import leave_out_inference_kernel, quiet_upstream, settle_process
 from tiebreak.process.stopping import heeding_signals
 from tiebreak.records import write_jsonl

@@ -1,5 +1,5 @@
 """The reward model, and the report on whether to trust it."""
 
-from tiebreak.errors import report_uncaught
+from tiebreak.process.ending import report_uncaught
 
 report_uncaught()

@@ -1,5 +1,5 @@
 """Preparation of data, and supervised fine-tuning."""
 
-from tiebreak.errors import report_uncaught
+from tiebreak.process.ending import report_uncaught
 
 report_uncaught()

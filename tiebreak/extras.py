@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 from typing import Any
 
+from tiebreak.errors import ConfigError, MachineError
+
 TRAINING_PACKAGES = (
     "accelerate",
     "bitsandbytes",
@@ -34,6 +36,16 @@ def missing_training_package(error: BaseException) -> str:
     return f"{name} is not installed: {INSTALL}" if name in TRAINING_PACKAGES else ""
 
 
+def require_training_packages(what: str) -> None:
+    """Refuse what loads a model where the packages for it are left out.
+
+    Raises:
+        MachineError: they are; the message says how to get them.
+    """
+    if not has_training_packages():
+        raise MachineError(f"{what} needs the training packages, which are not installed: {INSTALL}")
+
+
 def require_package(module: str, what: str, extra: str) -> Any:
     """A module of an optional package.
 
@@ -46,6 +58,4 @@ def require_package(module: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        from tiebreak.errors import ConfigError  # which imports this module
-
         raise ConfigError(f"{what} needs {module.partition('.')[0]}: pip install 'tiebreak[{extra}]'") from error

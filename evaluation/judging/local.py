@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation.judging.configuration import JudgeConfig
 from evaluation.judging.questions import Instruction, Question, Reply, read_verdict, reply_of_probability
-from tiebreak.errors import HandoffError, require_training_packages
+from tiebreak.errors import HandoffError
+from tiebreak.extras import require_training_packages
 from tiebreak.measures.yardstick import Yardstick, find_yardstick, shortened
 from tiebreak.records import MAX_STRENGTH, Message
 from tiebreak.runs.run import Run, in_batches

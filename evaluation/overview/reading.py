@@ -14,7 +14,8 @@ from typing import Any
 
 from evaluation.compare.reading import finite
 from tiebreak.config.keys import keys_of
-from tiebreak.errors import TRACEBACK_FILE, RunError, TiebreakError
+from tiebreak.errors import RunError, TiebreakError
+from tiebreak.process.ending import TRACEBACK_FILE
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import InputFinder
 from tiebreak.stages import STAGES, find_stage

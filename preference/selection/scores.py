@@ -17,7 +17,8 @@ from preference.selection.configuration import SelectConfig
 from preference.selection.pool import Candidate
 from preference.selection.strategies import Floats, disagreement, gap, judges_uncertainty
 from tiebreak.data.reading import read_records
-from tiebreak.errors import DataError, HandoffError, require_training_packages
+from tiebreak.errors import DataError, HandoffError
+from tiebreak.extras import require_training_packages
 from tiebreak.measures.judges import Comparison, comparison_of
 from tiebreak.records import Completion, ExportedJudgment, Judgment
 from tiebreak.runs.run import Run, in_batches, read_manifest

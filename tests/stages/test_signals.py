@@ -292,7 +292,7 @@ def test_a_second_signal_changes_nothing_about_a_stop(second: int, monkeypatch: 
 
 ENDS_SLOWLY = """
 import atexit, os, signal, sys, time
-from tiebreak.errors import exit_with_message
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.stopping import heeding_signals
 
 def slowly():
@@ -313,7 +313,7 @@ def test_signals_while_the_interpreter_is_taken_down_leave_the_exit_status() -> 
 
 OF_A_TERMINAL = """
 import signal, sys, time
-from tiebreak.errors import exit_with_message
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.stopping import check, deferring, heeding_signals, requested
 
 def work():

@@ -15,8 +15,8 @@ import subprocess
 from types import FrameType
 from typing import Any
 
-from tiebreak.errors import exit_with_message
 from tiebreak.process.children import end_after_grace, signal_children
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import quiet_upstream
 from tiebreak.process.stopping import SIGNALS
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
-from tiebreak.errors import ConfigError, RunError, counted, exit_with_message
+from tiebreak.errors import ConfigError, RunError, counted
+from tiebreak.process.ending import exit_with_message
 from tiebreak.runs.audit import begin_trail, verify
 from tiebreak.terminal import show
 

@@ -15,7 +15,9 @@ from contextlib import nullcontext
 
 from tiebreak import __version__
 from tiebreak.command.table import COMMANDS, find_command
-from tiebreak.errors import ConfigError, exit_with_message, require_training_packages
+from tiebreak.errors import ConfigError
+from tiebreak.extras import require_training_packages
+from tiebreak.process.ending import exit_with_message
 from tiebreak.stages import Command
 
 

@@ -39,8 +39,9 @@ from tiebreak.data.reading import (
 from tiebreak.data.shapes import RecordKind
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
-from tiebreak.errors import ConfigError, DataError, HandoffError, counted, exit_with_message
+from tiebreak.errors import ConfigError, DataError, HandoffError, counted
 from tiebreak.extras import INSTALL, has_training_packages
+from tiebreak.process.ending import exit_with_message
 from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, Split, prompt_id, text_of
 from tiebreak.shipped import find_shipped
 from tiebreak.terminal import has_colours

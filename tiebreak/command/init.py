@@ -19,7 +19,8 @@ from typing import Literal
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
-from tiebreak.errors import ConfigError, DataError, RunError, exit_with_message
+from tiebreak.errors import ConfigError, DataError, RunError
+from tiebreak.process.ending import exit_with_message
 from tiebreak.shipped import find_shipped
 from tiebreak.stages import STAGES
 from tiebreak.terminal import show

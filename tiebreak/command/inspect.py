@@ -24,8 +24,9 @@ from pydantic import Field
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
-from tiebreak.errors import ConfigError, RunError, exit_with_message
+from tiebreak.errors import ConfigError, RunError
 from tiebreak.hashing import hash_file
+from tiebreak.process.ending import exit_with_message
 from tiebreak.runs import checkpoints
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import InputFinder

@@ -18,8 +18,9 @@ from typing import TypeVar
 from tiebreak.command.hardware import PREFLIGHT, LaunchFlags, long_form, take_launch_flags, take_preflight
 from tiebreak.command.help import configuration_class, print_help, wants_help
 from tiebreak.config import StageConfig, load_config, read_yaml, take_config_flag
-from tiebreak.errors import ConfigError, MachineError, exit_with_message
+from tiebreak.errors import ConfigError, MachineError
 from tiebreak.process.children import follow_parent_if_asked, run_launched
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.limit import limited_to
 from tiebreak.process.settings import leave_out_inference_kernel, process_settings, quiet_upstream, settle_process
 from tiebreak.process.stopping import heeding_signals

@@ -30,8 +30,10 @@ from tiebreak.command.hardware import PREFLIGHT, take_preflight
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
 from tiebreak.config import Section, StageConfig, check_duration, load_config
-from tiebreak.errors import ConfigError, GateError, RunError, exit_with_message, require_training_packages
+from tiebreak.errors import ConfigError, GateError, RunError
+from tiebreak.extras import require_training_packages
 from tiebreak.process.children import run_following
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.limit import leave_in_time, limited_to
 from tiebreak.process.preloaded import may_fork, run_forked
 from tiebreak.process.settings import process_settings, quiet_upstream, while_importing

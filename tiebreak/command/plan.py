@@ -20,7 +20,7 @@ from tiebreak.command.launch import accelerate_file
 from tiebreak.command.pipeline import PipelineConfig, StageEntry, config_class, stage_words
 from tiebreak.config import AdapterConfig, Section, StageConfig, load_config, read_yaml, take_config_flag
 from tiebreak.config.flags import group_flags
-from tiebreak.errors import ConfigError, exit_with_message
+from tiebreak.errors import ConfigError
 from tiebreak.plan.devices import find_device
 from tiebreak.plan.hardware import Hardware, spread_by
 from tiebreak.plan.locate import locate_shape
@@ -28,6 +28,7 @@ from tiebreak.plan.page import NEVER_ON_A_GPU, lines_of, table_of
 from tiebreak.plan.planner import StagePlan, plan_stage
 from tiebreak.plan.shape import Shape
 from tiebreak.plan.work import SHARE_OF_PEAK
+from tiebreak.process.ending import exit_with_message
 from tiebreak.stages import STAGES
 from tiebreak.terminal import show
 

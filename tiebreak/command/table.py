@@ -192,10 +192,10 @@ SERVE = Command(
 
 WANDB = Command(
     "wandb",
-    "tiebreak.tracking.wandb_copy",
+    "tiebreak.tracking.sync",
     "upload runs that could not reach W&B while they ran",
     subcommands=(
-        Command("sync", "tiebreak.tracking.wandb_copy", "upload a run folder to W&B", positional="FOLDER", sources=()),
+        Command("sync", "tiebreak.tracking.sync", "upload a run folder to W&B", positional="FOLDER", sources=()),
     ),
 )
 

@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tiebreak.config import LoadingConfig, SamplingConfig
 from tiebreak.data.conversations import to_messages
-from tiebreak.errors import HandoffError, exit_with_message
+from tiebreak.errors import HandoffError
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.preloaded import Answer, PreforkedProcess, answered, may_fork
 from tiebreak.process.settings import while_importing
 from tiebreak.records import write_json

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tiebreak.errors import end_interrupted, end_stopped
+from tiebreak.process.ending import end_interrupted, end_stopped
 from tiebreak.process.stopping import leaving_at_once
 from tiebreak.upstream import compile_no_inference_kernel
 

@@ -19,7 +19,8 @@ from typing import Any
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.pipeline import PipelineConfig, check_entry, group_in, run_stage, stage_words
 from tiebreak.config import load_config, read_yaml
-from tiebreak.errors import ConfigError, counted, exit_with_message
+from tiebreak.errors import ConfigError, counted
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.limit import limited_to
 from tiebreak.process.settings import quiet_upstream
 from tiebreak.process.stopping import heeding_signals

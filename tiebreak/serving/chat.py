@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
-from tiebreak.errors import ConfigError, DataError, TiebreakError, exit_with_message
+from tiebreak.errors import ConfigError, DataError, TiebreakError
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import while_importing
 from tiebreak.records import Message, write_jsonl
 from tiebreak.serving.configuration import ChatArguments

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
-from tiebreak.errors import ConfigError, HandoffError, MachineError, exit_with_message
+from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.export.command import export, is_finished, output_of
 from tiebreak.export.configuration import ExportArguments
+from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import while_importing
 from tiebreak.runs.run import MANIFEST
 from tiebreak.serving.configuration import ServeArguments

@@ -1,11 +1,9 @@
 """Copies a run folder to W&B, in a separate process.
 
-    tiebreak wandb sync runs/quickstart/dpo …            send finished or interrupted runs again
-
-Every stage starts one (`tiebreak.tracking.recorder`). It follows the folder as it grows; if anything fails or hangs
-online, it starts over as an offline run with the same id in the folder's `wandb/`, which W&B's own program can send
-later. It may outlive its stage; it ends once another copy of the folder has started. A copy has each row of
-metrics.jsonl once: W&B's step is the row's index in the file.
+Every stage starts one (`tiebreak.tracking.recorder`); `tiebreak wandb sync` copies in its own process. It follows the
+folder as it grows; if anything fails or hangs online, it starts over as an offline run with the same id in the folder's
+`wandb/`, which W&B's own program can send later. It may outlive its stage; it ends once another copy of the folder has
+started. A copy has each row of metrics.jsonl once: W&B's step is the row's index in the file.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,7 +130,7 @@ class Copy:
             self._send_tables()
             self._send_artifact(manifest)
         except Exception as error:  # noqa: BLE001 - the run's figures are there
-            self.lacks = f"W&B did not accept tables and artifacts ({_one_line(error)})"
+            self.lacks = f"W&B did not accept tables and artifacts ({one_line(error)})"
 
     def _send_tables(self) -> None:
         import wandb
@@ -428,7 +426,7 @@ def follow(
             return
         _copy(Copy(folder, settled, identity), deadline, end, stage)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is W&B's
-        give_up(_one_line(error))
+        give_up(one_line(error))
     os._exit(0)  # everything is sent and written; W&B's exit handlers would wait for an unresponsive server
 
 
@@ -485,82 +483,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return read_json(folder / "manifest.json")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 200 else words[:199] + "…"
 
 
-# --- the command ---
-
-
-def sync(folders: Sequence[str]) -> None:
-    """Send runs to W&B, each to the W&B run that it started.
-
-    Raises:
-        ConfigError: no folder, or one without a run.
-        MachineError: W&B rejects it.
-    """
-    from tiebreak.errors import ConfigError, MachineError
-
-    if not folders:
-        raise ConfigError("no runs given: tiebreak wandb sync runs/quickstart/dpo")
-    tidy_environment("online")
-    for folder in map(Path, folders):
-        _require_facts(folder)
-        copy, manifest = Copy(folder, "online"), _manifest(folder)
-        try:
-            copy.begin(x_disable_stats=True)
-            copy.send_rows()
-            if manifest:
-                copy.send_result(manifest)
-            copy.end(finished=bool(manifest))
-        except Exception as error:
-            raise MachineError(f"W&B rejects {folder}: {_one_line(error)}") from error
-        note(folder, state="done", mode="online", manifest_id=manifest.get("id"), message="")
-        print(f"sent {folder}: {copy.sent} rows", flush=True)
-
-
-def _require_facts(folder: Path) -> None:
-    """Write a run's metadata for W&B if its stage could not, or did not want to.
-
-    Raises:
-        ConfigError: there is no run.
-        MachineError: they cannot be written, so a second sync would be a second W&B run.
-    """
-    from tiebreak.errors import ConfigError, MachineError
-    from tiebreak.records import write_json
-    from tiebreak.tracking.recorder import facts_in
-
-    if read_json(folder / FOLDER / FACTS_FILE):
-        return
-    if not (facts := facts_in(folder)):
-        raise ConfigError(f"{folder} holds no run: it has neither manifest.json nor run.json")
-    try:
-        (folder / FOLDER).mkdir(exist_ok=True)
-        write_json(folder / FOLDER / FACTS_FILE, facts)
-    except OSError as error:
-        raise MachineError(
-            f"{folder / FOLDER} cannot be written ({error.strerror}): W&B's files belong there"
-        ) from error
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`tiebreak wandb sync RUN …`"""
-    from tiebreak.errors import ConfigError, exit_with_message
-
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["follow"]:
-        folder, mode, online, offline, stage, identity, *ended = words[1:]
-        follow(Path(folder), mode, float(online), float(offline), int(stage), identity, *ended)
-        return
-
-    def run() -> None:
-        if words[:1] != ["sync"]:
-            raise ConfigError("usage: tiebreak wandb sync RUN …")
-        sync(words[1:])
-
-    exit_with_message(run)
-
-
 if __name__ == "__main__":
-    main()
+    _, folder, mode, online, offline, stage, identity, *ended = sys.argv[1:]
+    follow(Path(folder), mode, float(online), float(offline), int(stage), identity, *ended)

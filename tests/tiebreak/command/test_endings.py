@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY, end_process, run_command, run_here, write_config, write_rows
 
-from tiebreak.errors import DataError, exit_with_message, lost_process, machine_fault
+from tiebreak.errors import DataError
+from tiebreak.process.ending import exit_with_message, lost_process, machine_fault
 
 CLI = [sys.executable, "-m", "tiebreak.command.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -47,7 +47,7 @@ def test_the_cache_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_neither_cache_nor_index_is_one_message_with_the_alternatives(tmp_path: Path) -> None:
     code = (
-        "from tiebreak.models.bundled import SMOLLM2, load_bundled\nfrom tiebreak.errors import exit_with_message\n"
+        "from tiebreak.models.bundled import SMOLLM2, load_bundled\nfrom tiebreak.process.ending import exit_with_message\n"
         "exit_with_message(lambda: load_bundled(SMOLLM2))"
     )
     environment = {

@@ -438,7 +438,7 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path, data: Path) -> No
     run = start(tmp_path / "run", data)
     code = (
         "import sys\nfrom test_runs import start\nfrom pathlib import Path\n"
-        "from tiebreak.errors import exit_with_message\n"
+        "from tiebreak.process.ending import exit_with_message\n"
         "exit_with_message(lambda: start(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
     again = [sys.executable, "-c", code, str(run.folder), str(data)]
