@@ -25,7 +25,7 @@ EventKind = Literal[
     "pairs_moved", "pairs_withdrawn", "pairs_restored", "pair_corrected",
     "rater_added", "rater_disabled", "rater_enabled", "rater_moved", "password_reset", "role_changed", "invited",
     "invitation_revoked", "second_factor_set", "second_factor_removed",
-    "published", "guidelines_accepted", "consent_given",
+    "published", "guidelines_accepted", "consent_given", "consent_withdrawn", "identity_linked", "erased",
     "assigned", "reopened", "renewed", "lapsed", "shown", "draft",
     "submitted", "skipped", "flagged", "amended", "undone", "rejected", "unrejected", "adjudicated", "settlement_removed",
     "imported", "asked", "answered",

@@ -24,6 +24,7 @@ from labeling_ui.database.schema import (
     ITEMS,
     JUDGMENTS,
     PAIRS,
+    PUBLICATIONS,
     RATER_HOURS,
     SCHEMA_MIGRATIONS,
     TURNS,
@@ -434,6 +435,33 @@ def _migrate_018_review_sample(connection: Connection) -> None:
     )
 
 
+_ROOM = """
+CREATE TABLE publications (
+  seq INTEGER PRIMARY KEY, document TEXT NOT NULL, version TEXT NOT NULL, by_id TEXT, configured INTEGER NOT NULL,
+  at_ms BIGINT NOT NULL);
+CREATE INDEX publications_of ON publications (document, seq);
+CREATE TABLE consent_withdrawals (
+  rater_id TEXT PRIMARY KEY REFERENCES raters (id), judgments INTEGER NOT NULL, at_ms BIGINT NOT NULL);
+CREATE TABLE identities (
+  issuer TEXT NOT NULL, subject TEXT NOT NULL, rater_id TEXT NOT NULL REFERENCES raters (id),
+  PRIMARY KEY (issuer, subject));
+CREATE INDEX identities_of_rater ON identities (rater_id);
+ALTER TABLE raters ADD COLUMN erased_at_ms BIGINT;
+ALTER TABLE invitations ADD COLUMN email TEXT NOT NULL DEFAULT '';
+ALTER TABLE invitations ADD COLUMN subject TEXT NOT NULL DEFAULT '';
+"""
+
+
+def _migrate_019_documents_and_identities(connection: Connection) -> None:
+    """Who published which text when; consent withdrawn; accounts of identity providers; erased raters."""
+    _run_all(connection, _ROOM)
+    query = sa.select(EVENTS.c.seq, EVENTS.c.at_ms, EVENTS.c.payload).where(EVENTS.c.kind == "published")
+    for row in connection.execute(query.order_by(EVENTS.c.seq)).all():
+        payload = json.loads(row.payload)
+        about = {"document": payload["document"], "version": payload["version"], "by_id": None, "configured": 1}
+        connection.execute(sa.insert(PUBLICATIONS).values(seq=row.seq, at_ms=row.at_ms, **about))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -453,6 +481,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_016_standing,
     _migrate_017_rejections_taken_back,
     _migrate_018_review_sample,
+    _migrate_019_documents_and_identities,
 )
 
 

@@ -115,6 +115,7 @@ RATERS = Table(
     Column("standing", String),
     Column("standing_seq", Integer),
     Column("standing_note", Text),
+    Column("erased_at_ms", BigInteger),
 )
 INVITATIONS = Table(
     "invitations",
@@ -127,6 +128,15 @@ INVITATIONS = Table(
     Column("name", String),
     Column("made_at_ms", BigInteger),
     Column("revoked", Integer),
+    Column("email", String),
+    Column("subject", String),
+)
+IDENTITIES = Table(
+    "identities",
+    METADATA,
+    Column("issuer", String, primary_key=True),
+    Column("subject", String, primary_key=True),
+    Column("rater_id", String),
 )
 ASSIGNMENTS = Table(
     "assignments",
@@ -261,6 +271,23 @@ DOCUMENTS = Table(
     Column("document", String, primary_key=True),
     Column("version", String, primary_key=True),
     Column("text", Text),
+    Column("at_ms", BigInteger),
+)
+PUBLICATIONS = Table(
+    "publications",
+    METADATA,
+    Column("seq", Integer, primary_key=True),
+    Column("document", String),
+    Column("version", String),
+    Column("by_id", String),
+    Column("configured", Integer),
+    Column("at_ms", BigInteger),
+)
+CONSENT_WITHDRAWALS = Table(
+    "consent_withdrawals",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("judgments", Integer),
     Column("at_ms", BigInteger),
 )
 EVENTS = Table(

@@ -6,7 +6,6 @@ in the HTML, `words[key]` in the scripts. A campaign in another language supplie
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import os
@@ -20,8 +19,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 from fastapi import FastAPI
 
-from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import SKIP_REASONS
+from labeling_ui.store.leads.documents import identify_text
 from labeling_ui.store.work.asking import Questionnaire, describe_asked
 from tiebreak.errors import ConfigError
 
@@ -40,7 +39,7 @@ SCRIPTS = {
         "talk.js",
         "rate.js",
     ),
-    "lead": ("call.js", "disputes.js", "batches.js", "items.js", "people.js", "lead.js"),
+    "lead": ("call.js", "disputes.js", "batches.js", "items.js", "people.js", "documents.js", "lead.js"),
 }
 _KEY = re.compile(r"\[\[([\w.-]+)\]\]")
 
@@ -72,7 +71,7 @@ class PageConfig:
 
     title: str
     guidelines: str = ""
-    """Markdown"""
+    """the configuration's, in Markdown; the store has those that count"""
     guideline_version: str = ""
     """the lead's own name of it"""
     consent: str = ""
@@ -109,11 +108,6 @@ class PageConfig:
     def consent_id(self) -> str:
         """The same of the consent."""
         return identify_text(self.consent_version, self.consent)
-
-
-def identify_text(version: str, text: str) -> str:
-    """A version as `1#5f3a9c2e`: a text that changes is another one, whatever its version says."""
-    return f"{version}#{hashlib.sha256(text.encode()).hexdigest()[:8]}" if text else version
 
 
 def mount_pages(app: FastAPI, page: PageConfig) -> None:
@@ -156,10 +150,6 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
     """The scripts' settings, for those who have logged in."""
     return {
         **describe_login(page),
-        "guidelines": render(page.guidelines) if page.guidelines else "",
-        "guideline_version": page.guideline_version,
-        "guidelines_id": page.guidelines_id,
-        "consent": render(page.consent) if page.consent else "",
         **describe_asked(page.asked, page.words),
         "reason": page.reason,
         "break_after_minutes": page.break_after_minutes or 0,

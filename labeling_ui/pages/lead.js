@@ -381,6 +381,7 @@ function view(name) {
   if (name === 'disputes') showDisputes();
   if (name === 'batches') showBatches();
   if (name === 'raters') showPeople().catch((error) => warn(error.status ? error.message : words.waiting, 'lost'));
+  if (name === 'documents') showDocuments();
   if (name === 'items') showItems();
   else window.history.replaceState(null, '', `#view=${name}`);
 }

@@ -100,7 +100,7 @@ function judge(vote, button) {
     ...details(), ...vote, ...timeSpent(),
     client_id: newId(),
     pair_id: current.pair_id,
-    guideline_version: props.value.guidelines_id,
+    guideline_version: documents.guidelines.id,
     client_at_ms: Date.now(),
   };
   if (amending) { amend(body); return; }
@@ -298,7 +298,7 @@ document.addEventListener('keydown', (event) => {
   if (key === 'Enter' && button && button.checkVisibility()) return; // a hidden button of a closed card may keep the focus
   if (key === '?' || (!find('dialog[open]:modal') && ['g', 'w'].includes(key.toLowerCase()))) {
     const name = { '?': 'keys', g: 'guidelines', w: 'work' }[key.toLowerCase()];
-    if (name === 'guidelines' && !props.value.guidelines) return;
+    if (name === 'guidelines' && !documents.guidelines.html) return;
     event.preventDefault();
     open(name);
     return;
@@ -385,9 +385,11 @@ function scroll(target, key) {
 
 // --- consent and guidelines: accepted once per version; the guidelines then open as a panel beside the answers
 
+let documents = { guidelines: { id: '', html: '' }, consent: { html: '' } }; // the texts that count; leads may change them
+
 function layOutGuidelines() {
-  const { guidelines, guideline_version: version } = props.value;
-  card('guidelines').querySelector('.text').innerHTML = guidelines;
+  const { html, version } = documents.guidelines;
+  card('guidelines').querySelector('.text').innerHTML = html; // from the server's safe_markup.render
   card('guidelines').querySelector('.version').textContent = say('guidelines.version', { version });
   find('[data-open=guidelines]').hidden = false;
   card('guidelines').addEventListener('close', () => desk.classList.remove('with-guidelines'));
@@ -424,7 +426,6 @@ function openGuidelines() {
 async function begin() {
   layOutDock();
   layOutMarker();
-  card('consent').querySelector('.text').innerHTML = props.value.consent;
   for (const part of all('[data-talk], .for-talk')) part.hidden = !props.value.converse;
   for (const line of all('.for-aspects')) line.hidden = !questions().length;
   for (const line of all('.for-spans')) line.hidden = !labels().length;
@@ -438,8 +439,12 @@ async function begin() {
   lastJudgment = me.last_judgment;
   const waiting = unsent().length;
   countFrom(me, waiting);
-  if (props.value.guidelines) layOutGuidelines();
-  if (!me.consent_given) await ask('consent', me.consent_version);
+  documents = await insist('/api/documents');
+  card('consent').querySelector('.text').innerHTML = documents.consent.html; // likewise
+  if (documents.guidelines.html) layOutGuidelines();
+  if (me.progress.done) card('guidelines').querySelector('.first').textContent = words['guidelines.changed'];
+  card('consent').querySelector('.first').hidden = !me.consent_withdrawn;
+  if (me.consent_withdrawn || !me.consent_given) await ask('consent', me.consent_version);
   if (!me.guidelines_accepted) await ask('guidelines', me.guideline_version);
   await drain(acknowledged, turnedDown); // what an earlier window could not send
   if (waiting) countFrom(await insist(mePath())); // some had arrived before that window closed

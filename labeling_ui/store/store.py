@@ -32,12 +32,10 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError, StoreError
-from labeling_ui.database.event_log import EventKind, Transaction
+from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.migrations import migrate
 from labeling_ui.database.schema import (
-    ACCEPTANCES,
     BATCHES,
-    DOCUMENTS,
     GOLD,
     ITEMS,
     JUDGMENTS,
@@ -56,8 +54,9 @@ from labeling_ui.store.figures import exported
 from labeling_ui.store.figures import progress as counts
 from labeling_ui.store.figures.exported import SinceExport
 from labeling_ui.store.figures.progress import BatchProgress, PastJudgment, Progress, Work
-from labeling_ui.store.leads import adjudication, finding, rejecting
+from labeling_ui.store.leads import adjudication, documents, finding, rejecting
 from labeling_ui.store.leads.adjudication import Dispute, DisputeOpened, Feedback
+from labeling_ui.store.leads.documents import ConsentWithdrawn, Document, Publication
 from labeling_ui.store.leads.finding import ItemOpened, JudgmentEntry, Search, SearchPage
 from labeling_ui.store.leads.rejecting import Rejection, Selection
 from labeling_ui.store.names import skeleton
@@ -75,7 +74,6 @@ from tiebreak.records import ExportedJudgment, Judgment, Pair
 RaterKind = Literal["human", "simulated", "model"]
 Role = Literal["rater", "reviewer", "observer", "lead"]
 """Raters judge; reviewers also see the leads' page and settle disagreements; observers only see it; leads steer."""
-Document = Literal["guidelines", "consent"]
 T = TypeVar("T")
 ATTEMPTS = 5
 SERVED = "served:"
@@ -519,47 +517,63 @@ class Store:
                 return None
             return present_attempt(connection, rater, self.rules.qualify)
 
-    def publish(self, document: Document, version: str, text: str) -> None:
-        """Record the text of the guidelines or the consent, once for each version and text."""
+    # --- guidelines and consent ----------------------------------------------------------------------------------------
 
-        def record(tx: Transaction) -> None:
-            there = sa.select(DOCUMENTS.c.version).where(
-                DOCUMENTS.c.document == document, DOCUMENTS.c.version == version
-            )
-            if tx.connection.scalar(there) is None:
-                now = tx.event("published", payload={"document": document, "version": version, "text": text})
-                values = {"document": document, "version": version, "text": text, "at_ms": now}
-                tx.connection.execute(sa.insert(DOCUMENTS).values(**values))
+    def configure_document(self, document: Document, version: str, text: str) -> None:
+        """Publish the configuration's text, unless it is the one that a configuration published last."""
+        self.transact(lambda tx: documents.configure(tx, document, version, text))
 
-        self.transact(record)
+    def publish(self, document: Document, version: str, text: str, by: str | None = None) -> Publication:
+        """Publish a text, which every rater must accept before their next judgment.
+
+        Raises:
+            RefusedError: it is the present text under the same version.
+        """
+        return self.transact(lambda tx: documents.publish(tx, document, version, text, by))
+
+    def present_document(self, document: Document) -> Publication | None:
+        """The text that counts; None: there was none."""
+        with self.glancing() as connection:
+            return documents.present(connection, document)
+
+    def publications(self, document: Document) -> list[Publication]:
+        """What was published, the latest first."""
+        with self.reading() as connection:
+            return documents.publications(connection, document)
+
+    def acceptances(self, document: Document) -> dict[str, int]:
+        """How many raters have accepted each version last."""
+        with self.reading() as connection:
+            return documents.accepted_by(connection, document)
 
     def published(self, document: Document) -> list[str]:
         """The versions that there were, in order."""
         with self.reading() as connection:
-            query = sa.select(DOCUMENTS.c.version).where(DOCUMENTS.c.document == document)
-            return list(connection.scalars(query.order_by(DOCUMENTS.c.at_ms)))
+            return documents.versions(connection, document)
 
     def accept(self, rater_id: str, version: str, document: Document = "guidelines") -> None:
         """Record that a rater has accepted a version of the guidelines or the consent."""
-
-        def record(tx: Transaction) -> None:
-            kind: EventKind = "guidelines_accepted" if document == "guidelines" else "consent_given"
-            now = tx.event(kind, rater_id=rater_id, payload={"version": version})
-            mine = sa.and_(ACCEPTANCES.c.rater_id == rater_id, ACCEPTANCES.c.document == document)
-            tx.connection.execute(sa.delete(ACCEPTANCES).where(mine))
-            values = {"rater_id": rater_id, "document": document, "version": version, "at_ms": now}
-            tx.connection.execute(sa.insert(ACCEPTANCES).values(**values))
-
         if not self.accepted(rater_id, version, document):
-            self.transact(record)
+            self.transact(lambda tx: documents.accept(tx, rater_id, version, document))
 
     def accepted(self, rater_id: str, version: str, document: Document = "guidelines") -> bool:
         """Whether a rater has accepted this version."""
+        with self.glancing() as connection:
+            return documents.accepted(connection, rater_id, version, document)
+
+    def withdraw_consent(self, rater_id: str, *, judgments: bool) -> None:
+        """A rater does not agree any more: they get no work. `judgments`: they ask that theirs are not used either."""
+        self.transact(lambda tx: documents.withdraw_consent(tx, rater_id, judgments=judgments))
+
+    def consents_withdrawn(self) -> list[ConsentWithdrawn]:
+        """Those who have withdrawn their consent, in order."""
         with self.reading() as connection:
-            query = sa.select(ACCEPTANCES.c.version).where(
-                ACCEPTANCES.c.rater_id == rater_id, ACCEPTANCES.c.document == document
-            )
-            return connection.scalar(query) == version
+            return documents.consents_withdrawn(connection)
+
+    def has_withdrawn_consent(self, rater_id: str) -> bool:
+        """Whether a rater has withdrawn their consent."""
+        with self.glancing() as connection:
+            return documents.has_withdrawn(connection, rater_id)
 
     # --- judging -------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from labeling_ui.database.schema import (
     ADJUDICATIONS,
     ASSIGNMENTS,
     BATCHES,
+    CONSENT_WITHDRAWALS,
     DOCUMENTS,
     EVENTS,
     GOLD,
@@ -26,6 +27,7 @@ from labeling_ui.database.schema import (
     JUDGMENTS,
     LOG_HEAD,
     PAIRS,
+    PUBLICATIONS,
     RATER_HOURS,
     RATERS,
     REJECTIONS,
@@ -83,6 +85,10 @@ class _RebuiltTables:
     adjudications: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     acceptances: dict[tuple[str, str], str] = field(default_factory=dict)
     documents: dict[tuple[str, str], str] = field(default_factory=dict)
+    published: dict[int, tuple[str, str, str | None, bool]] = field(default_factory=dict)
+    """publications by event: the document, the version, who, and whether by a configuration"""
+    consents_withdrawn: dict[str, bool] = field(default_factory=dict)
+    """raters who have withdrawn their consent, and whether for their judgments too"""
     imports: list[Row] = field(default_factory=list)
     turns: dict[str, Row] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
@@ -168,10 +174,17 @@ def _apply_to_raters(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
     """Raters, and the documents that they accept."""
     match event.kind:
         case "published":
-            rebuilt.documents[payload["document"], payload["version"]] = payload["text"]
+            about = payload["document"], payload["version"]
+            rebuilt.documents[about] = payload["text"]
+            rebuilt.published[event.seq] = *about, payload.get("by"), payload.get("configured", True)
         case "guidelines_accepted" | "consent_given":
             document = "guidelines" if event.kind == "guidelines_accepted" else "consent"
             rebuilt.acceptances[event.rater_id, document] = payload["version"]
+            if document == "consent":
+                rebuilt.consents_withdrawn.pop(event.rater_id, None)
+        case "consent_withdrawn":
+            rebuilt.acceptances.pop((event.rater_id, "consent"), None)
+            rebuilt.consents_withdrawn[event.rater_id] = payload["judgments"]
         case "rater_added":
             fields = {"kind": payload["kind"], "role": payload["role"], "pool": payload.get("pool", "")}
             rebuilt.raters[event.rater_id] = {**fields, "disabled": 0, "judged": 0, "standing": "", "standing_seq": 0}
@@ -429,7 +442,17 @@ def _compare_lead(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
     gone = {row.pair_id: (row.reason, row.replaced_by) for row in connection.execute(sa.select(WITHDRAWALS))}
     texts = {(row.document, row.version): row.text for row in connection.execute(sa.select(DOCUMENTS))}
     batches = {row.name: Batch.of(row) for row in connection.execute(sa.select(BATCHES))}
+    published = {
+        row.seq: (row.document, row.version, row.by_id, bool(row.configured))
+        for row in connection.execute(sa.select(PUBLICATIONS))
+    }
+    withdrawn = {row.rater_id: bool(row.judgments) for row in connection.execute(sa.select(CONSENT_WITHDRAWALS))}
     return [
+        *(f"publication {seq}: does not match the log" for seq in _unequal(published, rebuilt.published)),
+        *(
+            f"rater {rater}: the withdrawn consent does not match the log"
+            for rater in _unequal(withdrawn, rebuilt.consents_withdrawn)
+        ),
         *(
             f"item {name}: its settled answer does not match the log"
             for name in _unequal(settled, rebuilt.adjudications)

@@ -36,7 +36,8 @@ from labeling_ui.pages.passages import find_passage
 from labeling_ui.store.answers import Answer, Draft, Submission, storable
 from labeling_ui.store.figures.progress import Work
 from labeling_ui.store.names import composed
-from labeling_ui.store.store import Document, NameTakenError, wall_clock_ms
+from labeling_ui.store.leads.documents import Document
+from labeling_ui.store.store import NameTakenError, wall_clock_ms
 from labeling_ui.store.work import assigning, judging
 from labeling_ui.store.work.assigning import Assignment, load_assignment, shown_of
 from labeling_ui.web import second_factor
@@ -299,10 +300,11 @@ def who_am_i(
         "name": rater.name,
         "role": rater.role,
         "csrf_token": session.csrf_token,
-        "guideline_version": desk.page.guidelines_id,
+        "guideline_version": desk.terms("guidelines")[1],
         "guidelines_accepted": desk.has_accepted(rater.id, "guidelines"),
-        "consent_version": desk.page.consent_id,
+        "consent_version": desk.terms("consent")[1],
         "consent_given": desk.has_accepted(rater.id, "consent"),
+        "consent_withdrawn": desk.has_withdrawn(rater.id),
         "progress": {"done": store.progress(rater.id).done, "goal_per_day": desk.page.goal_per_day},
         "today": _as_json(store.work_since(rater.id, today)),
         "all": _as_json(store.work_since(rater.id, 0)),
@@ -353,6 +355,7 @@ def _accept(desk: Desk, session: Session, body: Acceptance, document: Document) 
     if body.version != version:
         raise HTTPException(409, f"the {document} changed to version {version}: reload the page to read it")
     desk.store.accept(session.rater.id, version, document)
+    desk.forget_terms()
     return {"ok": True}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -20,7 +21,8 @@ from labeling_ui.pages.passages import show_passage
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Answer, Draft
-from labeling_ui.store.store import Document, Rater, Store
+from labeling_ui.store.leads.documents import DOCUMENT_NAMES, Document
+from labeling_ui.store.store import Rater, Store
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.store.work.assigning import Assignment, shown_of
 from labeling_ui.web import second_factor
@@ -30,6 +32,7 @@ from tiebreak.records import Judgment, Span, explain
 
 LOCAL_RATER = "local"
 SESSION_COOKIE = "tiebreak_session"
+REMEMBER_SECONDS = 1.0
 MAX_TOGETHER = 64
 """Most changes per transaction, which bounds the wait of the next ones."""
 
@@ -94,26 +97,56 @@ class Desk:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     """how an export from the page makes votes into preferences"""
     limit: LoginLimit = field(default_factory=LoginLimit)
-    _accepted: set[tuple[str, Document]] = field(default_factory=set)
+    _accepted: dict[tuple[str, Document, str], float] = field(default_factory=dict)
+    _withdrawn: dict[str, float] = field(default_factory=dict)
+    _terms: dict[Document, tuple[float, str, str]] = field(default_factory=dict)
 
     def has_accepted(self, rater_id: str, document: Document) -> bool:
-        """Whether the rater has accepted the current guidelines or consent, where there are any.
+        """Whether the rater has accepted the present guidelines or consent, where there are any.
 
-        On one's own machine, without accounts, nothing has to be accepted.
+        On one's own machine, without accounts, nothing has to be accepted. Answers are remembered for `REMEMBER_SECONDS`:
+        another server on the same store may have changed them.
         """
         text, version = self.terms(document)
-        if not text or rater_id == LOCAL_RATER or (rater_id, document) in self._accepted:
+        known = rater_id, document, version
+        if not text or rater_id == LOCAL_RATER or _is_recent(self._accepted.get(known)):
             return True
         if self.store.accepted(rater_id, version, document):
-            self._accepted.add((rater_id, document))  # acceptance is never withdrawn
+            self._accepted[known] = time.monotonic()
             return True
         return False
 
+    def has_withdrawn(self, rater_id: str) -> bool:
+        """Whether the rater has withdrawn their consent."""
+        if rater_id == LOCAL_RATER or _is_recent(self._withdrawn.get(rater_id)):
+            return False
+        if self.store.has_withdrawn_consent(rater_id):
+            return True
+        self._withdrawn[rater_id] = time.monotonic()
+        return False
+
     def terms(self, document: Document) -> tuple[str, str]:
-        """The text of the guidelines or the consent, and the identity of its version."""
-        if document == "consent":
-            return self.page.consent, self.page.consent_id
-        return self.page.guidelines, self.page.guidelines_id
+        """The text of the guidelines or the consent that counts, and its version with a hash."""
+        read = self._terms.get(document)
+        if read is None or not _is_recent(read[0]):
+            read = time.monotonic(), *self._read_terms(document)
+            self._terms[document] = read
+        return read[1], read[2]
+
+    def _read_terms(self, document: Document) -> tuple[str, str]:
+        now = self.store.present_document(document)
+        if now is not None:
+            return now.text, now.version
+        return "", self.page.consent_id if document == "consent" else self.page.guidelines_id
+
+    def forget_terms(self) -> None:
+        """Read the texts, and who has accepted them, from the store again: something has changed."""
+        for remembered in (self._terms, self._accepted, self._withdrawn):
+            remembered.clear()
+
+
+def _is_recent(at: float | None) -> bool:
+    return at is not None and time.monotonic() - at < REMEMBER_SECONDS
 
 
 async def desk_of(request: Request) -> Desk:
@@ -165,8 +198,9 @@ async def accepted_session(request: Request) -> Session:
     session, desk = await current_session(request), await desk_of(request)
     if session.rater.role == "observer":
         raise HTTPException(403, "observers do not judge")
-    documents: tuple[Document, ...] = ("consent", "guidelines")
-    for document in documents:
+    if desk.has_withdrawn(session.rater.id):
+        raise HTTPException(403, "you have withdrawn your consent: give it again to continue")
+    for document in DOCUMENT_NAMES:
         if not desk.has_accepted(session.rater.id, document):
             raise HTTPException(403, f"first accept the {document}, version {desk.terms(document)[1]}")
     return session
@@ -261,8 +295,8 @@ def asked_for(desk: Desk, answer: A) -> A:
         HTTPException: 422: other aspects, flags or criteria, or guidelines that never were.
     """
     refuse_unasked(desk, answer)
-    present = desk.page.guidelines_id
-    if answer.guideline_version in ("", desk.page.guideline_version, present):
+    present = desk.terms("guidelines")[1]
+    if answer.guideline_version in ("", present.rpartition("#")[0] or present, present):
         return answer.model_copy(update={"guideline_version": present})
     if answer.guideline_version not in desk.store.published("guidelines"):  # made before a change, and sent after it?
         raise HTTPException(422, f"guideline_version: unknown version; the current one is {present}")

@@ -27,7 +27,7 @@ from labeling_ui.pages import PageConfig, mount_pages
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.store import Store
-from labeling_ui.web import api, export_api, items_api, lead_api, talk_api, upload_api, work_api
+from labeling_ui.web import api, documents_api, export_api, items_api, lead_api, talk_api, upload_api, work_api
 from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable
 from labeling_ui.web.metrics import Metrics, may_read
@@ -38,6 +38,7 @@ from tiebreak.errors import ConfigError
 ROUTERS = (
     api.router,
     talk_api.router,
+    documents_api.router,
     lead_api.router,
     items_api.router,
     upload_api.router,
@@ -60,10 +61,8 @@ def create_app(store: Store, page: PageConfig, aggregation: AggregationConfig | 
 
     app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.desk = Desk(store, page, Writer(store), figures, aggregation or AggregationConfig())
-    if page.guidelines:
-        store.publish("guidelines", page.guidelines_id, page.guidelines)
-    if page.consent:
-        store.publish("consent", page.consent_id, page.consent)
+    store.configure_document("guidelines", page.guideline_version, page.guidelines)
+    store.configure_document("consent", page.consent_version, page.consent)
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.state.metrics = Metrics()

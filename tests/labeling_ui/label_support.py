@@ -79,6 +79,9 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         "TABLE withdrawals",
         "TABLE second_factors",
         "TABLE review_sample",
+        "TABLE publications",
+        "TABLE consent_withdrawals",
+        "TABLE identities",
         *(f"INDEX {one}" for one in indices),
     ):
         connection.execute(f"DROP {statement}")
@@ -86,8 +89,8 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         connection.execute(f"ALTER TABLE {column}")
     for column in (
         "batches DROP COLUMN goal",
-        *(f"invitations DROP COLUMN {one}" for one in ("name", "made_at_ms", "revoked")),
-        *(f"raters DROP COLUMN {one}" for one in ("standing", "standing_seq", "standing_note")),
+        *(f"invitations DROP COLUMN {one}" for one in ("name", "made_at_ms", "revoked", "email", "subject")),
+        *(f"raters DROP COLUMN {one}" for one in ("standing", "standing_seq", "standing_note", "erased_at_ms")),
     ):
         connection.execute(f"ALTER TABLE {column}")
 
