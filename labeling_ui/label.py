@@ -7,6 +7,7 @@
     tiebreak label import --pairs FILE --judgments FILE --store URL     import judgments made elsewhere
     tiebreak label gold --gold FILE --store URL                 pairs with a known answer, to measure raters; --remove ID …
     tiebreak label backup|batches|batch|move|withdraw|restore|correct|withdrawn|reject --store URL …    a running campaign
+    tiebreak label documents --store URL …                      guidelines and consent, published while it is served
     tiebreak label status|verify|agreement --config FILE|--store URL [--json]
 
 People's judgments are in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
@@ -26,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeling_ui import steering
+from labeling_ui import leading, steering
 from labeling_ui.configuration import (
     ExportArguments,
     GoldArguments,
@@ -92,6 +93,7 @@ def _dispatch(words: list[str]) -> None:
         "verify": _verify,
         "agreement": _agreement,
         **steering.COMMANDS,
+        **leading.COMMANDS,
     }
     if words and not words[0].startswith("-"):
         if words[0] not in commands:
@@ -479,6 +481,8 @@ def _verify(words: list[str]) -> None:
         print(json.dumps({"ok": not result.faults, **vars(result)}, indent=2))
     elif not result.faults:
         print(f"{store.url}: intact. {result.events} events, {result.judgments} judgments, head {result.head[:16]}")
+        if result.redacted:
+            print(f"{counted(result.redacted, 'event')} lost texts when personal data were erased, as the log records")
     if result.faults:
         listed = "\n".join(f"  {fault}" for fault in result.faults[:50])
         raise StoreError(f"{store.url}: {counted(len(result.faults), 'error')}\n{listed}")

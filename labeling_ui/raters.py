@@ -5,6 +5,8 @@
     tiebreak raters reset NAME [--password-stdin] --store URL       a new password; re-enables, removes a second factor
     tiebreak raters move NAME --pool P --store URL                  to another pool; '' is everybody's
     tiebreak raters disable NAME --store URL
+    tiebreak raters erase NAME [--judgments keep|withdraw] [--preview true] --store URL     only the pseudonym stays
+    tiebreak raters erase --inactive-days 90 --store URL            all who have not worked for so long, leads excepted
     tiebreak raters list --store URL [--json]
 
 Without --password-stdin, a password is generated and printed once. `--config FILE` can replace `--store URL`.
@@ -16,10 +18,12 @@ import json
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from pydantic import Field
 
 from labeling_ui.configuration import read_store_arguments
+from labeling_ui.store.leads.erasing import Erasure
 from labeling_ui.store.store import Role, Store
 from labeling_ui.web.accounts import (
     INVITATION_DAYS,
@@ -32,7 +36,7 @@ from labeling_ui.web.accounts import (
 )
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section
-from tiebreak.errors import ConfigError
+from tiebreak.errors import ConfigError, counted
 from tiebreak.process.ending import exit_with_message
 from tiebreak.terminal import Cell, has_colours, show, titled_table
 
@@ -81,6 +85,18 @@ class DisableArguments(StoreArguments):
     """`tiebreak raters disable`"""
 
 
+class EraseArguments(StoreArguments):
+    """`tiebreak raters erase`"""
+
+    judgments: Literal["keep", "withdraw"] = "keep"
+    """keep: judgments stay, under the pseudonym; withdraw: they are rejected, with the texts that the rater wrote, so that
+    their places are free again"""
+    inactive_days: int | None = Field(default=None, ge=1)
+    """instead of a name: everybody but leads who has not worked for so many days"""
+    preview: bool = False
+    """true: only print what would be done"""
+
+
 class ListArguments(StoreArguments):
     """`tiebreak raters list`"""
 
@@ -102,13 +118,16 @@ def _dispatch(words: list[str]) -> None:
         "reset": _reset,
         "move": _move,
         "disable": _disable,
+        "erase": _erase,
         "list": _list,
     }
     if words[0] not in commands:
         raise ConfigError(f"no such command: raters {words[0]}; one of {', '.join(commands)}")
     command, rest, name = words[0], words[1:], ""
     if command not in NAMELESS:
-        if not rest or rest[0].startswith("--"):
+        if command == "erase" and any(word.startswith("--inactive") for word in rest):
+            rest = ["", *rest]
+        elif not rest or rest[0].startswith("--"):
             raise ConfigError(f"raters {command} needs a name: tiebreak raters {command} NAME --store URL")
         name, *rest = rest
     commands[command](rest, name)
@@ -144,6 +163,31 @@ def _move(words: list[str], name: str) -> None:
 def _disable(words: list[str], name: str) -> None:
     disable(Store.open(read_store_arguments(DisableArguments, words, "raters disable").store), name)
     print(f"{name} is disabled; their judgments stay")
+
+
+def _erase(words: list[str], name: str) -> None:
+    arguments = read_store_arguments(EraseArguments, words, "raters erase")
+    store, withdraw = Store.open(arguments.store), arguments.judgments == "withdraw"
+    if name and arguments.inactive_days is not None:
+        raise ConfigError("raters erase: give a name, or --inactive-days, not both")
+    ids = [find_rater(store, name).id] if name else store.inactive_raters(arguments.inactive_days or 1)
+    for rater_id in ids:
+        if arguments.preview:
+            print(f"would erase {_effect(store.preview_erasure(rater_id, judgments=withdraw))}")
+        else:
+            print(f"erased {_effect(store.erase_rater(rater_id, judgments=withdraw))}")
+    if not ids:
+        print("nobody to erase")
+    elif not arguments.preview:
+        print("not erased: earlier backups and exports, which still have these data: delete them, or erase there too")
+        print(f"next: 'tiebreak lineage RUN --rater {ids[0]}' lists models trained on the judgments")
+
+
+def _effect(erasure: Erasure) -> str:
+    parts = [f"{counted(erasure.kept, 'judgment')} {'stays' if erasure.kept == 1 else 'stay'}"] if erasure.kept else []
+    parts += [f"{counted(erasure.judgments, 'judgment')} rejected"] if erasure.judgments else []
+    parts += [f"{counted(erasure.conversations, 'pair')} of their conversations"] if erasure.conversations else []
+    return f"{erasure.rater_id}: {', '.join(parts) or 'no judgments'}"
 
 
 def _password(from_stdin: bool) -> str:

@@ -352,6 +352,13 @@ LABEL = Stage(
             sources=LABEL_FILE,
         ),
         Command(
+            "documents",
+            _LABEL,
+            "list the versions of the guidelines or the consent, or publish a new one",
+            "labeling_ui.leading:DocumentArguments",
+            sources=LABEL_FILE,
+        ),
+        Command(
             "status",
             _LABEL,
             "count pairs, judgments and raters of a store",

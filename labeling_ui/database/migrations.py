@@ -94,6 +94,22 @@ _POSTGRES_TRIGGERS = (
 )
 
 
+def allow_redaction(connection: Connection) -> None:
+    """Let this transaction change events, until `forbid_redaction`: for the erasure of personal data alone."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("DROP TRIGGER events_no_update")
+    else:
+        connection.exec_driver_sql("ALTER TABLE events DISABLE TRIGGER events_no_change")
+
+
+def forbid_redaction(connection: Connection) -> None:
+    """Make the log append-only again."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(_SQLITE_TRIGGERS[0])
+    else:
+        connection.exec_driver_sql("ALTER TABLE events ENABLE TRIGGER events_no_change")
+
+
 def _run_all(connection: Connection, statements: str) -> None:
     for statement in statements.split(";\n"):
         if statement.strip():

@@ -36,10 +36,11 @@ SCRIPTS = {
         "pair.js",
         "ranking.js",
         "work.js",
+        "own.js",
         "talk.js",
         "rate.js",
     ),
-    "lead": ("call.js", "disputes.js", "batches.js", "items.js", "people.js", "documents.js", "lead.js"),
+    "lead": ("call.js", "disputes.js", "batches.js", "items.js", "people.js", "documents.js", "erasing.js", "lead.js"),
 }
 _KEY = re.compile(r"\[\[([\w.-]+)\]\]")
 

@@ -239,7 +239,7 @@ function shareColumn(of) {
 }
 
 function describeRater(rater) {
-  return [rater.role === 'rater' ? '' : words[`role.${rater.role}`], rater.kind === 'human' ? '' : rater.kind, rater.pool, rater.standing ? standingOf(rater) : '', rater.id].filter(Boolean).join(', ');
+  return [rater.erased ? words['erase.erased'] : rater.consent_withdrawn ? words['erase.withdrawn'] : '', rater.role === 'rater' ? '' : words[`role.${rater.role}`], rater.kind === 'human' ? '' : rater.kind, rater.pool, rater.standing ? standingOf(rater) : '', rater.id].filter(Boolean).join(', ');
 }
 
 // One row per rater: agreement, gold accuracy and the reliability models' estimates.
@@ -291,7 +291,7 @@ function raterRow(row) {
   ];
   const asking = asked === rater.id;
   const word = rater.disabled ? 'lead.enable' : asking ? 'lead.disable.ask' : 'lead.disable';
-  const attributes = { type: 'button', class: asking ? 'plain sure' : 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled), disabled: rater.id === myself };
+  const attributes = { type: 'button', class: asking ? 'plain sure' : 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled), disabled: rater.id === myself || rater.erased };
   return make('tr', { class: ['failed', 'stopped'].includes(rater.standing) ? 'held' : false }, ...cells, make('td', {}, make('button', { ...attributes, title: asking && say('lead.disable.sure', { name: rater.name }) },
     words[word], make('span', { class: 'unseen' }, ` ${asking ? say('lead.disable.sure', { name: rater.name }) : rater.name}`))));
 }

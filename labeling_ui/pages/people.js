@@ -34,6 +34,7 @@ function personActions(rater) {
     make('button', { type: 'button', class: 'plain', 'data-password-of': rater.id }, words['person.password']),
     ...standingsOf(rater).map((standing) => make('button', { type: 'button', class: 'plain', 'data-stand': standing, 'data-stand-of': rater.id }, words[`standing.do.${standing || 'again'}`])),
     rater.standing ? make('span', { class: 'note' }, standingOf(rater)) : '',
+    erasingAction(rater),
     make('output', { class: 'password' }));
 }
 

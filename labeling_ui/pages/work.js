@@ -39,7 +39,7 @@ async function showWork() {
       make('button', { type: 'button', class: 'plain', 'data-earlier': true, hidden: true }, words['work.more']),
     );
     addHistory(past);
-    if (csrfToken) place.append(...account(await call('/api/sessions')), ...factor(await call('/api/second-factor')));
+    if (csrfToken) place.append(...account(await call('/api/sessions')), ...factor(await call('/api/second-factor')), ...ownData());
   } catch (error) {
     if (mine !== openings) return;
     place.textContent = error.status ? error.message : words.waiting;

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -54,9 +54,10 @@ from labeling_ui.store.figures import exported
 from labeling_ui.store.figures import progress as counts
 from labeling_ui.store.figures.exported import SinceExport
 from labeling_ui.store.figures.progress import BatchProgress, PastJudgment, Progress, Work
-from labeling_ui.store.leads import adjudication, documents, finding, rejecting
+from labeling_ui.store.leads import adjudication, documents, erasing, finding, rejecting
 from labeling_ui.store.leads.adjudication import Dispute, DisputeOpened, Feedback
 from labeling_ui.store.leads.documents import ConsentWithdrawn, Document, Publication
+from labeling_ui.store.leads.erasing import Erasure
 from labeling_ui.store.leads.finding import ItemOpened, JudgmentEntry, Search, SearchPage
 from labeling_ui.store.leads.rejecting import Rejection, Selection
 from labeling_ui.store.names import skeleton
@@ -99,6 +100,8 @@ class Rater:
     """whether they have passed the test, or were stopped"""
     standing_note: str = ""
     """the figures behind it"""
+    erased: bool = False
+    """their personal data were erased: the name is the pseudonym"""
 
 
 def wall_clock_ms() -> int:
@@ -575,6 +578,61 @@ class Store:
         with self.glancing() as connection:
             return documents.has_withdrawn(connection, rater_id)
 
+    # --- personal data -------------------------------------------------------------------------------------------------
+
+    def own_data(self, rater_id: str) -> dict[str, Any]:
+        """Everything that the store has about a person."""
+        with self.reading() as connection:
+            return erasing.own_data(connection, rater_id)
+
+    def preview_erasure(self, rater_id: str, *, judgments: bool) -> Erasure:
+        """What `erase_rater` would do. Raises RefusedError if there is no such person."""
+        with self.reading() as connection:
+            return erasing.preview(connection, rater_id, judgments=judgments)
+
+    def erase_rater(self, rater_id: str, *, judgments: bool, by: str | None = None) -> Erasure:
+        """Erase a person's data: only the pseudonym stays. An interrupted erasure is completed by another call.
+
+        Args:
+            judgments: reject their judgments too, remove the texts they wrote, and withdraw the pairs of their
+                conversations; otherwise the judgments stay under the pseudonym.
+
+        Raises:
+            RefusedError: there is no such person, it is oneself, or the campaign would be left without any account.
+        """
+        self.transact(lambda tx: erasing.begin(tx, rater_id, by))
+        rejected = 0
+        if judgments:
+            with self.reading() as connection:
+                ids, pairs = (
+                    erasing.judgment_ids(connection, rater_id),
+                    erasing.conversation_pairs(connection, rater_id),
+                )
+            if pairs:
+                self.withdraw_pairs(pairs, rejecting.ERASED, by)
+            for n in range(0, len(ids), rejecting.MOST_TOGETHER):
+                part = ids[n : n + rejecting.MOST_TOGETHER]
+                rejected += self.transact(partial(rejecting.reject, judgment_ids=part, reason=rejecting.ERASED, by=by))
+        with self.reading() as connection:
+            redactions = erasing.events_to_redact(connection, rater_id, judgments=judgments)
+        done = self.transact(lambda tx: erasing.erase(tx, rater_id, by, judgments=judgments, redactions=redactions))
+        self._overwrite_free_pages()
+        return replace(done, judgments=rejected, conversations=len(pairs) if judgments else done.conversations)
+
+    def inactive_raters(self, days: int) -> list[str]:
+        """People other than leads who have not worked for so many days and came before."""
+        since = (self._clock() if self._clock else 0) - days * 86_400_000
+        with self.reading() as connection:
+            return erasing.inactive(connection, since)
+
+    def _overwrite_free_pages(self) -> None:
+        """Rewrite a SQLite file: free pages, and its log, may still hold what was deleted."""
+        if self._turn is None:
+            return
+        with self._turn, self.glancing() as connection:
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     # --- judging -------------------------------------------------------------------------------------------------------
 
     def claim(self, rater_id: str, holding: Sequence[str] = ()) -> Assignment | None:
@@ -978,7 +1036,8 @@ def iso_time(at_ms: int) -> str:
 
 
 def _as_rater(row: Any) -> Rater:
-    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool, row.standing, row.standing_note)
+    standing = row.standing, row.standing_note
+    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool, *standing, bool(row.erased_at_ms))
 
 
 def open_store(url: str, *, create: bool = False) -> Store:

@@ -93,7 +93,9 @@ def reset_password(store: Store, name: str, password: str) -> None:
     check_password(password, name)
     hashed = hash_password(password)
     with store.writing() as tx:
-        row = _find(tx.connection, name, store)
+        row: Any = _find(tx.connection, name, store)
+        if row.erased_at_ms is not None:
+            raise StoreError(f"the data of {name} were erased: invite them anew")
         tx.event("password_reset", rater_id=row.id, payload={})
         tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(password_hash=hashed))
         tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.rater_id == row.id))
@@ -178,6 +180,8 @@ def change_rater(
         row = tx.connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).first()
         if row is None:
             raise RefusedError(f"there is no rater {rater_id}")
+        if row.erased_at_ms is not None:
+            raise RefusedError("the data of this rater were erased: invite them anew")
         if disabled and rater_id == by:
             raise RefusedError("you cannot disable yourself: another lead can")
         if role not in (None, row.role) and rater_id == by:
@@ -226,7 +230,8 @@ def invite_all(
         now = wall_clock_ms()
         about = {"role": role, "pool": pool, "expires_at_ms": now + days * 86_400_000, "used_by": None}
         for name, token in zip(names, tokens, strict=True):
-            named = {"name": name, "invitation": _token_hash(token)[:16]} if name else {}
+            # The name is a person's: it stays out of the log, in which nothing is deleted.
+            named = {"invitation": _token_hash(token)[:16]}
             tx.event("invited", rater_id=by, payload={"role": role, "pool": pool, "days": days, **named})
             row = {"token_hash": _token_hash(token), "name": name, "made_at_ms": now, "revoked": 0}
             tx.connection.execute(sa.insert(INVITATIONS).values(**row, **about))

@@ -98,7 +98,7 @@ class Desk:
     """how an export from the page makes votes into preferences"""
     limit: LoginLimit = field(default_factory=LoginLimit)
     _accepted: dict[tuple[str, Document, str], float] = field(default_factory=dict)
-    _withdrawn: dict[str, float] = field(default_factory=dict)
+    _consenting: dict[str, float] = field(default_factory=dict)
     _terms: dict[Document, tuple[float, str, str]] = field(default_factory=dict)
 
     def has_accepted(self, rater_id: str, document: Document) -> bool:
@@ -118,11 +118,11 @@ class Desk:
 
     def has_withdrawn(self, rater_id: str) -> bool:
         """Whether the rater has withdrawn their consent."""
-        if rater_id == LOCAL_RATER or _is_recent(self._withdrawn.get(rater_id)):
+        if rater_id == LOCAL_RATER or _is_recent(self._consenting.get(rater_id)):
             return False
         if self.store.has_withdrawn_consent(rater_id):
             return True
-        self._withdrawn[rater_id] = time.monotonic()
+        self._consenting[rater_id] = time.monotonic()
         return False
 
     def terms(self, document: Document) -> tuple[str, str]:
@@ -141,7 +141,7 @@ class Desk:
 
     def forget_terms(self) -> None:
         """Read the texts, and who has accepted them, from the store again: something has changed."""
-        for remembered in (self._terms, self._accepted, self._withdrawn):
+        for remembered in (self._terms, self._accepted, self._consenting):
             remembered.clear()
 
 

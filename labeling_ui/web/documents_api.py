@@ -5,6 +5,9 @@ GET  /api/lead/documents/{document}             the text that counts, and every 
 GET  /api/lead/documents/{document}/{seq}       the text of one version
 POST /api/lead/documents/{document}/preview     a text as raters would see it, and how many would have to accept it
 POST /api/lead/documents/{document}             publish a text
+POST /api/consent/withdraw                      the rater does not agree any more
+GET  /api/own-data                              everything that the store has about the rater
+GET  /api/lead/raters/{id}/erase                what an erasure would do; POST erases the rater's data
 """
 
 from __future__ import annotations
@@ -13,13 +16,23 @@ from functools import lru_cache
 from typing import Any
 
 from anyio import to_thread
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import storable
 from labeling_ui.store.leads.documents import MAX_VERSION_CHARACTERS, Document, Publication
-from labeling_ui.web.context import CurrentSession, Desk, DeskOf, LeadWritingSession, ViewingSession
+from labeling_ui.web.context import (
+    LOCAL_RATER,
+    CurrentSession,
+    Desk,
+    DeskOf,
+    LeadSession,
+    LeadWritingSession,
+    ViewingSession,
+    WritingSession,
+)
 
 MAX_TEXT_CHARACTERS = 200_000
 
@@ -115,3 +128,43 @@ def publish(desk: DeskOf, lead: LeadWritingSession, document: Document, body: Ne
     made = desk.store.publish(document, body.version, body.text, lead.rater.id)
     desk.forget_terms()
     return _as_version(made)
+
+
+# --- consent withdrawn, and one's own data ---
+
+
+class Withdrawal(BaseModel):
+    """Whether a rater's judgments are not to be used either."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    judgments: bool = False
+
+
+@router.post("/consent/withdraw")
+def withdraw_consent(desk: DeskOf, session: WritingSession, body: Withdrawal) -> dict[str, bool]:
+    """The rater does not agree any more: they get no work, and the lead sees it. `judgments`: nor to the use of theirs."""
+    if session.rater.id == LOCAL_RATER:
+        raise HTTPException(409, "this store has no accounts")
+    desk.store.withdraw_consent(session.rater.id, judgments=body.judgments)
+    desk.forget_terms()
+    return {"ok": True}
+
+
+@router.get("/own-data")
+def own_data(desk: DeskOf, session: CurrentSession) -> Response:
+    """Everything that the store has about the rater, as a file."""
+    headers = {"Content-Disposition": 'attachment; filename="my-data.json"'}
+    return JSONResponse(desk.store.own_data(session.rater.id), headers=headers)
+
+
+@router.get("/lead/raters/{rater_id}/erase")
+def preview_erasure(desk: DeskOf, _lead: LeadSession, rater_id: str, judgments: bool = False) -> dict[str, Any]:
+    """What an erasure would do. `judgments`: reject the rater's judgments too."""
+    return vars(desk.store.preview_erasure(rater_id, judgments=judgments))
+
+
+@router.post("/lead/raters/{rater_id}/erase")
+def erase(desk: DeskOf, lead: LeadWritingSession, rater_id: str, body: Withdrawal) -> dict[str, Any]:
+    """Erase a rater's data: only the pseudonym stays, with the judgments or without."""
+    return vars(desk.store.erase_rater(rater_id, judgments=body.judgments, by=lead.rater.id))

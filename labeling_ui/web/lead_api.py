@@ -191,8 +191,11 @@ def agreement(desk: DeskOf) -> dict[str, Any]:
 
 @router.get("/raters")
 def raters(desk: DeskOf) -> list[dict[str, Any]]:
-    """All raters."""
-    return [vars(rater) for rater in desk.store.raters()]
+    """All raters; `consent_withdrawn`: when, and whether for their judgments too, or null."""
+    withdrawn = {
+        one.rater_id: {"at_ms": one.at_ms, "judgments": one.judgments} for one in desk.store.consents_withdrawn()
+    }
+    return [{**vars(rater), "consent_withdrawn": withdrawn.get(rater.id)} for rater in desk.store.raters()]
 
 
 @router.put("/raters/{rater_id}")

@@ -49,7 +49,7 @@ PLAN = Command(
 RATERS = Command(
     "raters",
     _RATERS,
-    "manage raters' accounts: add, invite, reset, move, disable, list",
+    "manage raters' accounts: add, invite, reset, move, disable, erase, list",
     subcommands=(
         Command(
             "add",
@@ -87,6 +87,14 @@ RATERS = Command(
             _RATERS,
             "disable an account; its judgments stay",
             "labeling_ui.raters:DisableArguments",
+            positional="NAME",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "erase",
+            _RATERS,
+            "erase a person's data: only the pseudonym stays, with the judgments or without",
+            "labeling_ui.raters:EraseArguments",
             positional="NAME",
             sources=LABEL_FILE,
         ),

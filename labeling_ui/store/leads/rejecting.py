@@ -59,6 +59,10 @@ class Selection(Record):
         return tuple(storable(name) or "" for name in names)
 
 
+ERASED = "the rater's data were erased"
+"""The reason of rejections that come with an erasure; none of them is taken back."""
+
+
 @dataclass(frozen=True)
 class Rejection:
     """What rejecting a selection does, or has done."""
@@ -141,8 +145,13 @@ def take_back(tx: Transaction, judgment_ids: Sequence[str], by: str | None) -> t
     """Take rejections back: the judgments count again, on a place that the item gets if it has none free.
 
     Returns how many judgments, and how many stay rejected: their raters have judged the pair again since.
+
+    Raises:
+        RefusedError: some were rejected with the erasure of their rater's data.
     """
     query = sa.select(REJECTIONS).where(REJECTIONS.c.id.in_(judgment_ids)).order_by(REJECTIONS.c.seq)
+    if any(row.reason == ERASED for row in tx.connection.execute(query)):
+        raise RefusedError("the rater's data were erased, and their judgments with them")
     items = sa.select(ITEMS.c.id).where(ITEMS.c.id.in_(query.with_only_columns(REJECTIONS.c.item_id).order_by(None)))
     tx.connection.execute(items.order_by(ITEMS.c.id).with_for_update())  # before the log: see `Transaction`
     done = stay = 0

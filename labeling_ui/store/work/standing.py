@@ -269,8 +269,12 @@ def set_standing(
     note = "" if standing == "" else _as_text(payload)
     values = {"standing": standing, "standing_seq": tx.seq, "standing_note": note}
     tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(**values))
-    if standing not in HELD:
-        return
+    if standing in HELD:
+        lapse_open(tx, rater_id)
+
+
+def lapse_open(tx: Transaction, rater_id: str) -> None:
+    """Free what a rater has open for others."""
     for row in st.WAITING.all(tx.connection, rater=rater_id):
         if row.state == "open":
             tx.event("lapsed", rater_id=rater_id, item_id=row.item_id, payload={"assignment": row.id})
