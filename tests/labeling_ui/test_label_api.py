@@ -140,7 +140,9 @@ def test_every_lead_route_is_for_leads_and_every_change_needs_the_token(campaign
             assert campaign.call("lead", method, path, body, **headers).status_code == 403, path
 
 
-FOR_LEADS = {"/api/lead/invitations", "/api/lead/work", "/api/lead/work.csv", "/api/lead/export.zip"}
+FOR_LEADS = {
+    *(f"/api/lead/{name}" for name in ("invitations", "work", "work.csv", "export.zip", "raters/x/erase")),
+}
 FOR_REVIEWERS = {"/api/lead/adjudications", "/api/lead/disputes/sample"}
 JUDGING = {"/api/next", "/api/judgments", "/api/drafts/pair-0"}
 

@@ -101,14 +101,14 @@ def events_to_redact(connection: Connection, rater_id: str, *, judgments: bool) 
             found[row.seq] = canonical_json(payload | {"name": ""})
     theirs = sa.select(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.payload).where(EVENTS.c.rater_id == rater_id)
     kinds = ("standing_changed", *(_WITH_TEXTS if judgments else ()))
-    for row in connection.execute(theirs.where(EVENTS.c.kind.in_(kinds))):
-        payload = json.loads(row.payload)
-        if row.kind == "standing_changed":
+    for event in connection.execute(theirs.where(EVENTS.c.kind.in_(kinds))):
+        payload = json.loads(event.payload)
+        if event.kind == "standing_changed":
             without = {name: value for name, value in payload.items() if name != "reason"}
         else:
             without = payload | {"judgment": without_texts(payload["judgment"])}
         if without != payload:
-            found[row.seq] = canonical_json(without)
+            found[event.seq] = canonical_json(without)
     return found
 
 
