@@ -180,7 +180,7 @@ def _erase(words: list[str], name: str) -> None:
         print("nobody to erase")
     elif not arguments.preview:
         print("not erased: earlier backups and exports, which still have these data: delete them, or erase there too")
-        print(f"next: 'tiebreak lineage RUN --rater {ids[0]}' lists models trained on the judgments")
+        print(f"next: 'tiebreak lineage runs --forget {ids[0]}' lists the models trained on the judgments")
 
 
 def _effect(erasure: Erasure) -> str:
