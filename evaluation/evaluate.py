@@ -149,7 +149,7 @@ def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Promp
 
 
 def require_readable(config: EvaluateConfig) -> None:
-    """Before anything is sampled: the reward model must read the policies' tokens as they meant them.
+    """Before anything is sampled, check that the reward model reads the policies' tokens as the same text.
 
     Raises:
         HandoffError: it has another tokenizer or chat template than one of the policies.
@@ -248,14 +248,14 @@ def answer_prompts(
 
 
 def seed_of(config: EvaluateConfig, prompt: Prompt, sample: int) -> int:
-    """The seed of one answer; of the first, the same as without further samples."""
+    """The seed of one answer. The first answer's is the same with and without further samples."""
     return row_seed(config.seed, "evaluate", prompt.id, *([sample] if sample else []))
 
 
 def add_measurements(
     config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt], answers: list[Answer], yardstick: Yardstick
 ) -> None:
-    """The yardstick's value of every answer; what was measured is kept for as long as its function is the same."""
+    """The yardstick's value of every answer; values are stored, and used again as long as the function is the same."""
 
     def measure(batch: list[int], _: object) -> list[dict[str, Any]]:
         return [asdict(measure_answer(yardstick, prompts[n], answers[n], name)) for n in batch]
@@ -277,7 +277,8 @@ def measure_answer(yardstick: Yardstick, prompt: Prompt, answer: Answer, policy:
 def add_baseline_logps(
     config: EvaluateConfig, run: Run, prompts: list[Prompt], answers: dict[str, list[Answer]]
 ) -> None:
-    """The baseline's log-probabilities of all answers, for the KL. A policy whose ids it reads as other text has none."""
+    """The baseline's log-probabilities of all answers, for the KL. None for a policy whose ids the baseline reads as
+    other text."""
     source = find_model(config.policies[config.baseline], trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     model = cache(lambda: load_frozen_policy(source, config.training))
@@ -334,7 +335,7 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
 
 
 def require_numbers(values: Mapping[str, Sequence[float]], model: str) -> None:
-    """Refuse what a broken model gives: a mean of it is no figure.
+    """Refuse values of a broken model: their mean would mean nothing.
 
     Args:
         values: by the policy whose answers they are of.
@@ -360,9 +361,9 @@ def _add(
     what: str,
     settings: object,
 ) -> None:
-    """Measure every answer, in batches that a crash does not undo, and keep the value under `key`.
+    """Measure every answer, in batches that survive a crash, and keep the value under `key`.
 
-    What all policies answered to a prompt stands together, so that the prompt is computed once for them.
+    All policies' answers to a prompt are neighbours, so that the prompt is computed once.
 
     Args:
         settings: what decides the values besides the answers' ids.
@@ -393,7 +394,7 @@ def in_order(order: list[int], values: list[Any]) -> list[Any]:
 
 
 def to_rows(config: EvaluateConfig, prompts: list[Prompt], answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
-    """A row for each completion, with all that was measured of it."""
+    """A row for each completion, with all of its values."""
     rows = []
     for name, own in answers.items():
         for n, (prompt, answer) in enumerate(zip(prompts, own, strict=True)):
@@ -468,7 +469,7 @@ def to_metrics(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_source(policy: str, trust_remote_code: bool) -> dict[str, str]:
-    """What a policy is, without its path, which says nothing of it: the stage that made it, or the base's name."""
+    """A policy's description without its path: the stage that made it, or the base model's name."""
     found = find_model(policy, trust_remote_code=trust_remote_code)
     made_by = found.stage or (found.base if found.folder is None else f"adapter on {found.base}")
     return {"source": made_by, "id": found.id}
@@ -546,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _shares_met(answers: Sequence[Mapping[str, bool]]) -> dict[str, float]:
-    """The share of answers that meet each criterion, among those that it was asked of."""
+    """The share of answers that meet each criterion, among those that it applies to."""
     names = dict.fromkeys(name for answer in answers for name in answer)
     return {name: statistics.fmean(answer[name] for answer in answers if name in answer) for name in names}
 

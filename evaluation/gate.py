@@ -2,8 +2,8 @@
 
     tiebreak evaluate --config configs/quickstart/evaluate.yaml --gate configs/gates/quickstart.yaml
 
-The exit status is 3 if a requirement is not met, with every reason. What the evaluation did not measure is not met
-either. The result is in `gate.json` of the run's folder.
+The exit status is 3 if a requirement is not met, with every reason. A figure that the evaluation did not measure counts
+as not met. The result is in `gate.json` of the run's folder.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Gate(Section):
 
 @dataclass(frozen=True)
 class Requirement:
-    """One requirement, and what was found."""
+    """One requirement, and whether it is met."""
 
     name: str
     met: bool
@@ -91,7 +91,7 @@ def read_gate(file: str, policies: Sequence[str]) -> Gate:
 
 
 def require_gate(file: str, folder: str) -> None:
-    """Check a finished evaluation, write gate.json, and print what was found.
+    """Check a finished evaluation, write gate.json, and print the result.
 
     Raises:
         GateError: a requirement is not met.
@@ -119,7 +119,7 @@ def require_gate(file: str, folder: str) -> None:
 
 
 def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
-    """Every requirement of the gate, with what the evaluation shows."""
+    """Every requirement of the gate, checked against the evaluation."""
     prompts = sorted(evaluation.prompt_ids)
     yield _at_least("prompts", len(prompts), gate.min_prompts, number)
     members = {one.name: one for one in members_of({"": evaluation})}

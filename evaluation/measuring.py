@@ -1,7 +1,7 @@
 """The yardsticks of `yardsticks:`, measured on every policy's answers.
 
-A yardstick that fails on a row is reported, and the row has no value. A row that the first yardstick, by which verdicts
-go, fails on is left out for every policy: all of its figures are of the same prompts.
+A yardstick that fails on a row is reported, and the row has no value. A row on which the first yardstick (that of the
+verdicts) fails is left out for every policy, so that its figures are all of the same prompts.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def _try(measure: Measure, asked: YardstickInput, answers: list[str]) -> dict[st
 
 
 def _identity(measure: Measure) -> str:
-    """What decides a yardstick's values besides its name: the content of its file."""
+    """Further input of a yardstick's values: the content of its file."""
     file = measure.users.file if measure.users else measure.named.file
     if measure.users and file is None:
         file = measure.users.function.file
@@ -302,7 +302,7 @@ def leave_out_unmeasured(
 
 
 def facts(measures: Sequence[Measure], failures: Sequence[Failure]) -> list[dict[str, Any]]:
-    """What report.json says of the yardsticks."""
+    """The yardsticks' part of report.json."""
     rows = []
     for one in measures:
         own = [failure for failure in failures if failure.yardstick == one.source]

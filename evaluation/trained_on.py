@@ -1,4 +1,4 @@
-"""No policy may have been trained on what it is measured by, whatever file the two were read from."""
+"""No policy may have been trained on the prompts that measure it, whichever file they were read from."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def leave_out_trained_on(config: EvaluateConfig, run: Run, prompts: Sequence[Pro
 
 
 def made_by(policy: ModelSource) -> list[tuple[str, Record]]:
-    """(folder, record) of the runs that a policy comes from, as far as they are still there."""
+    """(folder, record) of the runs that a policy comes from, of those that still exist."""
     if policy.folder is None:
         return []
     if policy.stage is not None:  # a run that was copied alone can be evaluated too
@@ -69,7 +69,7 @@ def made_by(policy: ModelSource) -> list[tuple[str, Record]]:
 def _refuse_the_same_file(
     config: EvaluateConfig, run: Run, prompts: Sequence[Prompt], name: str, where: str, record: Record
 ) -> None:
-    """The file that a run of the policy's read, given to evaluation: its held-out prompts are what can be measured by.
+    """A training file of one of the policy's runs, given to evaluation: only its held-out prompts can be used.
 
     Raises:
         DataError: some of the prompts are of its train split.
@@ -91,7 +91,7 @@ def _refuse_the_same_file(
 
 
 def _trained_prompts(run: Run, where: str, record: Record) -> Iterator[str]:
-    """`split_key` of each prompt that a run trained a policy on, of the inputs that are still there."""
+    """`split_key` of each prompt that a run trained a policy on, of the inputs that still exist."""
     if record["stage"] not in LEARNERS:
         return
     for name, recorded in record["inputs"].items():

@@ -62,7 +62,7 @@ def _mean(values: Sequence[float], seed: int) -> Figures:
 
 
 def _against(own: ByPrompt, baseline: ByPrompt, better: Better, seed: int) -> Figures:
-    """A policy less the baseline, over the prompts that both have a value of; a win is a better value."""
+    """A policy minus the baseline, over the prompts for which both have a value; a win is a better value."""
     shared = [prompt for prompt in own if prompt in baseline]
     if not shared:
         return {}
@@ -99,7 +99,8 @@ def gaps_of(
     answers: Mapping[str, Sequence[Mapping[str, Any]]],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """What changes if only a group's name in the prompt does: one group less the other, over the pairs of prompts.
+    """Differences between prompts that differ only in a group's name: one group minus the other, over the pairs of
+    prompts.
 
     Pairs are prompts with the same tag `pair:…` and different tags `group:…`. P-values are corrected over all rows (Holm).
     """

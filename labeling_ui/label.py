@@ -278,7 +278,7 @@ def _serve_store(
 
 
 def believed_proxies(config: LabelConfig) -> Sequence[str]:
-    """The addresses whose word for a request's origin is believed: nobody's where no proxy is named."""
+    """The proxies whose forwarding headers are trusted; none unless they are named."""
     if config.proxies:
         return config.proxies
     named = os.environ.get("FORWARDED_ALLOW_IPS", "")
@@ -316,7 +316,7 @@ def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair], a
 
 
 def _test_lines(store: Store, config: LabelConfig) -> list[str]:
-    """What the test that raters pass first lacks."""
+    """What is missing for the test that raters pass first."""
     if config.qualify is None:
         return []
     wanted = config.qualify.questions * config.qualify.attempts

@@ -84,7 +84,7 @@ def _span(scale: Sequence[float] | None, row: Row) -> float:
 
 
 def gaps_part(report: Row, marks: Marks) -> Markup | None:
-    """What changes with the group that a prompt names."""
+    """Differences between prompts that name different groups."""
     gaps = report.get("gaps", [])
     if not gaps:
         return None

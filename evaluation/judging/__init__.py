@@ -2,6 +2,6 @@
 
     tiebreak judge --pairs runs/quickstart/sample --function rubric --output runs/quickstart/judge
 
-`configuration` has the keys, `questions` what is asked and how verdicts are read, `local` and `endpoint` the judges,
+`configuration` has the keys, `questions` the questions and how verdicts are read, `local` and `endpoint` the judges,
 `report` the figures and `page` the report's page.
 """

@@ -41,7 +41,7 @@ class EndpointJudge:
         return [self._read(row) for row in self.asked_of.ask(run.folder, requests, what)]
 
     def _key(self, question: Question) -> str:
-        """Identity of a question to this judge: its answer is used again for the same only."""
+        """Identity of a question to this judge: a stored answer is used again only for the same question."""
         sampling = self.config.sampling.model_dump()
         return content_id(
             "asked", self.endpoint.url, self.model, self.prompt_version, self.config.seed, sampling, question.id

@@ -2,9 +2,9 @@
 
     tiebreak judge --pairs runs/quickstart/sample --function rubric --output runs/quickstart/judge
 
-Both orders of every two completions are asked. A verdict that turns with the order is a tie, and counted; no readable
-verdict is a skip with its reason. The judgments carry `kind: model` for ever; `tiebreak label` takes them up beside
-people's, and reports both.
+Every two completions are judged in both orders. A verdict that changes with the order is a tie, and is counted; an
+unreadable verdict is a skip with its reason. The judgments carry `kind: model` from then on; `tiebreak label` adds them
+to people's, and reports both.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[Judgment]:
 
 
 def judge_all(run: Run, asked_of: Judge, comparisons: Sequence[Comparison], rater: Rater) -> list[Judgment]:
-    """A judgment of every comparison, both orders asked.
+    """A judgment of every comparison, from both orders.
 
     The number of questions names what is kept on disk: fewer pairs are the first of more, but in other batches.
     """
@@ -171,7 +171,7 @@ def inject(
     comparisons: Sequence[Comparison],
     judgments: Sequence[Judgment],
 ) -> list[Injection]:
-    """Ask some decided comparisons again, with the demand to be chosen in the answer that lost."""
+    """Judge some decided comparisons again, with an injected demand in the answer that lost."""
     injected = [
         (judgment, questions)
         for comparison, judgment in zip(comparisons, judgments, strict=True)
@@ -186,7 +186,7 @@ def inject(
 
 
 def caveats_of(config: JudgeConfig, asked_of: Judge, pairs: Sequence[Pair]) -> list[str]:
-    """What a reader of the figures must know of the judge and the policies it judged."""
+    """Caveats about the judge and the policies it judged."""
     policies = {completion.policy for pair in pairs for completion in pair.completions}
     found = []
     if asked_of.model_id and asked_of.model_id in policies:

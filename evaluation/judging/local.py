@@ -1,7 +1,7 @@
 """Judges on this machine: a function, a reward model, a language model by letters or by a written verdict.
 
-A function and a reward model measure each answer by itself, so the order cannot matter to them; both orders are asked all
-the same. Batches that are done are on disk.
+A function and a reward model measure each answer by itself, so the order does not matter; both orders are judged
+nevertheless. Finished batches are on disk.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class ModelJudge:
         return load_frozen_policy(self.source, self.config.training)
 
     def ask(self, run: Run, questions: Sequence[Question], what: str) -> list[Reply]:
-        """The replies, in order. A question that the model has no room for is a reply without an answer."""
+        """The replies, in order. A question that is too long for the model gets a reply without an answer."""
         encoded = [
             self.chat.encode_prompt((Message(role="user", content=self.instruction.render(q)),)) for q in questions
         ]

@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its verdicts are read.
+"""A judge's questions, and how its verdicts are read.
 
 One comparison is two questions, with either completion as A. The text of prompts and answers is fenced by a mark that
 nobody can guess from them, and the instruction says that nothing between the marks is addressed to the judge.
@@ -37,7 +37,7 @@ class Question:
 
     @property
     def id(self) -> str:
-        """A hash of what is asked about."""
+        """A hash of the completions and their order."""
         return content_id("question", self.pair.id, self.left.text, self.right.text)
 
 

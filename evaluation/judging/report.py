@@ -1,4 +1,4 @@
-"""A judge's report: what it said, its habits, how often it obeyed an injection, and how right it was by people's judgments.
+"""A judge's report: verdicts, biases, obedience to injected demands, and accuracy by people's judgments.
 
 `report.json` for programs, `report.html` for people.
 """
@@ -36,7 +36,7 @@ class Injection:
 
 @dataclass(frozen=True)
 class Caveats:
-    """What a reader must know besides the figures."""
+    """Caveats of the figures."""
 
     kind: str
     """of the judge: the key that names it"""
@@ -76,7 +76,7 @@ def build_report(
 
 
 def count(judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> dict[str, Any]:
-    """What was judged, and what it took."""
+    """Counts of what was judged, and its cost."""
     verdicts = [one.judge for one in judgments if one.judge is not None]
     costs = [one.cost for one in verdicts if one.cost is not None]
     skipped = Counter(_kind_of(one.skip_reason) for one in judgments if one.skip)
@@ -94,7 +94,7 @@ def count(judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> dict[str, Any
 
 
 def _kind_of(reason: str) -> str:
-    """A skip's reason without what it quotes."""
+    """A skip's reason without its quotation."""
     return reason.split(":")[0].split(" in '")[0].split(' in "')[0]
 
 

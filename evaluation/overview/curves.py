@@ -85,7 +85,7 @@ def _by_figure(panels: Sequence[one_run.Panel]) -> Iterator[tuple[str, one_run.P
 
 
 def _figure_of(curve: one_run.Curve, trained: Sequence[str]) -> str:
-    """The training figure that a curve is, or is the held-out twin of."""
+    """A curve's training figure: its own, or the one that it is the held-out twin of."""
     name = one_run.base_name(curve.key)
     if not curve.held_out or name in trained:
         return name

@@ -24,7 +24,7 @@ class Part(BaseModel):
 
 
 class Cost(Part):
-    """What a run took."""
+    """A run's time, memory, tokens and labels."""
 
     seconds: float | None = None
     """its own"""

@@ -24,7 +24,7 @@ DEPTH = 3
 """search depth for runs below a folder that is none"""
 _NO_ROOTS = frozenset({"checkpoints", "final", "partial", "wandb", "store", "node_modules", ".git", ".venv"})
 _APART = ("output", "tracking", "max_time")
-"""keys that decide nothing of what a run computes"""
+"""keys that do not affect what a run computes"""
 ROWS_READ, ROWS_IN_ALL = 2000, 160_000
 """logged rows that are read of one run, and of all; of longer ones, every n-th, and every held-out row"""
 _HELD_OUT = (b'"eval', b'"guard/')

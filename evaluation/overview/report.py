@@ -217,7 +217,7 @@ def make_headline(
     evaluations: Mapping[str, Evaluation],
     names: Mapping[str, str],
 ) -> Headline:
-    """What the runs show, and what speaks against it."""
+    """The main claim, and its caveats."""
     if not fields:
         return Headline(claim=_counted(records), caveats=_states(records, names))
     first = fields[0]
@@ -260,7 +260,7 @@ def _match(field: Field, policy: str, other: str) -> Match:
 
 
 def _claim(field: Field) -> str:
-    """Which policy is best, if any can be said to be."""
+    """The best policy, if the figures show one."""
     names = [one.name for one in field.policies]
     if len(names) == 1:
         return f"Only {names[0]} was evaluated"

@@ -86,7 +86,7 @@ def make_server(live: LivePage, port: int) -> ThreadingHTTPServer:
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
-            """No line a request."""
+            """Requests are not logged."""
 
     return ThreadingHTTPServer((HOST, port), Handler)
 

@@ -268,7 +268,7 @@ def _migrate_006_turns_in_the_log(connection: Connection) -> None:
 
 
 def _migrate_007_skips(connection: Connection) -> None:
-    """A skip used to take a place of the item's overlap for good: frees the places of those there are."""
+    """A skip used to take a place of the item's overlap for good: frees the places of existing skips."""
     connection.exec_driver_sql("ALTER TABLE items ADD COLUMN skips INTEGER NOT NULL DEFAULT 0")
     connection.exec_driver_sql("CREATE INDEX judgments_without_vote ON judgments (kind) WHERE vote IS NULL")
     query = sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record).where(
@@ -374,7 +374,7 @@ def _migrate_013_people(connection: Connection) -> None:
 def _change_constraints(connection: Connection, tables: Sequence[str], changes: Mapping[str, str]) -> None:
     """Loosen constraints of SQLite's tables.
 
-    As SQLite's documentation of ALTER TABLE has it for a changed CHECK or NOT NULL: the rows stay where they are.
+    Follows SQLite's documentation of ALTER TABLE for a changed CHECK or NOT NULL: rows are not copied.
     """
     version = connection.scalar(sa.text("PRAGMA schema_version"))
     connection.exec_driver_sql("PRAGMA writable_schema=ON")
@@ -445,7 +445,7 @@ def _migrate_017_rejections_taken_back(connection: Connection) -> None:
 
 
 def _migrate_018_review_sample(connection: Connection) -> None:
-    """Pairs that raters agree about and leads review all the same."""
+    """Pairs that raters agree on and leads review nevertheless."""
     connection.exec_driver_sql(
         "CREATE TABLE review_sample (item_id TEXT PRIMARY KEY REFERENCES items (id), at_ms BIGINT NOT NULL)"
     )

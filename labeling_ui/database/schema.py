@@ -26,7 +26,7 @@ PAGES_TO_CHECKPOINT = 8_000
 HOUR_MS = 3_600_000
 MAX_PRIORITY = 100
 SKIPS_TO_LEAD = 3
-"""A pair that so many raters have skipped is given to no further one: it waits for a lead."""
+"""A pair that this many raters have skipped waits for a lead."""
 READ_ONLY = {"tiebreak_read_only": True}
 """Execution options of a read-only connection: its transaction takes no write lock."""
 

@@ -1,7 +1,8 @@
-"""The words of items, by which leads find them: an index of full text in the store, the same on both databases.
+"""Words of items, for the leads' search: a full-text index in the store, the same on both databases.
 
-Words are taken here and not by a database, so that a search finds the same on SQLite (FTS5) and on Postgres (tsvector).
-Chinese and Japanese have no spaces: there, every character is a word, and a search for several of them is for a phrase.
+Texts are split into words here and not by a database, so that a search finds the same on SQLite (FTS5) and on Postgres
+(tsvector). Chinese and Japanese have no spaces: there, every character is a word, and a search for several of them is
+for a phrase.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sqlalchemy.engine import Connection
 from tiebreak.records import Pair
 
 MAX_INDEXED_CHARACTERS = 100_000
-"""of an item: what comes after them is not found"""
+"""of an item: later ones are not indexed"""
 MAX_WORD_CHARACTERS = 60
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
@@ -49,7 +50,7 @@ def words_of(text: str) -> list[str]:
 
 
 def phrases_of(query: str) -> list[list[str]]:
-    """What a search is for: phrases, of which an item has every one. The last word of each may be a beginning.
+    """The phrases of a search: an item must have all of them. The last word of each also matches longer words.
 
     >>> phrases_of('iron "pale leaves" \u6f22\u5b57')
     [['iron'], ['pale', 'leaves'], ['\u6f22', '\u5b57']]
@@ -73,10 +74,10 @@ def index_items(connection: Connection, texts: Iterable[tuple[int, str]]) -> Non
 
 
 def matching(connection: Connection, query: str, after: int, limit: int | None) -> sa.Select[Any] | None:
-    """The positions of items with all phrases of a search, from the first after `after`; None where it has no word.
+    """The positions, after `after`, of items with all phrases of a search; None if the search has no words.
 
     Args:
-        limit: at most so many.
+        limit: most positions to return.
     """
     phrases = phrases_of(query)
     if not phrases:

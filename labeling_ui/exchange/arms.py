@@ -1,4 +1,4 @@
-"""What judgments of selected pairs came to, by the arm that selected them (`tiebreak select`)."""
+"""Outcomes of judgments of selected pairs, by the arm that selected them (`tiebreak select`)."""
 
 from __future__ import annotations
 

@@ -321,7 +321,7 @@ def judgments_as_csv(judgments: Sequence[ExportedJudgment]) -> str:
 
 
 def as_cell(value: Any) -> str:
-    """A value as a spreadsheet may have it: no text of it is a formula."""
+    """A value that is safe in a spreadsheet: none of its text is a formula."""
     if value is None or isinstance(value, bool | int | float):
         return "" if value is None else str(value)
     if isinstance(value, dict):

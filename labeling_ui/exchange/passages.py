@@ -1,4 +1,4 @@
-"""Marked passages as token-level preferences: each answer in segments, with what raters say of each.
+"""Marked passages as token-level preferences: each answer in segments, each with the raters' marks.
 
 Segments add up to the answer's text, so that a tokenizer's offsets (`return_offsets_mapping=True`) give every token its
 value. A segment's value is the mean over the raters who judged the answer: -1 where all of them mark it bad, 1 where all

@@ -1,4 +1,4 @@
-"""What raters' judgments of single answers come to, in files: `ratings.jsonl`, `reviews.jsonl` and `classes.jsonl`.
+"""Outcomes of raters' judgments of single answers, in files: `ratings.jsonl`, `reviews.jsonl` and `classes.jsonl`.
 
 A row is one answer with its outcome and every judgment of it. A rating is the mean. A review accepts an answer where more
 raters accept or edit it than reject it, and takes the first edit where at least as many edit as accept. A class needs more
@@ -85,7 +85,8 @@ def _most(values: Sequence[str]) -> str | None:
 
 
 def demonstrations_of(assessed: Sequence[Assessed]) -> Iterator[Demonstration]:
-    """Accepted and edited answers, as SFT reads them; the prompt keeps its source and tags, and says what was done."""
+    """Accepted and edited answers, as SFT reads them; the prompt keeps its source and tags, with a tag for the
+    outcome."""
     for one in assessed:
         if one.answer.task == "review" and one.outcome in ("accept", "edit"):
             answer = one.answer

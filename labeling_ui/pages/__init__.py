@@ -138,7 +138,7 @@ class _Page(gr.Blocks):
     """Blocks without Gradio's queue, which looks for events 1,000 times a second: these pages have none."""
 
     def run_startup_events(self) -> None:
-        """Called when the server starts; here, nothing has to be."""
+        """Called when the server starts; does nothing."""
         self.is_running = True
 
 

@@ -1,1 +1,1 @@
-"""The label store: tables, event log, and the transactions of raters and leads."""
+"""The label store: the transactions of raters and leads, in folders by what they are about."""

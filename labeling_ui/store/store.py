@@ -78,9 +78,9 @@ Role = Literal["rater", "reviewer", "observer", "lead"]
 T = TypeVar("T")
 ATTEMPTS = 5
 SERVED = "served:"
-"""Before a server's own mark: the setting that it leaves in the store while it serves."""
+"""Prefix of the setting by which a running server marks the store."""
 IMPORTED = "imported"
-"""The ids of judgments made elsewhere begin so."""
+"""Prefix of the ids of judgments made elsewhere."""
 _TRY_AGAIN = ("40001", "40P01")
 """Postgres: the two transactions could not be serialised, or deadlocked."""
 
@@ -197,7 +197,7 @@ class Store:
             self.transact(lambda tx: tx.connection.execute(marks))
 
     def _identity(self) -> list[int]:
-        """Which file it is: a copy is another one."""
+        """The file's identity; a copy's is different."""
         status = os.stat(str(self.engine.url.database))
         return [status.st_dev, status.st_ino]
 
@@ -368,7 +368,7 @@ class Store:
         return [Batch.of(row) for row in rows]
 
     def batch_progress(self) -> dict[str, BatchProgress]:
-        """How far each batch is."""
+        """Each batch's progress."""
         with self.reading() as connection:
             return counts.batch_progress(connection)
 
@@ -436,7 +436,7 @@ class Store:
             return changes.pairs_elsewhere(connection, pair_ids, batch)
 
     def pairs_outdated(self, pairs: Sequence[Pair]) -> list[str]:
-        """Pairs that were corrected since, and are here as they were before."""
+        """Those of these pairs that the store has in a later, corrected version."""
         with self.reading() as connection:
             return changes.pairs_outdated(connection, pairs)
 

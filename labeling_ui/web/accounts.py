@@ -373,7 +373,7 @@ def has_account(store: Store, name: str) -> bool:
 
 
 def device_mark(store: Store, name: str, nonce: str = "") -> str:
-    """What a browser keeps after a login: it has been let in under this name. A new password ends it."""
+    """The mark that a browser keeps after a login under this name. A new password invalidates it."""
     row = _account(store, name)
     if row is None or row.password_hash is None:
         return ""
@@ -383,7 +383,7 @@ def device_mark(store: Store, name: str, nonce: str = "") -> str:
 
 
 def knows_device(store: Store, name: str, mark: str) -> bool:
-    """Whether a browser's mark is one that this name was let in with."""
+    """Whether a browser's mark is from a login under this name."""
     nonce, dot, _ = mark.partition(".")
     return bool(dot) and hmac.compare_digest(device_mark(store, name, nonce).encode(), mark.encode())
 
@@ -468,7 +468,7 @@ def _find(connection: sa.Connection, name: str, store: Store) -> sa.Row[tuple[ob
 class LoginLimit:
     """Limits wrong passwords within `FAILURE_WINDOW_SECONDS`: by name and address, by name, and by address.
 
-    Nobody can lock out a colleague: a browser that has been let in under a name before (`device_mark`) has a limit of its
+    Nobody can lock out a colleague: a browser that has logged in under a name before (`device_mark`) has a limit of its
     own (OWASP's device cookies), and a crowded address still has `ALWAYS_ALLOWED` attempts for every account.
     """
 
@@ -482,7 +482,7 @@ class LoginLimit:
         Without a name, only the address is checked.
 
         Args:
-            device: the mark of a browser that has been let in under this name; its attempts count for nobody else.
+            device: the mark of a browser that has logged in under this name; its attempts have a limit of their own.
             exists: whether there is such an account; made-up names at a crowded address are not counted by name.
         """
         checked = self._limits(address, name, device)

@@ -243,7 +243,7 @@ def revoke(desk: DeskOf, lead: LeadWritingSession, invitation_id: str) -> dict[s
 
 @router.get("/batches")
 def batches(desk: DeskOf) -> list[dict[str, Any]]:
-    """All batches, and how far each is. `steered`: not that of conversations, which belong to their raters."""
+    """All batches, with their progress. `steered`: not that of conversations, which belong to their raters."""
     progress, nothing = desk.store.batch_progress(), BatchProgress()
     inspections = desk.store.inspections()
     return [

@@ -1,4 +1,4 @@
-"""Headers of a proxy in front, believed from named proxies only, and the path prefix that the server is under."""
+"""Headers of reverse proxies, trusted from named ones only, and the path prefix of the server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ProxyMiddleware:
         await self._app(scope, receive, send)  # type: ignore[arg-type]
 
     def _headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
-        """The headers with a named proxy's word for the host."""
+        """The headers, with the host that a named proxy forwards."""
         rest = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
         hosts = [value for name, value in scope["headers"] if name == b"x-forwarded-host"]
         peer = scope["client"][0] if scope.get("client") else ""

@@ -158,7 +158,7 @@ def run_server(app: FastAPI, listening: socket.socket, proxies: Sequence[str] = 
     """Serve until Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
-        proxies: addresses whose `X-Forwarded-*` headers are believed.
+        proxies: addresses whose `X-Forwarded-*` headers are trusted.
         prefix: the path that the server is under, such as /label.
     """
     config = uvicorn.Config(

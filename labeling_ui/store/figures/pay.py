@@ -1,4 +1,4 @@
-"""What raters have worked, by rater, day and batch, for their pay: times by the server's limits, rejected work included."""
+"""Raters' work, by rater, day and batch, for their pay: times within the server's limits, rejected work included."""
 
 from __future__ import annotations
 

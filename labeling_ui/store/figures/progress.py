@@ -139,7 +139,7 @@ def _of_people(connection: Connection, rater_id: Any) -> list[sa.ColumnElement[b
 
 
 def batch_progress(connection: Connection) -> dict[str, BatchProgress]:
-    """How far each batch is. Rankings and single answers have no votes: their places count."""
+    """Each batch's progress. Rankings and single answers have no votes: their places count."""
     voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
     judged = sa.case((ITEMS.c.task == "pair", voted), else_=ITEMS.c.taken)
     counted = (sa.func.count(sa.distinct(sa.case((which, ITEMS.c.pair_id)))) for which in (~_SINGLE, _SINGLE))

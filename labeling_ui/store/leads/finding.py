@@ -28,7 +28,7 @@ from tiebreak.assessments import read_judgment, read_pair
 from tiebreak.records import Judgment, Pair, Record
 
 FIRST_CHUNK = 2_000
-"""Matches of a text that are looked at together at first; four times as many each time that a page is not full."""
+"""Matches of a text in the first chunk; each further chunk, read until a page is full, is four times as large."""
 FEW = 500
 """Items that are looked at one by one."""
 HISTORY = (
@@ -62,7 +62,7 @@ _FLAGGED = sa.text("judgments.record NOT LIKE '%\"flags\":[]%'")
 
 
 class Search(Record):
-    """What a lead looks for; empty fields are open."""
+    """A lead's search; empty fields match everything."""
 
     text: str = Field(default="", max_length=500)
     """words that the prompt or an answer has; in quotes: a phrase"""
@@ -151,7 +151,7 @@ class ItemEvent:
 
 @dataclass(frozen=True)
 class ItemOpened:
-    """An item with all there is about it."""
+    """An item with everything about it."""
 
     item: FoundItem
     pair: Pair
@@ -181,9 +181,9 @@ def find(connection: Connection, search: Search, *, after: int = -1, limit: int 
 def _with_text(
     connection: Connection, text: str, wanted: list[sa.ColumnElement[bool]], after: int, limit: int
 ) -> tuple[list[str], int | None]:
-    """The same among the items that have a text: the first matches first, since a common word has a great many.
+    """The same for a search with text: matches are read in chunks, since a common word has a great many.
 
-    Where the other filters leave few items, those are looked at instead.
+    Where the other filters leave few items, those are read instead.
     """
     ids: list[str] = []
     others = sa.select(ITEMS.c.position).where(ITEMS.c.position > after, *wanted).order_by(ITEMS.c.position)

@@ -65,7 +65,7 @@ ERASED = "the rater's data were erased"
 
 @dataclass(frozen=True)
 class Rejection:
-    """What rejecting a selection does, or has done."""
+    """The effects of rejecting a selection."""
 
     judgments: int
     repeats: int
@@ -88,7 +88,7 @@ class Rejection:
 
 
 def preview(connection: Connection, selection: Selection) -> Rejection:
-    """What rejecting a selection would do.
+    """The effects that rejecting a selection would have.
 
     Raises:
         RefusedError: it selects no judgment.

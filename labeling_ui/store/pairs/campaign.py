@@ -39,7 +39,7 @@ MAX_ID_CHARACTERS = 200
 CONVERSATIONS = "conversations"
 """The batch of conversations, whose pairs are given to nobody else."""
 CONFIGURED = "configured:"
-"""Before a batch's name: the setting that holds what a configuration gave it last."""
+"""Prefix of a batch's name in the setting that holds its latest values from a configuration."""
 
 
 class BatchChange(Record):
@@ -227,7 +227,7 @@ def find_batch(connection: sa.Connection, name: str) -> Batch | None:
 
 
 def create_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
-    """Create an empty batch; what `change` leaves open is the campaign's.
+    """Create an empty batch; settings that `change` leaves out are the campaign's.
 
     Raises:
         RefusedError: there is one, or it cannot have the name.
@@ -311,7 +311,7 @@ def begin_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> Non
 def _match_batch(tx: Transaction, batch: Batch) -> None:
     """Create the batch, or update its overlap, priority and pool from the configuration. A pause stays.
 
-    A configuration that has not changed since changes nothing: what a lead has set meanwhile stays.
+    An unchanged configuration changes nothing, so that a lead's own settings stay.
     """
     existing = find_batch(tx.connection, batch.name)
     configured = [batch.overlap, batch.priority, batch.pool]

@@ -233,7 +233,7 @@ def pairs_elsewhere(connection: sa.Connection, pair_ids: Sequence[str], batch: s
 
 
 def pairs_outdated(connection: sa.Connection, pairs: Sequence[Pair]) -> list[str]:
-    """The ids of pairs that were corrected since, and are here as they were before."""
+    """The ids of those pairs that the store has in a later, corrected version."""
     present = present_ids(connection)
     corrected = [pair for pair in pairs if pair.id in present]
     records = known_records(connection, [present[pair.id] for pair in corrected])

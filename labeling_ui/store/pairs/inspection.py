@@ -39,9 +39,9 @@ from tiebreak.config import Section
 from tiebreak.records import content_id
 
 INSPECTION = "inspection:"
-"""Before a batch's name: the setting that holds the inspection of its lot."""
+"""Prefix of a batch's name in the setting that holds the inspection of its lot."""
 REST = " (not inspected)"
-"""After a batch's name: the batch that holds the rest of its lot, which is paused."""
+"""Suffix of a batch's name in that of the paused batch with the rest of its lot."""
 
 
 class InspectConfig(Section):
@@ -67,7 +67,7 @@ class InspectConfig(Section):
 
 @dataclass(frozen=True)
 class Inspection:
-    """The inspection of a lot, and what came of it."""
+    """The inspection of a lot, and its outcome."""
 
     batch: str
     lot: int
@@ -183,7 +183,7 @@ def look_at_lot(tx: Transaction, item: Any) -> None:
 
 
 def progress_of(connection: Connection, inspection: Inspection) -> dict[str, Any]:
-    """An inspection with how far it is."""
+    """An inspection with its progress."""
     decided, defects = _count(connection, inspection.batch)
     return {**asdict(inspection), "inspected": decided, "defects": defects}
 

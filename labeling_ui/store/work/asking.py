@@ -1,7 +1,6 @@
 """What a campaign asks beside the vote: flags, criteria, reasons, marked passages and links.
 
-The store accepts all that is well formed; whether a campaign asks for it, and what it requires, is checked here, before
-the store has it.
+The store accepts every well-formed answer; here it is first checked against the campaign's questions and requirements.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class Questionnaire(Section):
             raise RefusedError(f"there is no class {str(value)[:40]!r}: expected one of {', '.join(self.classes)}")
 
     def faults(self, draft: Draft) -> list[str]:
-        """What the draft says that the campaign does not ask."""
+        """The parts of a draft that the campaign does not ask for."""
         faults = []
         if unasked := sorted(set(draft.aspects) - set(self.aspects)):
             faults.append(f"aspects: this campaign does not ask for {', '.join(unasked)}")
@@ -142,7 +141,7 @@ class Questionnaire(Section):
 
     @property
     def requires_something(self) -> bool:
-        """Whether a vote alone may not be enough."""
+        """Whether anything besides the vote may be required."""
         return self.reasons != "never" or any(criterion.required for criterion in self.criteria)
 
     def require(self, answer: Answer, shown: Sequence[str]) -> None:
