@@ -38,7 +38,7 @@ LOSSES_OF_PAIRS = (
 )
 """TRL's losses that are a mean over pairs: rows can be weighted, and a batch can be cut into passes."""
 LOSSES_OF_BATCHES = ("aot", "aot_unpaired", "sft")
-"""Those that sort a batch, or average over its tokens."""
+"""TRL's losses that sort a batch, or average over its tokens."""
 KTO_LOSSES = ("kto", "apo_zero_unpaired")
 LOSSES: Mapping[str, tuple[str, ...]] = {
     "dpo": LOSSES_OF_PAIRS + LOSSES_OF_BATCHES,
@@ -49,13 +49,13 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
 }
 """The losses of each algorithm; the first is its default."""
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"simpo": {"beta": 2.0, "cpo_alpha": 0.0}}
-"""Defaults that an algorithm has of its own."""
+"""Defaults that differ by algorithm."""
 DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
-"""Those that another divergence than the reverse KL has a meaning for: TRL's list."""
+"""Losses for which another divergence than the reverse KL is defined: TRL's list."""
 MARGIN_LOSSES = ("sigmoid", "sigmoid_norm")
 SOFT_LOSSES = ("sigmoid", "hinge", "ipo", "sigmoid_norm")
-"""Those that an uncertain label has a meaning for: their expectation over it. robust and exo_pair have a smoothing of their
-own; the others rank single answers."""
+"""Losses that are defined for an uncertain label: their expectation over it. robust and exo_pair have a smoothing of
+their own; the others rank single answers."""
 SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 LOSSES_ELSEWHERE = {
     "dpo": "its loss is called sigmoid here",

@@ -514,7 +514,7 @@ def say_report(run: Run, report: dict[str, Any]) -> None:
 
 
 def _step_lines(tallies: Sequence[Mapping[str, Any]], colours: bool) -> list[str]:
-    """The steps as a table, and what the reader must know of them."""
+    """The steps as a table, with their caveats."""
     if not tallies:
         return []
     rows: list[list[str | Cell]] = [[Cell(name, "dim") for name in ("step", "rows", "changed", "dropped", "flagged")]]

@@ -22,7 +22,7 @@ _TEXT_TYPES = ("text", "input_text", "output_text")
 """Types of parts that are the message's text, in OpenAI's two forms; other types (reasoning) can have a text too."""
 _IMAGE_URL_TYPES = ("image_url", "input_image")
 _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
-"""How files of the formats that data sets hold begin."""
+"""First bytes of files, by the image formats in data sets."""
 _SHOWN_HASH = 12
 
 

@@ -383,7 +383,7 @@ def readable(
     """The prompts that the chat template of every reward model accepts.
 
     Args:
-        chat: the policy's; of a reward model that reads the same tokens, nothing is asked.
+        chat: the policy's; a reward model that reads the same tokens is not asked.
         dropping: the run that drops the others, and lists them (`on_bad_row: drop`).
 
     Raises:

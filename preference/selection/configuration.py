@@ -14,7 +14,7 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 BY_SCORES = ("disagreement", "margin", "largest_gap")
 """strategies that read a reward model's scores"""
 LEAST_RANDOM = 0.05
-"""smallest share of the random arm, without which nothing says whether a strategy is worth anything"""
+"""smallest share of the random arm, which a strategy is measured against"""
 
 
 class SelectConfig(StageConfig):

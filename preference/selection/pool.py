@@ -20,7 +20,7 @@ class Candidate:
 
     pair: Pair
     pool_id: str
-    """the id of the pool's pair that it is of"""
+    """the id of the pair in the pool that it belongs to"""
 
     @property
     def first(self) -> Completion:
@@ -45,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidates, and numbers of what is not among them."""
+    """Candidates, and counts of what was left out."""
 
     candidates: list[Candidate]
     duplicates: int

@@ -1,6 +1,6 @@
 """What strategies measure: a reward model's scores, judges' verdicts, a policy's hidden states.
 
-Batches that are done are on disk.
+Finished batches are on disk.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def by_reward_model(config: SelectConfig, run: Run, candidates: Sequence[Candida
 
 
 def hidden_vectors(config: SelectConfig, run: Run, candidates: Sequence[Candidate]) -> Floats:
-    """What the policy makes of every candidate: its last hidden states, the mean over an answer's tokens and over both
-    answers, scaled to length 1; shape (candidates, hidden)."""
+    """The policy's representation of every candidate: its last hidden states, the mean over an answer's tokens and over
+    both answers, scaled to length 1; shape (candidates, hidden)."""
     require_training_packages("diverse")
     from tiebreak.models.find import find_model
     from tiebreak.models.load import load_frozen_policy

@@ -83,7 +83,7 @@ def name_of(config: SelectConfig) -> str:
 
 
 def select_from(config: SelectConfig, run: Run, split: Split, candidates: Sequence[Candidate], number: int) -> Chosen:
-    """The selected pairs of a split; the strategy has a say in the training pairs alone."""
+    """The selected pairs of a split; the strategy applies to the training pairs only."""
     shares = Shares(number, 0)
     ranking, scores = _by_lot(config, candidates), None
     if split == "train" and config.strategy != "random":

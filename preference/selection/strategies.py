@@ -152,7 +152,7 @@ def choose(ids: Sequence[str], ranking: Sequence[int], shares: Shares, seed: int
 
 
 def to_selection(arm: str, probability: float, score: float | None, strategy: str) -> Selection:
-    """What a selected pair carries. An infinite score, as the first pair's of farthest_first, is none."""
+    """The record of a selected pair. An infinite score, such as that of farthest_first's first pair, becomes None."""
     finite = None if score is None or not math.isfinite(score) else round(score, 6)
     return Selection(
         strategy="random" if arm == "random" else strategy, probability=min(round(probability, 12), 1.0), score=finite

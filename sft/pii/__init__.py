@@ -1,1 +1,1 @@
-"""Personal data: finding it in text, and putting something else in its place."""
+"""Personal data: finding it in text, and replacing it."""

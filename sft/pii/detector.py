@@ -1,4 +1,4 @@
-"""All that finds personal data, as one object."""
+"""All detectors of personal data, as one object."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Detector:
         self.names = Names(model) if model else None
 
     def find(self, text: str) -> list[Finding]:
-        """What is in a text, in order and without overlaps; unsure findings among them (`Finding.is_sure`)."""
+        """The findings in a text, unsure ones (`Finding.is_sure`) included, in order and without overlaps."""
         found = [*find_patterns(text, self.patterns), *self.presidio.find(text)]
         if self.names is not None:
             found += self.names.find(text)

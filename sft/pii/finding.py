@@ -1,4 +1,4 @@
-"""Findings of personal data in a text, and which of those that overlap counts."""
+"""Findings of personal data in a text, and the choice among those that overlap."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SURE = 0.5
-"""Findings of at least this score are hidden; those below are put before people."""
+"""Findings of at least this score are hidden; those below are flagged for people."""
 REACH = 48
-"""A word of the context makes a finding sure from so many characters before it, or half as many after it."""
+"""A context word makes a finding sure within this many characters before it, or half as many after it."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from sft.pii.finding import Finding, with_context
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a kind of personal data looks like. A group named `value` is the part to hide; without one, the whole match."""
+    """The form of one kind of personal data. A group named `value` is the part to hide; without one, the whole
+    match."""
 
     kind: str
     regex: re.Pattern[str]

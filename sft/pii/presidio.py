@@ -1,4 +1,4 @@
-"""Presidio's recognisers of what has a published form: numbers with checksums, telephone numbers, network addresses.
+"""Presidio's recognisers of values with a published form: numbers with checksums, telephone numbers, network addresses.
 
 They are called one by one. Presidio's engine would load a language model for every text, and its recognisers of e-mail
 addresses and URLs ask the network (see patterns).
@@ -93,5 +93,5 @@ class Presidio:
 
 
 def _is_of_longer_number(text: str, start: int, end: int) -> bool:
-    """Whether dots and digits go on, as in the number of a section, 10.1.2.3.4."""
+    """Whether dots and digits continue, as in a section's number, 10.1.2.3.4."""
     return bool(re.match(r"\.\d", text[end:]) or re.search(r"\d\.$", text[:start]))

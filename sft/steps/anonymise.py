@@ -1,6 +1,6 @@
 """The step `anonymise`: puts tags, invented values or hashes in the place of personal data.
 
-What the detector is unsure about stays, and its rows are flagged for people to look at. Nothing that the step removes is
+Unsure findings stay in the text, and their rows are flagged for people to check. Nothing that the step removes is
 written to the run folder: its entries in changed.jsonl have no text from before, and the other steps' entries pass
 through it as well. Names of speakers (`name` of a message) count as personal data.
 """
@@ -102,7 +102,7 @@ class Anonymise(Step):
         return kept
 
     def protect(self, text: str) -> str:
-        """A text of the other files of the run, without what this step hides in rows."""
+        """A text for the run's other files, without the values that this step hides in rows."""
         return self._hide(text, Scope(), Counter(), Counter())
 
     def _anonymised(self, row: Row, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> Row:
@@ -159,7 +159,7 @@ class Anonymise(Step):
 
 
 def normal_form(kind: str, value: str) -> str:
-    """Writings of one value, as `DE89 3704…` and `de893704…`, as one text."""
+    """A value's normal form: `DE89 3704…` and `de893704…` are the same."""
     if kind in ("EMAIL", "PERSON", "WORD", "ADDRESS"):
         return " ".join(value.casefold().split())
     if kind in ("IBAN", "CARD", "PHONE", "PLATE", "NATIONAL_ID", "MAC"):

@@ -1,4 +1,4 @@
-"""The step `balance`: how many rows there are of each tag, topic, language and length, and of what there are few.
+"""The step `balance`: counts rows by tag, topic, language and length, and lists what is rare.
 
 It changes no row. Topics are clusters of the prompts' words (TF-IDF, then k-means; Salton and Buckley 1988, Lloyd 1982),
 named by their most frequent typical words; they depend on the seed and the rows, not on the rows' order. What is rare is
@@ -118,7 +118,7 @@ def _name(words: Sequence[str]) -> str:
 
 
 def gaps_of(values: Mapping[str, Sequence[Sequence[str]]], texts: Sequence[str], rare: float) -> list[dict[str, Any]]:
-    """What there are fewer rows of than `rare` of an even share: values, and tags in a language.
+    """Values with fewer rows than the share `rare` of an even distribution, and tags that are rare in a language.
 
     Args:
         values: kind → the values of each row.

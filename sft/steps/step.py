@@ -55,7 +55,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        """Everything that it says."""
+        """All of its text."""
         return (
             f"{self.prompt_text}\n\n{self.answer_text}" if isinstance(self.record, Demonstration) else self.prompt_text
         )
@@ -80,7 +80,7 @@ class Row:
 
 
 def map_message(message: Message, change: Change) -> Message:
-    """The message with all that anyone wrote in it changed: content, thoughts, the arguments of its calls."""
+    """The message with all of its texts changed: content, thoughts, the arguments of its calls."""
     calls = tuple(
         call.model_copy(
             update={
@@ -116,7 +116,7 @@ class Drop:
 
 @dataclass
 class Tally:
-    """What one step did."""
+    """The record of one step."""
 
     step: str
     read: int = 0
@@ -160,7 +160,7 @@ def _unchanged(text: str) -> str:
 
 @dataclass
 class Ledger:
-    """What the steps did, row by row."""
+    """The steps' changes, row by row."""
 
     tallies: list[Tally] = field(default_factory=list)
     changed: list[Entry] = field(default_factory=list)
@@ -169,7 +169,7 @@ class Ledger:
     gaps: list[dict[str, Any]] = field(default_factory=list)
     """what the step `balance` found to be rare"""
     protect: Change | None = None
-    """removes personal data from what was entered before the step that does so in rows"""
+    """removes personal data from entries that earlier steps made"""
 
     @property
     def now(self) -> Tally:
@@ -242,7 +242,7 @@ class RowStep(Step):
 
 
 MANY_ROWS = 10_000
-"""From here on, work on rows shows its progress."""
+"""From this many rows on, progress is shown."""
 T = TypeVar("T")
 
 
@@ -258,7 +258,7 @@ def with_progress(rows: Sequence[T], what: str) -> Iterator[T]:
 
 
 def empty_part(row: Row) -> str:
-    """prompt or completion, if it says nothing; otherwise empty."""
+    """`prompt` or `completion`, whichever has no text; otherwise empty."""
     last = row.prompt.messages[-1]
     if last.role == "user" and last.is_empty:
         return "prompt"

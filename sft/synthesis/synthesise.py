@@ -94,7 +94,7 @@ def synthesise(config: SynthesiseConfig) -> None:
 
 
 def read_material(config: SynthesiseConfig) -> tuple[Material, list[Prompt]]:
-    """(what may be learned from, all prompts that may not be made again because they are tests)."""
+    """(real rows to learn from, test prompts, which must not be generated)."""
     demonstrations: list[Demonstration] = [
         one for source in config.demonstrations for one in _records(source, "demonstrations")
     ]
@@ -154,14 +154,14 @@ class Screen:
         self.find_personal = _detector()
 
     def add(self, what: str, text: str) -> None:
-        """A further prompt that may not be made again."""
+        """Add a prompt that must not be generated again."""
         one = trigrams(text)
         for member in one:
             self.places[member].append(len(self.sets))
         self.sets.append((what, one))
 
     def nearest(self, text: str) -> tuple[float, str]:
-        """(overlap, what it is) of the prompt that is most alike."""
+        """(overlap, description) of the most similar prompt."""
         one, shared = trigrams(text), Counter[int]()
         for member in one:
             shared.update(self.places.get(member, ()))
@@ -263,7 +263,7 @@ def _clean(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """A request without what a model puts around it: an announcement, a number, quotation marks."""
+    """A generated prompt without a model's additions: an announcement, a number, quotation marks."""
     text = _WRAPPING.sub("", _clean(text)).strip()
     for first, last in ('""', "“”", "„“", "``", "''"):
         if len(text) > 2 and text[0] == first and text[-1] == last:
@@ -366,7 +366,7 @@ def build_report(
     dropped: Sequence[Mapping[str, Any]],
     material: Material,
 ) -> dict[str, Any]:
-    """What was tried, made and dropped, its cost, and its diversity beside the real prompts'."""
+    """Counts of rows tried, made and dropped, the cost, and the diversity beside that of the real prompts."""
     tried = Counter(one.method for one in drafts)
     kept = Counter(one.draft.method for one in made)
     tokens = sum(one.prompt_tokens for one in made), sum(one.completion_tokens for one in made)

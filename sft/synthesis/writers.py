@@ -1,4 +1,4 @@
-"""Who writes: a model behind an API, or one on this machine. What is written is on disk before it counts."""
+"""Writers: a model behind an API, or one on this machine. A text is on disk before it counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiebreak.runs.run import Run, in_batches
 
 @dataclass(frozen=True)
 class Written:
-    """What the writer wrote."""
+    """A writer's text."""
 
     text: str = ""
     fault: str = ""
@@ -24,12 +24,12 @@ class Written:
 
 
 class Writer(Protocol):
-    """Whoever writes."""
+    """A writer of texts."""
 
     name: str
 
     def write(self, run: Run, requests: Sequence[tuple[str, str]], what: str) -> list[Written]:
-        """What was written for each (identity, request), in order."""
+        """The text for each (identity, request), in order."""
         ...
 
 
@@ -109,7 +109,7 @@ class ModelWriter:
 
 
 def build_writer(config: SynthesiseConfig) -> Writer | None:
-    """The configured writer, refused before anything is asked if it cannot be."""
+    """The configured writer. One that cannot work is refused before the first request."""
     if config.endpoint is not None:
         return EndpointWriter(config)
     return ModelWriter(config) if config.model is not None else None

@@ -1,1 +1,1 @@
-"""Documentation of a model from the manifests of the runs that it was made by."""
+"""Documentation of a model from the manifests of the runs that made it."""

@@ -1,10 +1,10 @@
-"""A model's card, from the manifests of the runs that it was made by; no model is loaded.
+"""A model's card, from the manifests of the runs that made it; no model is loaded.
 
     tiebreak card runs/quickstart/ppo --evaluation runs/quickstart/evaluate          # ppo/card.md, for the hub
     tiebreak card runs/quickstart/ppo --form annex_iv --format html --answers answers.yaml
 
-Every fact names the manifest that it is from. What no manifest says is a marked blank with its question; `answers` is a
-file of `blank: answer`, which the card marks as stated by the provider.
+Every fact names the manifest that it is from. A fact that no manifest has is a marked blank with its question;
+`answers` is a file of `blank: answer`, which the card marks as stated by the provider.
 """
 
 from __future__ import annotations

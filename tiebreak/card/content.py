@@ -1,7 +1,7 @@
-"""What a card says: facts, each with the manifest and the key that it is from, and blanks, each with its question.
+"""The content of a card: facts, each with its manifest and key, and blanks, each with its question.
 
-A fact is never worded from anything else, so that a card claims what a manifest says and no more. What no manifest can
-know, such as the purpose of a model, is a blank: its answer comes from the provider, and is marked as theirs.
+A fact is never worded from anything else, so that a card claims what a manifest says and no more. Whatever no manifest
+can know, such as the purpose of a model, is a blank: its answer comes from the provider, and is marked as theirs.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _FIGURES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, the runs that it was made by (inputs first), and an evaluation that measured it."""
+    """The model, the runs that made it (inputs first), and an evaluation that measured it."""
 
     manifest: Manifest
     chain: Sequence[Manifest]

@@ -28,7 +28,7 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 
 _QUESTION, _ANSWER, _NEXT, _THOUGHT = "How much?", "Thirteenfold.", "And then?", "Elevenfold."
 TEMPLATE_DATE = date.fromisoformat("2026-01-01")
-"""What templates that write today's date are given: text that changes overnight would change what a resumed run learns."""
+"""The date for templates that write today's: text that changes overnight would change what a resumed run learns."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None, on_start: Callable[[], object] 
     """Run a command line.
 
     Args:
-        on_start: called once Ctrl-C is answered here.
+        on_start: called once Ctrl-C is handled here.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["help"] and words[1:]:
@@ -79,7 +79,7 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _flags_of(command: Command, words: list[str]) -> list[str]:
-    """The words after what the command takes before its flags."""
+    """The words after the command's positional arguments."""
     before = command.positional and words and not words[0].startswith("--")
     return words[1:] if before else words
 

@@ -80,7 +80,8 @@ def next_command(steps: Sequence[Next], config: StageConfig, folder: Path, words
 
 
 def _free_folder(made: Path, stage: str) -> Path:
-    """A folder for the next stage, beside that of this one: another's is passed over, one made from this is not."""
+    """A folder for the next stage, beside this one's. Another run's folder is passed over; one made from this run is
+    used."""
     for number in itertools.count(1):
         folder = made.parent / (stage if number == 1 else f"{stage}-{number}")
         if not folder.exists() or _reads(folder, made):

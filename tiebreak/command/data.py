@@ -149,7 +149,7 @@ def _made_by(source: str) -> RecordKind:
 
 
 _BY_COLUMNS: tuple[RecordKind, ...] = ("preferences", "demonstrations", "prompts")
-"""The kinds, that with the most columns first: a row that lacks some looks like a later one."""
+"""The kinds, the one with the most columns first: a row that lacks some looks like a later kind."""
 
 
 def guess_kind(source: str, rules: Rules = DEFAULT) -> RecordKind:

@@ -112,7 +112,7 @@ class OptimizerConfig(LoadingConfig):
 
     @model_serializer(mode="wrap")
     def _as_first_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a key that the first versions lacked, at its default: what a run is has stayed the same."""
+        """Without a key that the first versions lacked, at its default, so that old runs keep their identity."""
         values: dict[str, Any] = write(self)
         return {key: value for key, value in values.items() if (key, value) != ("optimizer", "adamw")}
 
@@ -161,7 +161,7 @@ class TrackingConfig(Section):
 
 
 class ChatSettings(Section):
-    """How conversations become text: what a stage asks for, and what a trained policy is pinned to."""
+    """Settings by which conversations become text: a stage's, or those that a trained policy is pinned to."""
 
     chat_template: str | None = None
     template_arguments: dict[str, Any] = {}
@@ -181,7 +181,7 @@ def _run_of(value: Any) -> Any:
 
 
 class StageConfig(Section):
-    """What every stage's configuration has."""
+    """Keys of every stage."""
 
     kept_seeds: ClassVar[frozenset[str]] = frozenset()
     """seeds that `tiebreak run --seed` does not change"""
@@ -297,7 +297,7 @@ class ReadingConfig(StageConfig):
 
 
 class SplittingConfig(ReadingConfig):
-    """What every stage has that reads rows of several splits."""
+    """Keys of stages that read rows of several splits."""
 
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """share to hold out of the prompts whose rows name no split; every stage holds out the same ones"""

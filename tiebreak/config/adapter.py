@@ -61,7 +61,7 @@ class Method:
     block_size: int | None = None
     """PEFT's size of the rotated blocks, which must divide the layers' inputs; None: it rotates none"""
     shared: str = ""
-    """how PEFT's names of buffers begin that its layers share, and that are saved with the adapter; empty: none"""
+    """prefix of PEFT's names of the buffers that its layers share, which are saved with the adapter; empty: none"""
     faults: Callable[[AdapterConfig], list[str]] = lambda adapter: []
     """errors in its own keys"""
     virtual: bool = False
@@ -235,7 +235,7 @@ def _read_patterns(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 PLACED = frozenset({"exclude_modules", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "target_modules"})
-"""what says which layers an adapter is on"""
+"""keys that name an adapter's layers"""
 _PATTERNS = frozenset({"alpha_pattern", "rank_pattern"})
 _RANKED = ("r", "alpha", "rank_pattern", "alpha_pattern")
 """keys of an update that is of a rank and scaled by alpha"""
@@ -462,7 +462,7 @@ class AdapterConfig(Section):
 
     @model_serializer(mode="wrap")
     def _as_one_word(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As the first versions wrote it: what a run is has stayed the same."""
+        """As the first versions wrote it, so that old runs keep their identity."""
         written: dict[str, Any] = write(self)
         fields = type(self).model_fields
         values = {k: v for k, v in written.items() if k not in LATER_KEYS or getattr(self, k) != fields[k].default}

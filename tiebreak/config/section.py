@@ -20,7 +20,7 @@ class Section(BaseModel):
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Recorded values, by the keys of now."""
+        """Recorded values, under today's keys."""
         return values
 
     @model_validator(mode="before")
