@@ -45,7 +45,7 @@ def _absent(value: object) -> bool:
 
 
 def is_empty(value: object) -> bool:
-    """Whether a field says nothing, and so is not written: files without it keep their bytes."""
+    """Whether a field is empty, and so is not written: files without it keep their bytes."""
     return not value
 
 
@@ -230,7 +230,7 @@ def prompt_id(messages: Sequence[Message], tools: Tools = ()) -> str:
 
 
 def split_key(messages: Sequence[Message], tools: Tools = ()) -> str:
-    """What decides a prompt's split: its id, whatever blanks stand around its texts, and however their lines end."""
+    """A prompt's identity for its split: its id, whatever blanks surround its texts, and however their lines end."""
     return prompt_id([message.map_text(_stripped) for message in messages], tools)
 
 

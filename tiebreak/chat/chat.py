@@ -112,7 +112,7 @@ class Chat:
     content_in_parts: bool = False
     """whether the template accepts content only as a list of parts"""
     vocabulary: int | None = None
-    """for how many tokens the model has weights"""
+    """number of tokens that the model has weights for"""
     marks: tuple[str, ...] = ()
     """special tokens that the template writes around turns, and those that end one"""
     _rendered: set[tuple[object, ...]] = field(default_factory=set, compare=False, repr=False)
@@ -149,7 +149,7 @@ class Chat:
         return written.prompt, written.completion
 
     def encode_preference(self, preference: Preference) -> tuple[AssistantAnswer, AssistantAnswer]:
-        """What was written to say the chosen and the rejected side: the ids that were drawn, of a side that was sampled.
+        """Ids of the chosen and the rejected side; of a sampled side, the ids that were drawn.
 
         Raises:
             HandoffError: as `encode_completion`.
@@ -303,7 +303,7 @@ class Chat:
     def write(
         self, messages: Sequence[Message], message: Message, finished: bool = True, tools: Tools = ()
     ) -> AssistantAnswer:
-        """What the assistant writes to say `message` in answer to `messages`; see `encode_completion`."""
+        """The assistant's ids for `message` in answer to `messages`; see `encode_completion`."""
         *messages, message = (self._settle_thought(one) for one in (*messages, message))
         self._require_no_mark(message, finished)
         self._require_no_turn_marks((*messages, message))
@@ -367,7 +367,7 @@ class Chat:
         whole = self._encode(before + text)
         if whole[: len(prompt)] == prompt:
             return whole[len(prompt) :]
-        for anchor in ("", "\n", "."):  # SentencePiece puts a blank before what it is given
+        for anchor in ("", "\n", "."):  # SentencePiece puts a blank before its input
             start, ids = self._encode(anchor), self._encode(anchor + text)
             if ids[: len(start)] == start:
                 alone = ids[len(start) :]
@@ -379,11 +379,12 @@ class Chat:
         )
 
     def _trained(self, messages: Sequence[Message], tools: Tools, completion: list[int], further: int) -> list[int]:
-        """Which tokens of a completion are learned: all, less a masked thought, and less what a template that marks what
-        the assistant writes (`{% generation %}`) leaves unmarked. The end token is always learned.
+        """Mask of a completion's trained tokens: all but a masked thought, and, if the template marks the assistant's
+        text (`{% generation %}`), all but what it leaves unmarked. The end token is always trained.
 
         Args:
-            further: how many tokens follow it in what the template writes; −1: its last one is the template's no longer.
+            further: number of tokens that the template writes after the completion; −1: its last token is not the
+                template's.
         """
         trained, message = [1] * len(completion), messages[-1]
         if _GENERATION_MARK.search(self.template):
@@ -430,7 +431,7 @@ class Chat:
         return self.read(ids).text
 
     def without_marks(self, text: str) -> str:
-        """A text that others wrote, without what would end a turn or a thought in it."""
+        """A text from elsewhere, without marks that would end a turn or a thought."""
         for mark in (*self._names_of_ends(), *self.marks, self.turn.thought_close.strip(), self.turn.thought_mark):
             text = text.replace(mark, "") if mark else text
         return text
@@ -617,8 +618,9 @@ class Chat:
     ) -> None:
         """Refuse a conversation if the template silently omits a part of it.
 
-        A part's text is looked for in what was rendered. Of each kind of part (a role after another, tools, tool calls, a
-        thought, a name) the first is tried as well, and each whose text is not found: rendered with another in its place.
+        A part's text is looked for in the rendering. The first part of each kind (a role after another, tools, tool
+        calls, a thought, a name), and every part whose text is not found, is also replaced, which must change the
+        rendering.
 
         Raises:
             HandoffError: naming the part.
@@ -642,8 +644,8 @@ class Chat:
     def _choose_call_form(self, messages: Sequence[Message], tools: Tools) -> None:
         """Find the form in which the template takes tool calls, at the first conversation that has some.
 
-        A template that takes them in no form is left with the first, in which every message has a content: what it then
-        refuses or leaves out is named by who renders.
+        If the template takes them in no form, the first is used, in which every message has content; what the template
+        then refuses or leaves out is reported when a row is rendered.
         """
         if self._call_form or not any(message.tool_calls for message in messages):
             return
@@ -700,7 +702,7 @@ def build_chat(
 
     Args:
         model_end_ids: the end tokens that the model names for its own generation.
-        vocabulary: for how many tokens the model has weights.
+        vocabulary: number of tokens that the model has weights for.
 
     Raises:
         HandoffError: the tokenizer has no template or end, the template writes no answers, or it ends them with a token
@@ -802,7 +804,7 @@ def encode_each(
 
 
 def renderable(prompts: Iterable[Prompt], chat: Chat) -> Iterator[tuple[Prompt, list[int]]]:
-    """The prompts that a chat template accepts, each with its token ids: of rows that `encode_each` has reported."""
+    """The prompts that a chat template accepts, each with its token ids; `encode_each` has reported the others."""
     for prompt in prompts:
         with contextlib.suppress(HandoffError):
             yield prompt, chat.encode_prompt(prompt.messages, prompt.tools)

@@ -29,7 +29,7 @@ class Layers(Protocol):
 
 
 def _never(*_: Any) -> bool:
-    """It multiplies."""
+    """For methods that multiply the weight."""
     return False
 
 

@@ -18,7 +18,7 @@ COMPRESSED_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
 SURELY_FINE_BYTES = 256 * 1024**2
 """Content up to this size is read whatever its ratio."""
 MOST_RATIO = 200
-"""Larger content expands to at most so many times its file's size: texts to less than 30, decompression bombs to 1,000."""
+"""Larger content may expand to this many times its file's size: texts to less than 30, decompression bombs to 1,000."""
 LONGEST_LINE_BYTES = 64 * 1024**2
 LARGEST_WHOLE_BYTES = 2 * 1024**3
 """Formats that are read as a whole (JSON arrays, tables, documents) may have this size, decompressed."""

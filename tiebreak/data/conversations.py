@@ -38,7 +38,8 @@ _SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant"}
 
 
 def open_objects(row: Mapping[str, Any], names: Iterable[str | None]) -> Mapping[str, Any]:
-    """The row, with the fields of objects that names lead into as columns: `q: {text: …, by: …}` is `q.text`, `q.by`."""
+    """The row, with the fields of objects as columns where dotted names refer to them: `q: {text: …, by: …}` is
+    `q.text`, `q.by`."""
     for name in filter(None, names):
         while name not in row and (outer := _outer(row, name)) is not None:
             others = {key: value for key, value in row.items() if key != outer}
@@ -47,7 +48,7 @@ def open_objects(row: Mapping[str, Any], names: Iterable[str | None]) -> Mapping
 
 
 def _outer(row: Mapping[str, Any], name: str) -> str | None:
-    """The column with the object that a dotted name leads into."""
+    """The column with the object that a dotted name refers to."""
     return next((key for key in row if name.startswith(f"{key}.") and isinstance(row[key], Mapping)), None)
 
 

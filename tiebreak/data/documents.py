@@ -1,7 +1,7 @@
 """Documents as rows: a text, Markdown, HTML or PDF file is one prompt.
 
-Of HTML, the main text is taken (trafilatura, Barbaresi 2021), of PDF the text of its pages (pypdf). A file that says
-nothing, as a scanned PDF, is a bad row with its reason.
+Of HTML, the main text is taken (trafilatura, Barbaresi 2021), of PDF the text of its pages (pypdf). A file without
+text, such as a scanned PDF, is a bad row with its reason.
 """
 
 from __future__ import annotations

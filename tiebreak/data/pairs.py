@@ -32,7 +32,7 @@ _NO_COLUMNS: Mapping[str, str | None] = {}
 
 
 def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, stage: str = "label") -> list[Pair]:
-    """All pairs of a source. Says how rows were read, and which of their columns were not.
+    """All pairs of a source. Reports how rows were read, and which of their columns were ignored.
 
     Args:
         columns: our name of a column → its name in the data.
@@ -121,7 +121,7 @@ def _text(answer: Messages) -> str:
 
 
 def _storable(pair: Pair) -> Pair:
-    """The pair, if it asks something and a label store can keep it."""
+    """The pair, if its prompt has content and a label store can keep it."""
     check_prompt(pair.messages)
     if "\0" in text_of(pair.messages) or any("\0" in one.text for one in pair.completions):
         raise ValueError("holds a NUL character, which a label store cannot keep: remove it")

@@ -63,7 +63,7 @@ class Rules:
     run: Run | None = None
     """run that lists dropped rows"""
     stage: str = ""
-    """the stage that reads: it refuses images; empty: rows are read with all that they have"""
+    """the stage that reads, which refuses images; empty: images are kept"""
     dropped: list[BadRow] = field(default_factory=list)
     """sources that are read by these rules"""
 
@@ -90,7 +90,7 @@ class Draft:
 
     where: str
     prompt: str
-    """by which it is split: its id, but for blanks around its text and line ends"""
+    """its identity for the split: the prompt's id, whatever blanks and line ends surround its texts"""
     split: Split | None
     """the split that the row names"""
     record: Any
@@ -117,7 +117,7 @@ class Reading:
     ignored: dict[str, str] = field(default_factory=dict)
     """column → its content, for columns with our name but another meaning"""
     left_out: Counter[str] = field(default_factory=Counter)
-    """why valid rows have nothing of what is wanted → number of rows"""
+    """why valid rows hold no record of the wanted kind → number of rows"""
 
     def lines(self) -> list[str]:
         """Lines to report: the shape, rows left out, and ignored columns."""
@@ -140,8 +140,8 @@ class Reading:
 def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -> list[Prompt]:
     """Prompts of the given splits.
 
-    Of a source that names no split, those of the test split are all: nobody trains on a file of prompts that is given to
-    be tested on.
+    If a source names no split, all of its prompts are in the test split: a file that is given for evaluation is not
+    trained on.
     """
     if is_run(source):
         return [prompt for prompt in read_own(source, "prompts", rules.stage) if prompt.split in splits]
@@ -391,7 +391,7 @@ def _require_columns(table: Table, rules: Rules, source: str) -> None:
 def _take_row(
     reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[PlacedRating]]
 ) -> bool:
-    """Whether the row holds anything of what is wanted."""
+    """Whether the row holds a record of the wanted kind."""
     interpretation = shapes.interpret(cells, reading.wanted)
     if reading.stage:
         for result in interpretation.results:
@@ -565,7 +565,7 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
 
 
 def _holding_out(splits: Sequence[Split]) -> str:
-    """What holds out some of the training rows, and trains on none of the test split."""
+    """Advice: how to hold out some of the training rows without training on the test split."""
     if "test" in splits:
         return "give the training split alone (FOLDER@SPLIT, hub:NAME@SPLIT, or a file) to hold out some of its prompts"
     return "columns: {split: null} holds prompts out"
@@ -575,7 +575,7 @@ _HELD_OUT_FIRST: tuple[Split, ...] = ("test", "validation", "train")
 
 
 def drop_leaked(*readings: Reading) -> None:
-    """Of the rows of one prompt that name two splits, in whichever of the readings, those that are held out stay."""
+    """Of a prompt's rows that name two splits, within one reading or across them, keep the held-out ones."""
     named: dict[str, dict[Split, str]] = {}
     for draft in (draft for reading in readings for draft in reading.drafts):
         if draft.split is not None:
@@ -631,7 +631,7 @@ def faults_of(reading: Reading) -> list[str]:
 
 
 def fault_lines(bad: Sequence[BadRow], rows: int) -> list[str]:
-    """Every bad row of so many with its reason; one line where all have one reason."""
+    """Every bad row with its reason; one line if all `rows` have the same reason."""
     reasons = Counter(one.reason for one in bad)
     if len(reasons) == 1 and len(bad) > 3 and len(bad) == rows:
         return [f"every row: {bad[0].reason}"]

@@ -1,7 +1,7 @@
 """What a row is, by the columns that it has: prompts, demonstrations and preferences in the shapes of popular data sets.
 
-A shape that two readings fit is refused with the key that decides (`columns: {completion: output}`). What a row says
-beside its text (weight, split, kind, …) is the business of `columns` and `splits`.
+A shape that two readings fit is refused with the key that decides (`columns: {completion: output}`). Columns beside the
+text (weight, split, kind, …) are read by `columns` and `splits`.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ SIDE_SCORES = (
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
 )
-"""How good the two sides of a preference are: they may not contradict it."""
+"""Columns with ratings of a preference's two sides, which must not contradict it."""
 LISTS = ("answers", "responses", "completions", "generations")
 RANKS = ("rank", "ranks", "ranking", "rankings")
 SCORES = ("score", "rating", "overall_score", "helpfulness", "quality", "reward", "scores", "ratings")
 TIE_FLAGS = ("tie", "is_tie", "winner_tie", "both_bad")
-"""Columns that say of two answers that neither is better."""
+"""Columns that mark two answers as equally good."""
 ONE_HOT_WINNERS = ("winner_model", "winner", "preferred", "is_better")
-"""Beginnings of a column per answer, 1 where that one is the better (`winner_model_a`)."""
+"""Prefixes of a column per answer, 1 for the better one (`winner_model_a`)."""
 PAIR_SCORES = ("score", "rating", "reward")
-"""Beginnings of a column per answer that rates it (`score_0`)."""
+"""Prefixes of a column per answer with its rating (`score_0`)."""
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both", "same", "equal", "neither", "none", "draw")
 NOT_READ = ("video", "videos", "audio", "audios")
 
@@ -119,7 +119,7 @@ class RatingRow(PromptRow):
 
 @dataclass(frozen=True)
 class Omission:
-    """A valid row with nothing of what is wanted."""
+    """A valid row without a record of the wanted kind."""
 
     reason: str
 

@@ -131,7 +131,7 @@ def _task_of(named: object, task: SingleTask | None) -> SingleTask:
 
 
 def _storable(answer: SingleAnswer) -> SingleAnswer:
-    """The answer, if it answers something and a label store can keep it."""
+    """The answer, if its prompt has content and a label store can keep it."""
     check_prompt(answer.messages)
     if _has_nul(answer.model_dump()):
         raise ValueError("holds a NUL character, which a label store cannot keep: remove it")

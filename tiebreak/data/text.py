@@ -144,7 +144,7 @@ def _read_line(table: Table, where: str, line: bytes) -> None:
 
 
 MOST_LEVELS = 100
-"""JSON that is nested further is no data: it only breaks what reads it."""
+"""Deeper JSON is not data: it would only break its readers."""
 
 
 def _may_be_deep(line: bytes) -> bool:

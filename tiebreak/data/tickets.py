@@ -25,7 +25,7 @@ class Ticket:
     """A ticket's public conversation."""
 
     system: str
-    """whose form it has"""
+    """the tool that wrote it"""
     turns: list[tuple[str, str]] = field(default_factory=list)
     """(role, text); neighbours have different roles"""
     left_out: Counter[str] = field(default_factory=Counter)

@@ -38,7 +38,7 @@ POLL_SECONDS = 0.2
 
 
 class TransientError(Exception):
-    """A try that another one may follow."""
+    """A failure that another try may not have."""
 
     def __init__(self, why: str, wait_seconds: float | None = None) -> None:
         super().__init__(why)
@@ -100,7 +100,7 @@ class Endpoint:
         return [store.rows[request.key] for request in requests]
 
     def complete(self, request: Request) -> dict[str, Any]:
-        """One request; what it answered, as a row of the file.
+        """One request; its answer, as a row of the file.
 
         Raises:
             TransientError: another try may succeed.
@@ -142,7 +142,8 @@ class Endpoint:
         raise TransientError(f"status {status}", seconds) from error
 
     def _row(self, answer: Any, prompt: str) -> dict[str, Any]:
-        """What counts of a response. An endpoint may answer anything: a response without choices is another failure."""
+        """The parts of a response that are kept. An endpoint may reply with anything: a response without choices is a
+        failure."""
         choices = getattr(answer, "choices", None)
         if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
             raise TransientError("a response without choices")
@@ -254,7 +255,7 @@ class _Pace:
             return start - now
 
     def hold(self, seconds: float) -> None:
-        """No request of any thread for so long: the endpoint asked for it."""
+        """Let no thread send a request for this long, as the endpoint asked."""
         with self.lock:
             self.at = max(self.at, time.monotonic() + seconds)
 
@@ -270,7 +271,7 @@ class _RequestPool:
         self.faults: dict[str, str] = {}
 
     def run(self) -> dict[str, str]:
-        """What has no answer after all tries, and why."""
+        """Questions without an answer after all tries, with the reasons."""
         reserved: dict[Future[dict[str, Any]], tuple[str, tuple[int, int]]] = {}
         left = list(self.waiting.items())[::-1]
         limit = ""
@@ -312,7 +313,8 @@ class _RequestPool:
         self.advance(1)
 
     def _keep(self, reserved: dict[Future[dict[str, Any]], tuple[str, tuple[int, int]]]) -> None:
-        """What is on its way is paid: wait for it, and keep it, also where the rest ends with an error."""
+        """Requests on their way are paid for: wait for their answers and keep them, even if the run ends with an
+        error."""
         for future, (key, _) in reserved.items():
             try:
                 self.store.add(key, future.result())

@@ -1,4 +1,4 @@
-"""What an exported folder answers to transformers (and PEFT) alone: run as a script, without Tiebreak on its path.
+"""Outputs of an exported folder under transformers (and PEFT) alone: run as a script, without Tiebreak on its path.
 
     python -I tiebreak/export/alone.py < request.json
 

@@ -1,4 +1,4 @@
-"""Loads an exported folder in a fresh process that has no Tiebreak, and compares what it answers with the run's probe."""
+"""Loads an exported folder in a fresh process without Tiebreak, and compares its outputs with the run's probe."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ask_alone(
     adapter: bool = False,
     rope: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What the folder answers in a process of its own.
+    """The folder's outputs, computed in a process of its own.
 
     Args:
         file: a GGUF file in the folder; empty: the folder is transformers'.
@@ -105,7 +105,7 @@ def compare(origin: Origin, probe: Probe, answer: Mapping[str, Any], dtype: str)
     largest = max(apart) if all(map(math.isfinite, apart)) else math.nan
     found = Comparison(largest, sum(apart) / len(apart), max(TOLERANCE[dtype], probe.tolerance), unit)
     if not found.largest <= found.allowed:
-        raise HandoffError(f"{origin.source.name}: exported as {dtype}, it answers otherwise than its run did: {found}")
+        raise HandoffError(f"{origin.source.name}: exported as {dtype}, its outputs differ from its run's: {found}")
     return found
 
 

@@ -50,7 +50,7 @@ def export(name: str, arguments: ExportArguments) -> Path:
 
     Raises:
         RunError: the folder exists.
-        HandoffError: something would be lost, or the export answers otherwise.
+        HandoffError: something would be lost, or the export's outputs differ.
     """
     folder = output_of(name, arguments)
     if arguments.to == "hub":
@@ -81,7 +81,7 @@ def export(name: str, arguments: ExportArguments) -> Path:
 
 
 def is_finished(folder: Path, name: str, arguments: ExportArguments) -> bool:
-    """Whether a folder is what this export writes."""
+    """Whether a folder already holds this very export."""
     if not (folder / EXPORT_FILE).is_file() or not (Path(name) / "manifest.json").is_file():
         return False
     there = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))

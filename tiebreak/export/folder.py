@@ -59,7 +59,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What processes that were killed left of this folder; the kernel released their locks."""
+    """Remains of this folder from killed processes, whose locks the kernel released."""
     for left in folder.parent.glob(f".{folder.name}-*{UNFINISHED}"):
         with suppress(OSError):
             lock = os.open(left, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Go's text/template, as much of it as a derived Ollama template uses: to check what it renders.
+"""A reader of Go's text/template, as far as derived Ollama templates use it, to check their rendering.
 
 https://pkg.go.dev/text/template. Text stands as it is; actions are if, else, end, range over .Messages, an assignment, and
 expressions of and, or, not, eq, ne, len and slice over fields, variables, strings and numbers.
@@ -28,13 +28,13 @@ Node = tuple[str, list[str], list[Any]]
 
 
 def render_go(template: str, messages: Sequence[Mapping[str, str]]) -> str:
-    """What Ollama makes of a conversation.
+    """A conversation as Ollama renders it.
 
     Args:
         messages: `role` and `content` of each.
 
     Raises:
-        ValueError: the template holds what this reader does not know.
+        ValueError: the template uses something that this reader does not know.
     """
     rows = [{"Role": one["role"], "Content": one["content"], "Thinking": ""} for one in messages]
     system = "\n\n".join(one["content"] for one in messages if one["role"] == "system")

@@ -30,9 +30,9 @@ class Pieces:
     begins: Mapping[str, str]
     ends: Mapping[str, str]
     default: str
-    """what stands first where nobody gives a system message"""
+    """the beginning of a conversation without a system message"""
     prompt: str
-    """what an answer begins after"""
+    """text before an answer"""
     thought: tuple[str, str] | None
     """around a thought"""
 

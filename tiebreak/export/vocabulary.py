@@ -56,7 +56,7 @@ def read_vocabulary(origin: Origin, size: int) -> Vocabulary:
     """A run's tokenizer.
 
     Args:
-        size: for how many tokens the model has weights.
+        size: number of tokens that the model has weights for.
 
     Raises:
         HandoffError: it is of another kind, or an end token would be lost.

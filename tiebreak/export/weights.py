@@ -39,7 +39,7 @@ _ADAPTER_ALONE = "export the adapter with --to adapter"
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model answered before it was saved."""
+    """A model's outputs before it was saved."""
 
     ids: list[int]
     values: list[float]
@@ -47,7 +47,7 @@ class Probe:
     dtype: str
     """the format in which they were computed"""
     tolerance: float
-    """by which the run's own formats make them differ"""
+    """largest difference that the run's own formats cause"""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def load_merged(origin: Origin) -> nn.Module:
     """The whole model in float32 on the CPU, its adapter in its weights.
 
     Raises:
-        HandoffError: the adapter cannot be merged, or the merged model answers otherwise.
+        HandoffError: the adapter cannot be merged, or the merged model's outputs differ.
     """
     from peft import PeftModel
 
@@ -159,7 +159,7 @@ def load_merged(origin: Origin) -> nn.Module:
         model = load_frozen_policy(source, loading)
     if model is None or isinstance(model, PeftModel):
         raise HandoffError(
-            f"{source.name}: merged into the weights, its adapter answers otherwise than beside them (weights that two "
+            f"{source.name}: merged into the weights, its adapter gives other outputs than beside them (weights that two "
             f"modules share, or a method that does more than add to weights): {_ADAPTER_ALONE}"
         )
     return model.to("cpu")
@@ -189,10 +189,10 @@ def _merged_dequantised(origin: Origin) -> nn.Module | None:
 
 
 def probe_of(origin: Origin, model: nn.Module | None) -> Probe:
-    """The run's probe; of a model without a run, what it answers now.
+    """The run's probe; of a model without a run, its outputs now.
 
     Raises:
-        HandoffError: a merged model, in float32, answers otherwise than the run did.
+        HandoffError: a merged model's outputs, in float32, differ from the run's.
     """
     folder = origin.source.folder
     # kernels of quantised weights compute in bfloat16 on some processors
@@ -206,7 +206,7 @@ def probe_of(origin: Origin, model: nn.Module | None) -> Probe:
     allowed = max(coarse, PROBE_TOLERANCE_ELSEWHERE[getattr(torch, saved["coarsest_dtype"])])
     if model is not None and not (difference := float(probe_difference(model, folder))) <= allowed:
         raise HandoffError(
-            f"{origin.source.name}: merged, it answers otherwise than its run did (largest difference {difference:.3g}, "
+            f"{origin.source.name}: merged, its outputs differ from its run's (largest difference {difference:.3g}, "
             f"allowed {allowed:.0e}): {_ADAPTER_ALONE}"
         )
     return Probe(saved["input_ids"], saved["values"], saved["dtype"], allowed)

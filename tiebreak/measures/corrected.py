@@ -1,4 +1,4 @@
-"""Shares and win rates that are right although the judge errs: corrected by what people said of some of the pairs.
+"""Shares and win rates that are right although the judge errs: corrected by people's judgments of some of the pairs.
 
 The judge's own share is biased by its errors, and its interval knows only the number of judged pairs. Both corrections
 here cover both uncertainties: that of the judged pairs, and that of the judge's error as people's judgments measure it.

@@ -1,4 +1,4 @@
-"""Model judges measured: their habits, and against people on the pairs that both judged.
+"""Measures of model judges: their habits, and their agreement with people on the pairs that both judged.
 
 Everything is about comparisons of two completions, so the sides on which people and judge saw them do not matter.
 """
@@ -23,7 +23,7 @@ Comparison = tuple[str, str, str]
 
 
 def comparison_of(judgment: Judgment) -> Comparison:
-    """What a judgment is about."""
+    """The comparison that a judgment is about."""
     first, second = sorted((judgment.left, judgment.right))
     return judgment.pair_id, first, second
 

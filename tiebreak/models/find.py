@@ -64,7 +64,7 @@ class ModelSource:
 
     @property
     def probed(self) -> Path | None:
-        """The folder that holds what the model answered before it was saved; None: no run made it."""
+        """The folder with the model's probe, its outputs before it was saved; None: no run made it."""
         if self.stage is None:
             return None
         return self.folder or self.base_path
@@ -113,7 +113,7 @@ def find_model(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What a file of a model's folder says; nothing where there is none.
+    """The content of a JSON file in a model's folder; empty if there is none.
 
     Raises:
         HandoffError: it is broken.

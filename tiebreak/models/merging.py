@@ -1,8 +1,8 @@
 """A policy's adapter added to its base's weights, as the base of a new one (`adapter.start: merge`).
 
-The run keeps the sum in `base/`, in float32, so that nothing is rounded away, and pins it by its hash: it is a plain model,
-which transformers loads alone. Adapters that no stage can continue (with whole modules or a vocabulary that grew, or of
-another method of PEFT's) are merged as well, by PEFT's own code. The sum must answer as they did.
+The run keeps the sum in `base/`, in float32, so that nothing is rounded away, and pins it by its hash: it is a plain
+model, which transformers loads alone. Adapters that no stage can continue (with whole modules or a vocabulary that
+grew, or of another method of PEFT's) are merged as well, by PEFT's own code. The sum must give the same outputs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write_merged(found: ModelSource, run: Path) -> ModelSource:
     """The merged base of a run, made once: a resumed run finds it there.
 
     Raises:
-        HandoffError: PEFT cannot load or merge the adapter, or the sum answers otherwise.
+        HandoffError: PEFT cannot load or merge the adapter, or the sum's outputs differ.
     """
     folder = run / OWN_BASE
     origin = {"adapter": found.id, "base_sha256": found.base_sha256}
@@ -105,7 +105,7 @@ def _write(found: ModelSource, folder: Path, origin: dict[str, str]) -> None:
         raise HandoffError(f"adapter.start: PEFT cannot merge the adapter of {found.name}: {error}") from error
     if whole is None:
         raise HandoffError(
-            f"adapter.start: merge: with the adapter of {found.name} in its weights, {found.base} answers otherwise than "
+            f"adapter.start: merge: with the adapter of {found.name} in its weights, {found.base} gives other outputs than "
             "beside them; start: continue keeps it beside them"
         )
     head, embeddings = whole.get_output_embeddings(), whole.get_input_embeddings()

@@ -1,7 +1,7 @@
 """Whether a model's weights are those of its configuration.
 
 transformers fills a weight that a folder lacks with random numbers and says so in a warning. Such a model would train,
-and answer, as nobody made it.
+and answer, with partly random weights.
 """
 
 from __future__ import annotations

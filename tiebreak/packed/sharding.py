@@ -76,7 +76,6 @@ def most_of_all(model: nn.Module, calls: int, device: torch.device) -> int:
     wait forever.
 
     Args:
-        device: for the processes' exchange.
         device: where processes exchange tensors.
     """
     if _apart.get() or not are_sharded(list(model.parameters())):

@@ -31,7 +31,7 @@ def locate_shape(name: str) -> Shape:
 
 
 def _base_of(path: Path) -> str | None:
-    """The base that a run, or an adapter's folder, stands on; None if it stands on none."""
+    """The base model of a run or of an adapter's folder; None if it has none."""
     for file, key in (
         (path / "final" / "model.json", "base"),
         (path / "model.json", "base"),
@@ -44,7 +44,7 @@ def _base_of(path: Path) -> str | None:
 
 
 def pinned_adapter(name: str) -> Mapping[str, Any]:
-    """What a finished run's adapter is, as its file says; empty for any other model."""
+    """The configuration of a finished run's adapter, from its file; empty for any other model."""
     return dict(_read(Path(name) / "final" / "model.json").get("adapter") or {})
 
 

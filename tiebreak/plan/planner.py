@@ -60,7 +60,7 @@ ROWS_KEY = {"sft": "demonstrations", "reward": "preferences", "dpo": "preference
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides a plan, and what may be changed to make it fit."""
+    """The inputs of a plan, some of which may be changed to make it fit."""
 
     stage: str
     shape: Shape
@@ -134,7 +134,7 @@ class StagePlan:
 
     @property
     def certain_not_to_fit(self) -> bool:
-        """Whether the weights alone do not: then nothing but other hardware or fewer bits helps."""
+        """Whether the weights alone do not fit: then only other hardware or fewer bits help."""
         return self.memory.weights > self.available
 
     @property
@@ -239,7 +239,7 @@ def peak(setting: Setting) -> tuple[Memory, str]:
 
 
 def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
-    """What stays through all phases.
+    """Memory that stays through all phases.
 
     Args:
         gathered: ZeRO-3 gathers all weights, as it does for sampling.

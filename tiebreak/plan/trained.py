@@ -1,4 +1,4 @@
-"""How many parameters of a model train, for every adapter method.
+"""The number of a model's parameters that train, for every adapter method.
 
 LoRA on all linear layers of a decoder of the Llama family, prompt tuning and whole weights are arithmetic, which needs no
 torch. For any other, PEFT puts the adapter on the model on torch's meta device, which has shapes and no memory.
@@ -38,12 +38,12 @@ def trained_parameters(shape: Shape, adapter: AdapterConfig, *, scores: bool = F
 
 
 def _is_plain(shape: Shape) -> bool:
-    """Whether each of its layers is the same few matrices."""
+    """Whether each of its layers consists of the same few matrices."""
     return not shape.values or (shape.model_type in FAMILY and not shape.experts and shape.counted is None)
 
 
 def _is_plain_lora(adapter: AdapterConfig) -> bool:
-    """Whether it is two matrices of one rank at each layer."""
+    """Whether each of its layers consists of two matrices of one rank."""
     targets = adapter.target_modules
     more = (adapter.dora, adapter.rank_pattern, adapter.modules_to_save, adapter.init in ("pissa", "olora"))
     return adapter.method == "lora" and not any(more) and (isinstance(targets, list) or targets == ALL_LINEAR)

@@ -25,7 +25,7 @@ BANDWIDTHS = {"h100": 3.35e12, "h200": 4.8e12, "a100-80": 2.04e12, "l40s": 0.864
 
 @dataclass(frozen=True)
 class Rows:
-    """How much data a stage reads."""
+    """The size of a stage's data."""
 
     count: int
     tokens: float
@@ -36,7 +36,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes, over all devices."""
+    """A stage's computation, over all devices."""
 
     steps: int
     tokens: float

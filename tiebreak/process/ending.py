@@ -164,7 +164,7 @@ def machine_fault(error: Exception) -> str:
 
 
 def lost_process(error: Exception) -> str:
-    """What to say of an exchange with another process of a launch that has ended; otherwise empty.
+    """The message for an exchange with another process of a launch that has ended; otherwise empty.
 
     That process printed its own error, or a signal ended it: this one has none.
     """

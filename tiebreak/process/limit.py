@@ -66,7 +66,7 @@ def remaining() -> float:
 
 
 def leave_in_time(seconds: float, kept: str) -> None:
-    """Stop here if what comes next, of so many seconds, may not end in time.
+    """Stop here if the next piece of work, which takes this many seconds, may not end in time.
 
     Raises:
         Stopped: it may not.

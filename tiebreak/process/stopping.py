@@ -1,10 +1,10 @@
 """Stopping on a signal: finished work is kept, and the exit status says that the same command resumes.
 
-Handles SIGTERM and SIGUSR1, which job schedulers send before they reclaim a machine, SIGHUP of a terminal that was closed,
-and Ctrl-C. A training stage writes
-a checkpoint at the end of the current step, *sample* and *evaluate* finish the current batch, and everything else stops
-at once. The exit status is 75 (EX_TEMPFAIL of sysexits.h: try again later), or 130 after Ctrl-C; a second Ctrl-C stops
-without waiting. Other signals change nothing about a stop that is under way.
+Handles SIGTERM and SIGUSR1, which job schedulers send before they reclaim a machine, SIGHUP of a terminal that was
+closed, and Ctrl-C. A training stage writes a checkpoint at the end of the current step, *sample* and *evaluate* finish
+the current batch, and everything else stops at once. The exit status is 75 (EX_TEMPFAIL of sysexits.h: try again
+later), or 130 after Ctrl-C; a second Ctrl-C stops without waiting. Other signals change nothing about a stop that is
+under way.
 
 Signal handlers belong to the whole process, and so does this module's state: one request, and how it is handled now.
 """

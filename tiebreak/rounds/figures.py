@@ -1,4 +1,4 @@
-"""What a round came to, read from its finished run folders."""
+"""A round's results, read from its finished run folders."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Judged(Section):
 
 
 class JoinConfig(StageConfig):
-    """What is joined."""
+    """The sources of a join."""
 
     labels: list[str]
     """label runs"""
@@ -79,7 +79,7 @@ def _edits_of(labels: Sequence[str]) -> list[Preference]:
 
 
 def join_config(output: Path, labels: Sequence[str], judged: Sequence[Judged]) -> JoinConfig:
-    """The configuration of a join, which W&B hears nothing of."""
+    """The configuration of a join, which is not tracked in W&B."""
     return JoinConfig(
         output=str(output), labels=list(labels), judged=list(judged), tracking=TrackingConfig(mode="disabled")
     )

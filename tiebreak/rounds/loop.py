@@ -1,4 +1,5 @@
-"""Rounds: sample from the newest policy, select pairs, have them judged, train, evaluate; again, until something says stop.
+"""Rounds: sample from the newest policy, select pairs, have them judged, train, evaluate; again, until a rule stops
+them.
 
     tiebreak rounds --config configs/rounds/quickstart.yaml
 
@@ -42,7 +43,7 @@ AT_RANDOM: dict[str, Any] = {
 
 @dataclass
 class State:
-    """Where the rounds are."""
+    """The state of the rounds."""
 
     policy: str
     """the newest policy"""
@@ -150,7 +151,7 @@ def join(config: RoundsConfig, folder: Path, state: State) -> str:
 
 
 def select_keys(config: RoundsConfig, state: State, paths: dict[str, str], pairs: int) -> dict[str, Any]:
-    """What the round sets of the selection: the pool, what was judged before, and what its strategy reads."""
+    """The selection's keys that the round sets: the pool, earlier judgments, and the inputs of its strategy."""
     keys: dict[str, Any] = {"pairs": paths["sample"], "judged": list(state.labels), "selected_pairs": pairs}
     own = own_keys(config, "select")
     strategy = own.get("strategy", "random")
@@ -174,7 +175,7 @@ def own_keys(config: RoundsConfig, stage: str) -> dict[str, Any]:
 
 
 def pairs_within_budget(config: RoundsConfig, bought: int) -> int:
-    """How many pairs the next round may select: the file's number, or what is left of the budget."""
+    """The number of pairs that the next round may select: the file's, or the rest of the budget."""
     wanted = int(own_keys(config, "select").get("selected_pairs", 0)) or config.budget
     overlap = int(own_keys(config, "label").get("overlap", 1))
     return min(wanted, (config.budget - bought) // overlap)

@@ -114,7 +114,7 @@ def chart(title: str, unit: str, points: Sequence[Point], tone: tuple[str, str],
 
 
 def _labels(rounds: Sequence[Row]) -> Markup | None:
-    """Labels bought, and what they are worth."""
+    """Labels bought, and their quality."""
     headings = [
         heading("Round"),
         heading("Labels", "bought", numeric=True),
@@ -139,7 +139,7 @@ def _labels(rounds: Sequence[Row]) -> Markup | None:
 
 
 def _policies(trained: Sequence[Row]) -> Markup | None:
-    """What every round's policy came to."""
+    """The figures of every round's policy."""
     headings = [
         heading("Round"),
         heading("Over the start", "win rate", scale=_SHARE),

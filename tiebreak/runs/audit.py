@@ -1,4 +1,4 @@
-"""The audit trail: which stages ran below a folder, when, by whom, on what, with which result.
+"""The audit trail of a folder: each stage that ran below it, with time, user, inputs and result.
 
     runs/quickstart/audit.jsonl      an event a line; `tiebreak audit begin runs/quickstart` makes it
 

@@ -1,4 +1,4 @@
-"""What a run was made from, down to judgments, and what was made from a judgment or a rater's work.
+"""The origin of a run, down to judgments, and the runs that a judgment or a rater's work led to.
 
 Runs are joined by the ids in their records, so folders may have moved. An unfinished run counts: it has learned already.
 """
@@ -83,7 +83,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class ReachedRun:
-    """A run that a judgment reached, and its way there: the inputs' names, from the labelling run on."""
+    """A run that a judgment reached, and the path to it: the inputs' names, from the labelling run on."""
 
     run: LineageRun
     way: tuple[str, ...]
@@ -188,7 +188,7 @@ class Trace:
     label: LineageRun
     judgments: int
     split: str
-    """of the preferences that came of them: `train`, `validation`, `test`, several, or empty if none did"""
+    """splits of the preferences that came of them: `train`, `validation`, `test`, several, or empty if none did"""
     made: list[ReachedRun]
 
     @property

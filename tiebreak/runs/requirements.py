@@ -1,4 +1,4 @@
-"""What a stage can require of the data that its input was made from."""
+"""Requirements of a stage on the data that its input was made from."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None 
 
 
 def _require_outputs(folder: Path) -> None:
-    """Refuse a finished run that lost what it made; a merged copy can be removed to save space.
+    """Refuse a finished run whose outputs are missing; a merged copy may be removed to save space.
 
     Raises:
         RunError: names what is missing.

@@ -75,7 +75,7 @@ def _interrupting() -> Iterator[None]:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, or the lines of standard input."""
+    """Typed lines, or those of standard input."""
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
@@ -134,7 +134,7 @@ class Session:
                 say("", "stopped")
 
     def command(self, name: str, value: str = "") -> None:
-        """Do what a line with a slash says.
+        """Carry out a command, a line that begins with a slash.
 
         Raises:
             ConfigError: there is no such command, or it needs a value.
@@ -185,7 +185,7 @@ class Session:
             self.answer(speaker, Message(role="user", content=text))
 
     def answer(self, speaker: Speaker, question: Message) -> None:
-        """Write an answer as it is drawn. What is stopped or cut off is kept as far as it came.
+        """Write an answer as it is drawn. One that is stopped or cut off is kept in part.
 
         Raises:
             TiebreakError: the question is not kept.
@@ -240,7 +240,7 @@ class Session:
 
 
 class _AnswerDisplay:
-    """An answer on the screen: what has been added is written, a thought dimmed."""
+    """An answer on the screen: new text is written, a thought dimmed."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

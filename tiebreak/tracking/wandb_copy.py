@@ -208,7 +208,8 @@ def written_out(folder: Path, log: Path, rows: int) -> str:
 
 
 def rows_lacking(folder: Path, rows: int) -> str:
-    """What an offline copy lacks of `rows` rows; empty if nothing. On a full disk, W&B drops rows without an error."""
+    """The message if an offline copy lacks some of `rows` rows; otherwise empty. On a full disk, W&B drops rows without
+    an error."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("run-*.wandb")

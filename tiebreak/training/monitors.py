@@ -52,7 +52,7 @@ def find_monitors(configs: Sequence[MonitorConfig], beside: Path | None) -> list
 
 
 def crossing(config: MonitorConfig, mean: float) -> tuple[str, str]:
-    """(what a mean leads to: stop, alert, warn or nothing; the threshold that it crosses), the gravest first."""
+    """(the consequence of a mean: stop, alert, warn or none; the threshold that it crosses), the gravest first."""
     for action in ("stop", "alert", "warn"):
         above, below = getattr(config, f"{action}_above"), getattr(config, f"{action}_below")
         if above is not None and mean > above:

@@ -199,7 +199,8 @@ class StepInPasses(Hooks):
         self._evaluated_losses.clear()
 
     def of_whole_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch, with what its passes need to know of all of it as tensors of shape () or with a row per sequence."""
+        """The batch, with the facts about the whole batch that its passes need, as tensors of shape () or with a row
+        per sequence."""
         return inputs
 
     def weight(self, inputs: dict[str, Any]) -> int:

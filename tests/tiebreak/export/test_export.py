@@ -160,7 +160,7 @@ def test_a_difference_that_no_format_explains_is_an_error(runs: Path) -> None:
     origin = find_origin(str(runs / "dpo"))
     probe = answers.Probe([1, 2, 3], [-1.0, -2.0], "float32", 1e-3)
     assert answers.compare(origin, probe, {"values": [-1.0, -2.2]}, "bf16").largest == pytest.approx(0.2)
-    with pytest.raises(HandoffError, match=r"exported as fp32, it answers otherwise .* 0\.2 nats"):
+    with pytest.raises(HandoffError, match=r"exported as fp32, its outputs differ .* 0\.2 nats"):
         answers.compare(origin, probe, {"values": [-1.0, -2.2]}, "fp32")
     with pytest.raises(HandoffError, match="nan nats"):
         answers.compare(origin, probe, {"values": [-1.0, float("nan")]}, "q8_0")

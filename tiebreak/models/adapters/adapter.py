@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 DEFAULT = "default"
-"""the name of what trains"""
+"""the name of the adapter that trains"""
 PROBED_TOKENS = 24
 SHARED = tuple(f"base_model.{method.shared}" for method in METHODS.values() if method.shared)
-"""how the names of buffers begin that an adapter's layers share, such as VeRA's projections: they are saved with it"""
+"""prefixes of the buffers that an adapter's layers share, such as VeRA's projections: they are saved with it"""
 COMPARED = "_tiebreak_merged"
 """the attribute of a model that names the adapters whose sums were compared"""
 
@@ -55,7 +55,7 @@ class Adapter:
 
     @classmethod
     def build(cls, base: nn.Module, config: AdapterConfig, task: str, rows: Sequence[Sequence[int]] = ()) -> Adapter:
-        """A new one on a base model; it changes no answer yet.
+        """A new adapter on a base model; it changes no answer yet.
 
         Args:
             rows: token ids of training rows, where the first values come from them.
@@ -79,7 +79,7 @@ class Adapter:
 
     @classmethod
     def load(cls, base: nn.Module, folder: Path, source: str, *, trains: bool) -> Adapter:
-        """A saved one on its base, all of its weights found and used.
+        """A saved adapter on its base, all of its weights found and used.
 
         Args:
             source: as the user names it.
@@ -120,7 +120,7 @@ class Adapter:
     def start_from(
         cls, base: nn.Module, folder: Path, source: str, task: str, weights: Mapping[str, Tensor]
     ) -> Adapter:
-        """A saved one as the start of a model of another task, which trains.
+        """A saved adapter as the start of a model of another task, which trains.
 
         Args:
             weights: its own, and those of the task's head.
@@ -136,7 +136,7 @@ class Adapter:
 
     @classmethod
     def mount(cls, model: PeftModel, folder: Path, source: str, name: str, weights: Mapping[str, Tensor]) -> Adapter:
-        """A saved one beside those that a model has, of the same base weights; it does not train, nor is it active.
+        """A saved adapter beside those of a model with the same base weights; it neither trains nor is active.
 
         A reward model has no layers beyond the decoder, such as the dense one in ModernBERT's head: what PEFT makes there
         changes nothing, and no score passes through it.
@@ -172,10 +172,10 @@ class Adapter:
             raise HandoffError(f"{refusal}: {lost[:3]}")
 
     def copy(self, name: str) -> Adapter:
-        """Another one with its weights, under a new name.
+        """A copy of its weights, under a new name.
 
         Raises:
-            HandoffError: the copy answers otherwise.
+            HandoffError: the copy's outputs differ.
         """
         self.model.add_adapter(name, self.model.peft_config[self.name])
         copied = self.copy_to(name)
@@ -183,7 +183,7 @@ class Adapter:
         return copied
 
     def copy_to(self, name: str) -> Adapter:
-        """Give another adapter on the model the weights that this one has now."""
+        """Copy its current weights to another adapter on the model."""
         parameters = dict(self.model.named_parameters())
         target = Adapter(self.model, name)
         with torch.no_grad():
@@ -224,7 +224,7 @@ class Adapter:
         return {key: value.contiguous() for key, value in state.items()}
 
     def train_alone(self) -> None:
-        """Activate it, and let nothing else have a gradient."""
+        """Activate it, and train nothing else."""
         self.model.set_adapter(self.name)
         for key, parameter in self.model.named_parameters():
             parameter.requires_grad_(belongs_to(key, self.name))
@@ -262,7 +262,7 @@ class Adapter:
         elsewhere the adapter is active.
 
         Raises:
-            HandoffError: the model answers otherwise than with the adapter beside its weights.
+            HandoffError: the outputs differ from those with the adapter beside the weights.
         """
         layers = self.layers()
         weights = [layer.get_base_layer().weight for layer in layers] if self.adds else []
@@ -301,7 +301,7 @@ class Adapter:
             return found
 
     def require_answers(self, wanted: Sequence[float], what: str) -> None:
-        """Refuse an adapter that answers otherwise.
+        """Refuse an adapter whose outputs differ.
 
         Raises:
             HandoffError: it does.
@@ -311,7 +311,8 @@ class Adapter:
 
 
 def merge(model: PeftModel) -> nn.Module | None:
-    """The base model with the adapter in its weights for good; None where it answers otherwise than beside them.
+    """The base model with the adapter in its weights for good; None if the outputs differ from those with the adapter
+    beside them.
 
     The model that is given is used up.
     """

@@ -43,7 +43,7 @@ _OF_NO_CONSEQUENCE = {
 _BASE_CHANGED = ("pissa", "corda", "loftq", "olora", "lora_ga", "eva")
 """initialisations that may change the base weights, so that the base's own are no longer those that the adapter is on"""
 _BEYOND_OURS = ("layers_to_transform",)
-"""what a stage's `adapter:` has no key for"""
+"""settings of PEFT for which a stage's `adapter:` has no key"""
 _NOT_COMPARED = ("target_modules", "init")
 """keys of `adapter` that two configurations of one adapter may word differently"""
 

@@ -47,7 +47,7 @@ def stack(policy: PeftModel, adapter: AdapterConfig, task: str, source: str) -> 
 
     Raises:
         ConfigError: the new one cannot be built, or the policy's is on other layers than linear ones.
-        HandoffError: it answers otherwise.
+        HandoffError: its outputs differ.
     """
     import peft
 
