@@ -264,7 +264,7 @@ def test_signals_while_the_model_is_verified_finished_and_reported_on(
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_second_signal_changes_nothing_about_a_stop(second: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes while the first one's exception leaves the work, and once more while its message is printed."""
-    from tiebreak import errors
+    from tiebreak.process import ending
 
     clock, printed = [100.0], []
     monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
@@ -284,9 +284,9 @@ def test_a_second_signal_changes_nothing_about_a_stop(second: int, monkeypatch: 
             send_again()
             printed.append("cleaned up")
 
-    monkeypatch.setattr(errors, "complain", complain)
+    monkeypatch.setattr(ending, "complain", complain)
     with pytest.raises(SystemExit) as ended, stopping.heeding_signals():
-        errors.exit_with_message(work, resumes=True)
+        ending.exit_with_message(work, resumes=True)
     assert (ended.value.code, printed) == (75, ["cleaned up", "\nstopped by SIGTERM: the same command resumes"])
 
 
