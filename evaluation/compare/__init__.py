@@ -187,7 +187,7 @@ def meaning(name: str, row: dict[str, Any], baseline: str) -> str:
         "better": f"better than {against}: {score}{level}",
         "worse": f"worse than {against}: {score}{level}",
         "undecided": f"no clear difference from {against}: {score}{level}",
-        "too few": f"too few prompts to tell it from {against} ({score}): about "
+        "too few": f"too few prompts to compare it with {against} ({score}): about "
         f"{prompts_missing(wins + ties + losses, row.get('comparisons', 1))} more are needed",
     }
     return words.get(row.get("verdict", ""), f"against {against}: {score}")

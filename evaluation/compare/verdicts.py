@@ -120,7 +120,7 @@ def _claim(verdicts: Mapping[str, Verdict], evaluation: Evaluation) -> str:
     phrases = {
         "better": ("wins more often than {}", "win more often than {}"),
         "worse": ("loses more often than it wins against {}", "lose more often than they win against {}"),
-        "undecided": ("cannot be told apart from {}", "cannot be told apart from {}"),
+        "undecided": ("shows no clear difference from {}", "show no clear difference from {}"),
         "unknown": ("was not compared with {}", "were not compared with {}"),
     }
     clauses = []
@@ -132,7 +132,7 @@ def _claim(verdicts: Mapping[str, Verdict], evaluation: Evaluation) -> str:
     if few:
         n = min(one.outcomes.prompts for one in few.values() if one.outcomes)
         prompts = "1 prompt is" if n == 1 else f"{n} prompts are"
-        clauses.append(f"{prompts} too few to tell {listed(map(label, few))} from {baseline}")
+        clauses.append(f"{prompts} too few to compare {listed(map(label, few))} with {baseline}")
     return "; ".join(clauses) or f"Only {baseline} was evaluated"
 
 

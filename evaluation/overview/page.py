@@ -236,9 +236,6 @@ def _matrix(field: Field) -> Markup:
     )
 
 
-_SIGNS = {"better": "better", "worse": "worse", "no worse": "no worse", "undecided": "can't tell", "too few": "too few"}
-
-
 def _match_cell(match: Match | None, other: str) -> Markup:
     if match is None:
         return el("td", "–", cls="self")
@@ -250,7 +247,7 @@ def _match_cell(match: Match | None, other: str) -> Markup:
         "td",
         el("b", edge(match.win_rate)),
         el("small", f"{edge(low)} to {edge(high)}"),
-        el("small", _SIGNS[match.outcome], cls="sign"),
+        el("small", match.outcome, cls="sign"),
         cls=classes,
         data_name=f"against {other}",
     )

@@ -302,7 +302,7 @@ def verdict_words(match: Match) -> str:
         "better": "better",
         "worse": "worse",
         "no worse": "no worse, by a margin of 5 points",
-        "undecided": f"can't tell: about {number(match.more)} more prompts would",
+        "undecided": f"undecided: about {number(match.more)} more prompts would tell",
         "too few": f"too few prompts: about {number(match.more)} more are needed",
     }[match.outcome]
 

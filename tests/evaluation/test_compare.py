@@ -353,7 +353,7 @@ def test_verdict_excludes_an_even_half(interval: tuple[float, float] | None, exp
 def test_headline_claims_what_the_intervals_allow(recipe: str) -> None:
     headline = report_of(recipe)["headline"]
     assert headline["verdicts"] == {"dpo": "too few", "ppo": "too few"}
-    assert headline["claim"] == "4 prompts are too few to tell DPO and PPO from SFT"
+    assert headline["claim"] == "4 prompts are too few to compare DPO and PPO with SFT"
     assert any("simulated raters, not from people" in caveat for caveat in headline["caveats"])
     assert any("Only 4 prompts" in caveat for caveat in headline["caveats"])
 
@@ -699,8 +699,8 @@ def test_ticks_have_labels_of_their_own_at_their_values(values: list[float], mag
     ("names", "claim"),
     [
         (["sft"], "Only SFT was evaluated"),
-        (["base", "sft"], "base cannot be told apart from SFT"),
-        (["sft", "a-1", "b-2"], "a-1 and b-2 cannot be told apart from SFT"),
+        (["base", "sft"], "base shows no clear difference from SFT"),
+        (["sft", "a-1", "b-2"], "a-1 and b-2 show no clear difference from SFT"),
         (["dpo", "ppo"], "DPO and PPO were not compared with SFT"),
     ],
 )
@@ -921,7 +921,7 @@ def test_the_command_prints_a_table_where_the_report_lies_and_what_is_next(recip
     assert [line[:9].strip() for line in table] == ["policy", "base", "SFT", "DPO", "PPO"]
     assert "88%" in table[3]
     assert meanings[1] == "     the baseline: the others are compared with it"
-    assert meanings[2].startswith("     too few prompts to tell it from SFT (3 won, 0 lost, 1 tied): about ")
+    assert meanings[2].startswith("     too few prompts to compare it with SFT (3 won, 0 lost, 1 tied): about ")
     assert (tmp_path / "runs/cli/report.html").as_uri() in printed
     by_hand = "label.yaml --simulate false --pairs runs/a/sample --output runs/a/label-by-hand"
     assert printed.splitlines()[-1].startswith("next: tiebreak label --config ")

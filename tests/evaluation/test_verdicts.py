@@ -111,14 +111,14 @@ def test_what_a_verdict_says_in_the_report() -> None:
         ({"dpo": (30, 0, 0), "ppo": (29, 0, 1)}, "DPO and PPO win more often than SFT"),
         ({"dpo": (0, 0, 30)}, "DPO loses more often than it wins against SFT"),
         ({"dpo": (0, 0, 30), "x": (1, 0, 29)}, "DPO and x lose more often than they win against SFT"),
-        ({"dpo": (15, 0, 15)}, "DPO cannot be told apart from SFT"),
-        ({"a": (0, 30, 0), "b": (16, 0, 14), "c": (1, 29, 0)}, "a, b and c cannot be told apart from SFT"),
+        ({"dpo": (15, 0, 15)}, "DPO shows no clear difference from SFT"),
+        ({"a": (0, 30, 0), "b": (16, 0, 14), "c": (1, 29, 0)}, "a, b and c show no clear difference from SFT"),
         (
             {"a": (15, 0, 15), "b": (0, 0, 30), "c": (30, 0, 0)},
-            "c wins more often than SFT; b loses more often than it wins against SFT; a cannot be told apart from SFT",
+            "c wins more often than SFT; b loses more often than it wins against SFT; a shows no clear difference from SFT",
         ),
-        ({"a": (29, 0, 0), "b": (0, 0, 29)}, "29 prompts are too few to tell a and b from SFT"),
-        ({"a": (1, 0, 0)}, "1 prompt is too few to tell a from SFT"),
+        ({"a": (29, 0, 0), "b": (0, 0, 29)}, "29 prompts are too few to compare a and b with SFT"),
+        ({"a": (1, 0, 0)}, "1 prompt is too few to compare a with SFT"),
     ],
 )
 def test_claims_by_hand(outcomes: dict[str, tuple[int, int, int]], claim: str) -> None:
@@ -128,7 +128,9 @@ def test_claims_by_hand(outcomes: dict[str, tuple[int, int, int]], claim: str) -
 def test_the_fewest_prompts_of_a_claim() -> None:
     """Policies may have been measured on other numbers of prompts."""
     one = evaluated({"sft": [0.5] * 29, "a": [1.0] * 20, "b": [1.0] * 29})
-    assert headline({"one": one}, {"one": []}, ["human"])["claim"] == "20 prompts are too few to tell a and b from SFT"
+    assert (
+        headline({"one": one}, {"one": []}, ["human"])["claim"] == "20 prompts are too few to compare a and b with SFT"
+    )
 
 
 def test_without_its_baseline_nothing_is_compared() -> None:
@@ -179,7 +181,7 @@ def test_several_evaluations_in_words() -> None:
 def test_below_thirty_prompts_there_is_no_verdict_however_clear_the_figures() -> None:
     few = headline_of("few", rows_against_sft(dpo=(29, 0, 0)))
     assert few["verdicts"] == {"dpo": "too few"}
-    assert few["claim"] == "29 prompts are too few to tell DPO from SFT"
+    assert few["claim"] == "29 prompts are too few to compare DPO with SFT"
     # 92 prompts show a win rate of 65%, four times in five: see the test of needed_prompts
     assert few["sentences"][0].endswith(
         "; too few to tell: about 63 more would show a win rate of 65%, four times in five)."
@@ -195,7 +197,7 @@ def test_below_thirty_prompts_there_is_no_verdict_however_clear_the_figures() ->
 
 def test_one_prompt_is_no_verdict_and_has_no_interval_of_zero_width() -> None:
     one = headline_of("one", rows_against_sft(dpo=(0, 0, 1)))
-    assert one["claim"] == "1 prompt is too few to tell DPO from SFT"
+    assert one["claim"] == "1 prompt is too few to compare DPO with SFT"
     assert one["sentences"][0].startswith("DPO wins 0% of the 1 held-out prompt against SFT (95% interval 0% to 95%;")
 
 
@@ -208,7 +210,7 @@ def test_several_policies_against_one_baseline_are_held_to_a_stricter_level() ->
         "three-report",
     )
     assert three["headline"]["verdicts"] == {"dpo": "undecided", "ppo": "undecided", "more": "better"}
-    assert three["headline"]["claim"] == "more wins more often than SFT; DPO and PPO cannot be told apart from SFT"
+    assert three["headline"]["claim"] == "more wins more often than SFT; DPO and PPO show no clear difference from SFT"
     assert three["headline"]["sentences"][0] == (
         "DPO wins 70% of 30 held-out prompts against SFT (95% interval 50.4% to 85%, above an even 50% on its own, but "
         "not among 3 comparisons: p = 0.09 by Holm's correction)."
@@ -419,10 +421,12 @@ def test_the_headline_speaks_of_every_evaluation() -> None:
     other = write_evaluation(Path("runs/seed1/evaluate"), rows_against_sft(dpo=(14, 3, 13)), {})
     report = report_of(better, against=[other])
     headline = report["headline"]
-    assert headline["claim"] == "in seed0, DPO wins more often than SFT; in seed1, DPO cannot be told apart from SFT"
+    assert (
+        headline["claim"] == "in seed0, DPO wins more often than SFT; in seed1, DPO shows no clear difference from SFT"
+    )
     assert headline["claims"] == {
         "seed0": "DPO wins more often than SFT",
-        "seed1": "DPO cannot be told apart from SFT",
+        "seed1": "DPO shows no clear difference from SFT",
     }
     assert [sentence.partition(" wins")[0] for sentence in headline["sentences"]] == ["seed0: DPO", "seed1: DPO"]
     assert [one["policies"]["dpo"]["verdict"] for one in report["against"]["evaluations"]] == ["better", "undecided"]
