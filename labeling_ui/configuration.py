@@ -138,6 +138,9 @@ class LabelConfig(StageConfig):
     machine's if `hosts` names any, or those in the environment variable FORWARDED_ALLOW_IPS"""
     prefix: str = Field(default="", pattern=r"^(/[\w.~-]+)*$", exclude_if=lambda prefix: not prefix)
     """path of the pages behind a proxy, such as /label; empty: none"""
+    campaign: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9_-]*)?$", exclude_if=lambda name: not name)
+    """name in addresses (/c/NAME/) if one server serves several campaigns; empty: the configuration file's name, or its
+    folder's if that is label.yaml"""
     title: str = "Which answer is better?"
     """the question above every pair"""
     guidelines: str = ""
@@ -330,3 +333,22 @@ def read_store_arguments(model: type[S], words: Sequence[str], command: str) -> 
 def has_config(words: Sequence[str]) -> bool:
     """Whether a command line names a configuration file."""
     return any(word == "--config" or word.startswith("--config=") for word in words)
+
+
+def split_configs(words: Sequence[str]) -> list[list[str]]:
+    """The words of each campaign, if `--config` is given more than once: its own file, and all other flags.
+
+    >>> split_configs(["--config", "a.yaml", "--config=b.yaml", "--port", "80"])
+    [['--config', 'a.yaml', '--port', '80'], ['--config', 'b.yaml', '--port', '80']]
+    """
+    files: list[str] = []
+    rest: list[str] = []
+    following = iter(words)
+    for word in following:
+        if word == "--config":
+            files.append(next(following, ""))
+        elif word.startswith("--config="):
+            files.append(word.removeprefix("--config="))
+        else:
+            rest.append(word)
+    return [["--config", file, *rest] for file in files]

@@ -1,6 +1,7 @@
 """The labelling stage: raters judge pairs in the browser, and their judgments become preferences.
 
     tiebreak label --config FILE                                serve the raters' page until Ctrl-C
+    tiebreak label --config A --config B                        several campaigns, under /c/NAME/, with one login page
     tiebreak label --config FILE --simulate true                let simulated raters judge, then export
     tiebreak label export --config FILE                         write the run folder that training reads
     tiebreak label export --store URL --output FOLDER           the same, from the store alone
@@ -19,10 +20,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +39,7 @@ from labeling_ui.configuration import (
     StoreArguments,
     has_config,
     read_store_arguments,
+    split_configs,
 )
 from labeling_ui.database.errors import StoreError
 from labeling_ui.exchange.arms import arm_lines
@@ -101,6 +105,9 @@ def _dispatch(words: list[str]) -> None:
                 f"no such command: label {words[0]}; one of {', '.join(commands)}, or --config FILE to serve"
             )
         commands[words[0]](words[1:])
+        return
+    if len(several := split_configs(words)) > 1:
+        serve_several([(load_config(LabelConfig, one, "label"), one) for one in several])
         return
     config = load_config(LabelConfig, words, "label")
     if config.simulated:
@@ -248,6 +255,75 @@ def serve(config: LabelConfig) -> None:
     show(f"next: {export_words}")
 
 
+SHARED_KEYS = ("host", "port", "hosts", "proxies", "prefix")
+"""Keys of the server, which its campaigns have in common."""
+
+
+def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
+    """Serve several campaigns until Ctrl-C: each with its own store, under /c/NAME/.
+
+    Args:
+        campaigns: the configuration of each, and the words that it was read from.
+
+    Raises:
+        ConfigError: two have one name or one store, they name different servers, or one has no accounts.
+    """
+    names = _names_of(campaigns)
+    server = campaigns[0][0]
+    read = [(config, read_some_pairs(config), read_some_answers(config)) for config, _ in campaigns]
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(listen(server.host, server.port))
+        stores = []
+        for config, pairs, answers in read:
+            begins = bool(config.pairs or config.answers) or config.converse is not None
+            store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
+            stack.callback(store.close)
+            stores.append((store, _prepare_store(store, config, pairs, answers, accounts=True)))
+        from labeling_ui.web.accounts import LoginLimit
+        from labeling_ui.web.campaigns import Campaign, CampaignServer, path_of
+        from labeling_ui.web.server import create_app, run_server
+
+        limit, made = LoginLimit(), []
+        for name, (store, new), (config, pairs, answers) in zip(names, stores, read, strict=True):
+            under = config.model_copy(update={"prefix": config.prefix + path_of(name)})
+            made.append(Campaign(name, create_app(store, build_page(under), config.aggregation, limit)))
+            _greet(store, under, new, pairs, answers)
+            stack.enter_context(_answering(config))
+        door = replace(build_page(server), title="Tiebreak")
+        with contextlib.suppress(KeyboardInterrupt):
+            run_server(CampaignServer(made, door, limit), listening, believed_proxies(server), server.prefix)
+        show("", *(f"saved: {store.judged()} judgments in {store.url}" for store, _ in stores))
+
+
+def _names_of(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> list[str]:
+    """The campaigns' names.
+
+    Raises:
+        ConfigError: two have one name or one store, one is simulated, or they name different servers.
+    """
+    first = campaigns[0][0]
+    for config, words in campaigns:
+        if config.simulated:
+            raise ConfigError(f"{words[1]}: simulated raters need no server: leave it out, or set simulate: false")
+        if other := [key for key in SHARED_KEYS if getattr(config, key) != getattr(first, key)]:
+            raise ConfigError(
+                f"{words[1]}: {', '.join(other)} differ from {campaigns[0][1][1]}: one server has one address. Set them "
+                "alike, or give them as flags"
+            )
+    names = [config.campaign or _name_after(Path(words[1])) for config, words in campaigns]
+    urls = [config.store_url for config, _ in campaigns]
+    for key, values in (("campaign", names), ("store", urls)):
+        if repeated := sorted({value for value in values if values.count(value) > 1}):
+            raise ConfigError(f"{key}: two campaigns have {repeated[0]}: set different ones")
+    return names
+
+
+def _name_after(file: Path) -> str:
+    """The configuration file's name, or its folder's, as a part of an address."""
+    name = file.absolute().parent.name if file.stem == "label" else file.stem
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "campaign"
+
+
 def _serve_store(
     store: Store,
     config: LabelConfig,
@@ -255,6 +331,25 @@ def _serve_store(
     answers: Sequence[SingleAnswer],
     listening: socket.socket,
 ) -> None:
+    new = _prepare_store(store, config, pairs, answers)
+    from labeling_ui.web.server import create_app, run_server
+
+    app = create_app(store, build_page(config), config.aggregation)
+    _greet(store, config, new, pairs, answers)
+    with contextlib.suppress(KeyboardInterrupt), _answering(config):
+        run_server(app, listening, believed_proxies(config), config.prefix)
+    show("", f"saved: {store.judged()} judgments in {store.url}")
+
+
+def _prepare_store(
+    store: Store,
+    config: LabelConfig,
+    pairs: Sequence[Pair],
+    answers: Sequence[SingleAnswer],
+    *,
+    accounts: bool = False,
+) -> int:
+    """Add what the configuration names; returns how many pairs and answers are new. `accounts`: there must be some."""
     store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     store.rules.qualify, store.rules.stop = config.qualify, config.stop
     _refuse_simulated(store)
@@ -263,18 +358,17 @@ def _serve_store(
             f"{' and '.join([config.host, *config.hosts])} would open the page to the network, but no account in "
             f"{store.url} has a password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
         )
+    if accounts and not needs_login(store):
+        raise ConfigError(
+            f"no account in {store.url} has a password, and a server of several campaigns needs accounts: add some first, "
+            f"with 'tiebreak raters add NAME --role lead --store {store.url}'"
+        )
     new = add_pairs(store, config, pairs) + add_answers(store, config, answers)
     add_judges(store, config)
     if store.lacks_log():
         show(f"{store.url} is a copy of a store in use, without its -wal file: its latest judgments are missing")
     store.begin_serving()
-    from labeling_ui.web.server import create_app, run_server
-
-    app = create_app(store, build_page(config), config.aggregation)
-    _greet(store, config, new, pairs, answers)
-    with contextlib.suppress(KeyboardInterrupt), _answering(config):
-        run_server(app, listening, believed_proxies(config), config.prefix)
-    show("", f"saved: {store.judged()} judgments in {store.url}")
+    return new
 
 
 def believed_proxies(config: LabelConfig) -> Sequence[str]:

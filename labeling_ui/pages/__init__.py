@@ -10,6 +10,7 @@ import html
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,16 @@ class PageConfig:
 
 def mount_pages(app: FastAPI, page: PageConfig) -> None:
     """/rate, /lead and /login: separate mounts, so that each can be protected separately."""
-    for name in SCRIPTS:
+    _mount(app, page, tuple(SCRIPTS))
+
+
+def mount_login(app: FastAPI, page: PageConfig) -> None:
+    """/login alone."""
+    _mount(app, page, ("login",))
+
+
+def _mount(app: FastAPI, page: PageConfig, names: Sequence[str]) -> None:
+    for name in names:
         gr.mount_gradio_app(
             app, build_page(name, page), path=f"/{name}", show_error=False, footer_links=[], run_history=False,
             ssr_mode=False, theme=build_theme(), root_path=f"{page.prefix}/{name}" if page.prefix else None,

@@ -9,13 +9,21 @@ if (token) {
   form.elements.password.autocomplete = 'new-password';
 }
 
+// The campaigns in which this account is, where the server has several.
+function choose(campaigns) {
+  form.replaceWith(make('nav', { class: 'login choosing', 'aria-label': words['login.choose'] }, make('h1', {}, words['login.choose']),
+    ...campaigns.map((one) => make('a', { href: base + one.path }, one.title, make('span', { class: 'note' }, one.role === 'rater' ? one.name : `${one.name}, ${words[`role.${one.role}`]}`)))));
+  find('.choosing a').focus();
+}
+
 form.addEventListener('submit', async (event) => {
   event.preventDefault();
   problem.hidden = true;
   const body = { username: form.elements.username.value, password: form.elements.password.value, ...(form.elements.code.value && { code: form.elements.code.value }), ...(token && { token }) };
   try {
-    await call(token ? '/api/invitations/accept' : '/api/login', { method: 'POST', body });
-    window.location.href = `${base}/rate/`;
+    const { campaigns } = await call(token ? '/api/invitations/accept' : '/api/login', { method: 'POST', body });
+    if (campaigns && campaigns.length > 1) choose(campaigns);
+    else window.location.href = base + (campaigns ? campaigns[0].path : '/rate/');
   } catch (error) {
     const code = form.elements.code;
     if (error.status === 428) { // the password is right, and the account has a second factor

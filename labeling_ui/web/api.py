@@ -194,18 +194,28 @@ def accept(desk: DeskOf, request: Request, response: Response, body: InvitationL
 
 
 def _begin(desk: Desk, session: Session, request: Request, response: Response) -> dict[str, str]:
+    set_cookies(desk, session, request, response)
+    return {"csrf_token": session.csrf_token, "rater_id": session.rater.id, "role": session.rater.role}
+
+
+def set_cookies(desk: Desk, session: Session, request: Request, response: Response) -> None:
+    """The cookies of a session, and of a browser that has been let in under its name; both for the desk's path alone."""
     mark = device_mark(desk.store, session.rater.name)
     for name, value, days in ((SESSION_COOKIE, session.token, SESSION_DAYS), (DEVICE_COOKIE, mark, DEVICE_DAYS)):
-        response.set_cookie(
-            name,
-            value,
-            max_age=days * 86_400,
-            path=f"{desk.page.prefix}/",
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
-    return {"csrf_token": session.csrf_token, "rater_id": session.rater.id, "role": session.rater.role}
+        set_cookie(request, response, name, value, days=days, prefix=desk.page.prefix)
+
+
+def set_cookie(request: Request, response: Response, name: str, value: str, *, days: int, prefix: str) -> None:
+    """A cookie that no script reads, and that comes with requests of our own pages alone."""
+    response.set_cookie(
+        name,
+        value,
+        max_age=days * 86_400,
+        path=f"{prefix}/",
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
 
 
 @router.post("/logout")

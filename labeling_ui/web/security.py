@@ -67,9 +67,13 @@ _PLAIN_PATH = re.compile(rb"(/[\w@+~-][\w.@+~-]*)*/?")
 class Guard:
     """The outermost layer: refuses requests that no handler should see, and adds the security headers."""
 
-    def __init__(self, app: ASGIApp, page: PageConfig, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, page: PageConfig, metrics: Metrics | None = None, *, has_campaign: bool = True
+    ) -> None:
+        """`has_campaign`: false for the login page of several campaigns, which has no store and no other pages."""
         self.app = app
         self.page = page
+        self.has_campaign = has_campaign
         self.metrics = metrics or Metrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,11 +102,12 @@ class Guard:
             await send(message)
 
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
-        uploads = path == UPLOAD and await run_in_threadpool(_is_lead, request)
+        uploads = self.has_campaign and path == UPLOAD and await run_in_threadpool(_is_lead, request)
         limits = (MAX_UPLOAD_BYTES, MAX_UPLOAD_SECONDS) if uploads else (MAX_BODY_BYTES, MAX_BODY_SECONDS)
         refusal = _refusal(request, path, self.page, limits[0])
         if refusal is None and path.startswith(PAGES):
-            refusal = await run_in_threadpool(_page_refusal, request, path)
+            refuse = _page_refusal if self.has_campaign else _door_refusal
+            refusal = await run_in_threadpool(refuse, request, path)
         await (refusal or self.app)(scope, _BoundedBody(receive, *limits), send_guarded)
 
 
@@ -168,11 +173,19 @@ def _refusal(request: Request, path: str, page: PageConfig, most_bytes: int) -> 
     return None
 
 
-def _page_refusal(request: Request, path: str) -> Response | None:
-    """Pages need a login, /lead/ a lead's; of Gradio's own routes, only those that pages need are open."""
-    mount, _, rest = path.lstrip("/").partition("/")
+def _door_refusal(request: Request, path: str) -> Response | None:
+    """Of Gradio's own routes, only those that pages need are open."""
+    _, _, rest = path.lstrip("/").partition("/")
     if rest and (request.method != "GET" or not rest.startswith(_GRADIO_NEEDS)):
         return JSONResponse({"detail": "not found"}, status_code=404)
+    return None
+
+
+def _page_refusal(request: Request, path: str) -> Response | None:
+    """Pages need a login, /lead/ a lead's."""
+    mount, _, rest = path.lstrip("/").partition("/")
+    if closed := _door_refusal(request, path):
+        return closed
     if mount == "login" or rest.startswith(_STATIC):
         return None
     session = session_of(request)

@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import ASGIApp
 
 from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.pages import PageConfig, mount_pages
@@ -28,7 +29,7 @@ from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.store import Store
 from labeling_ui.web import api, documents_api, export_api, items_api, lead_api, talk_api, upload_api, work_api
-from labeling_ui.web.accounts import needs_login
+from labeling_ui.web.accounts import LoginLimit, needs_login
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable
 from labeling_ui.web.metrics import Metrics, may_read
 from labeling_ui.web.proxies import ProxyMiddleware
@@ -49,8 +50,15 @@ KEEP_ALIVE_SECONDS = 75
 """Raters think longer than uvicorn's 5 seconds, and reconnecting costs two round trips, three with TLS."""
 
 
-def create_app(store: Store, page: PageConfig, aggregation: AggregationConfig | None = None) -> FastAPI:
-    """The whole application. `aggregation`: of exports from the page; by default, the default."""
+def create_app(
+    store: Store, page: PageConfig, aggregation: AggregationConfig | None = None, limit: LoginLimit | None = None
+) -> FastAPI:
+    """The application of a campaign.
+
+    Args:
+        aggregation: of exports from the page; by default, the default.
+        limit: on wrong passwords, if several campaigns of a server share it.
+    """
     figures = LatestFigures(store)
 
     @contextlib.asynccontextmanager
@@ -60,7 +68,8 @@ def create_app(store: Store, page: PageConfig, aggregation: AggregationConfig | 
         figures.close()
 
     app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.state.desk = Desk(store, page, Writer(store), figures, aggregation or AggregationConfig())
+    measure = aggregation or AggregationConfig()
+    app.state.desk = Desk(store, page, Writer(store), figures, measure, limit or LoginLimit())
     store.configure_document("guidelines", page.guideline_version, page.guidelines)
     store.configure_document("consent", page.consent_version, page.consent)
     if not needs_login(store):
@@ -82,9 +91,9 @@ def create_app(store: Store, page: PageConfig, aggregation: AggregationConfig | 
         app.add_api_route(path, handler, include_in_schema=False)
     for refusal in (RefusedError, StoreError, ConfigError):
         app.add_exception_handler(refusal, _refused)
-    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(RequestValidationError, malformed)
     for failure in (SQLAlchemyError, OSError):
-        app.add_exception_handler(failure, _unavailable)
+        app.add_exception_handler(failure, unavailable)
     mount_pages(app, page)
     return app
 
@@ -139,7 +148,7 @@ def _refused(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": printable(str(error))}, status_code=409)
 
 
-def _malformed(_request: Request, error: Exception) -> JSONResponse:
+def malformed(_request: Request, error: Exception) -> JSONResponse:
     """FastAPI's validation errors, without the values: a password must not appear in a reply."""
     faults = error.errors() if isinstance(error, RequestValidationError) else []
     return JSONResponse(
@@ -147,14 +156,14 @@ def _malformed(_request: Request, error: Exception) -> JSONResponse:
     )
 
 
-def _unavailable(_request: Request, error: Exception) -> JSONResponse:
+def unavailable(_request: Request, error: Exception) -> JSONResponse:
     """A full disk or a locked store: nothing was stored, and the page keeps the judgment and retries."""
     cause = error.__cause__ or error
     print(f"error: cannot use the label store: {cause}", file=sys.stderr, flush=True)
     return JSONResponse({"detail": "the label store is not available: nothing was stored"}, status_code=503)
 
 
-def run_server(app: FastAPI, listening: socket.socket, proxies: Sequence[str] = (), prefix: str = "") -> None:
+def run_server(app: ASGIApp, listening: socket.socket, proxies: Sequence[str] = (), prefix: str = "") -> None:
     """Serve until Ctrl-C, SIGTERM or SIGHUP.
 
     Args:

@@ -158,7 +158,7 @@ def serving(
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_up(address, process)
+        wait_until_up(address, process)
         yield address, process
     finally:
         if process.poll() is None:
@@ -176,7 +176,8 @@ def processes(module: str, about: str) -> list[int]:
     return found
 
 
-def _wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
+def wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
+    """Wait for a server that has been started."""
     for _ in range(300):
         if process.poll() is not None:
             raise RuntimeError(f"the server ended: {process.communicate()}")
