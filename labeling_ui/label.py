@@ -36,6 +36,7 @@ from labeling_ui.configuration import (
     GoldArguments,
     ImportArguments,
     LabelConfig,
+    SimulateConfig,
     StoreArguments,
     has_config,
     read_store_arguments,
@@ -52,7 +53,7 @@ from labeling_ui.quality.criteria import agreement_by_criterion, criterion_lines
 from labeling_ui.quality.judges import measure_judges
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.single import assessment_lines, measure_assessments
-from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
+from labeling_ui.simulate import refuse_people, simulate
 from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify

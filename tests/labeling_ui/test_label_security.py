@@ -69,7 +69,15 @@ def send(app: Any, method: str, path: str, body: object = None, **more: Any) -> 
 def test_texts_and_the_api_are_for_those_who_have_logged_in(site: tuple[str, Path]) -> None:
     address, _ = site
     with httpx.Client(base_url=address) as client:
-        for path in ("/label/login/", "/login/config", "/label/rate/config", "/openapi.json", "/label/lead/", "/rate/"):
+        for path in (
+            "/label/login/",
+            "/login/config",
+            "/label/rate/config",
+            "/openapi.json",
+            "/api/documents",
+            "/label/lead/",
+            "/rate/",
+        ):
             reply = client.get(path)
             assert not any(secret in reply.text for secret in SECRETS), path
             assert reply.headers["cache-control"] == "no-store", path
@@ -78,7 +86,7 @@ def test_texts_and_the_api_are_for_those_who_have_logged_in(site: tuple[str, Pat
         assert client.get("/login/gradio_api/heartbeat/x").status_code == 404
         token = client.post("/api/login", json={"username": "anna", "password": PASSWORD}).json()["csrf_token"]
         assert token
-        assert all(secret in client.get("/label/rate/config").text for secret in SECRETS)
+        assert all(secret in client.get("/label/api/documents").text for secret in SECRETS)
         assert "/api/next" in client.get("/label/openapi.json").json()["paths"]
 
 
