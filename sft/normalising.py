@@ -7,12 +7,15 @@ import unicodedata
 
 from tiebreak.records import Messages, Prompt, prompt_id
 
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff]")
+"""Control characters (category Cc) but for \\n and \\t, and characters of no width."""
+
 
 def normalise(text: str) -> str:
     """NFC, \\n line ends, no control or zero-width characters, no whitespace at line ends or around the whole."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-    text = unicodedata.normalize("NFC", re.sub("[\u200b\u2060\ufeff]", "", text))  # last: they may part what composes
+    text = _UNSEEN.sub("", text)
+    text = unicodedata.normalize("NFC", text)  # last: they may part what composes
     return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 

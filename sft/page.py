@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tiebreak.page.charts import count_bar
@@ -14,7 +15,7 @@ from tiebreak.page.numbers import number
 from tiebreak.page.tables import cell, heading, note, table
 
 Report = Mapping[str, Any]
-Lines = Sequence[Mapping[str, str]]
+Lines = Iterable[Mapping[str, str]]
 EXAMPLES = 4
 """of each step, of different kinds"""
 LONGEST = 600
@@ -211,18 +212,20 @@ def _balance(report: Report) -> Markup | None:
 
 def _examples(lines: Lines) -> Markup | None:
     """A few rows of each step and reason, with their differences."""
-    if not lines:
-        return None
-    by_step: dict[str, list[Mapping[str, str]]] = {}
+    counts: Counter[str] = Counter()
+    distinct: dict[str, dict[str, Mapping[str, str]]] = {}
     for line in lines:
-        by_step.setdefault(line.get("step") or _kind(line["reason"]), []).append(line)
+        kind = _kind(line["reason"])
+        step = line.get("step") or kind
+        counts[step] += 1
+        examples = distinct.setdefault(step, {})
+        if kind not in examples and len(examples) < EXAMPLES:
+            examples[kind] = line
     parts = []
-    for step, found in by_step.items():
-        distinct = {_kind(line["reason"]): line for line in reversed(found)}
-        shown = [*distinct.values()][::-1][:EXAMPLES]
-        parts.append(el("h3", f"{step} ", el("small", f"{number(len(shown))} of {number(len(found))}")))
-        parts += [_example(line) for line in shown]
-    return join(parts)
+    for step, examples in distinct.items():
+        parts.append(el("h3", f"{step} ", el("small", f"{number(len(examples))} of {number(counts[step])}")))
+        parts += [_example(line) for line in examples.values()]
+    return join(parts) if parts else None
 
 
 def _kind(reason: str) -> str:

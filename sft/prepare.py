@@ -9,34 +9,46 @@ prompts without an expert's answer.
 
 from __future__ import annotations
 
-import math
+import json
+import os
 import re
+import shutil
 import statistics
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sft.configuration import PrepareConfig, SplitShares
-from sft.normalising import normalise_completion, normalise_prompt
+from sft.duplicates import (
+    Codes,
+    DroppedRow,
+    Mask,
+    Numbers,
+    Side,
+    Table,
+    compare,
+    compared_text,
+    find_duplicates,
+    prompt_number,
+)
+from sft.measuring import Lengths, drop_long
 from sft.page import build_page
-from sft.steps.step import Entry, Ledger, Row, Step, build_steps, run_steps, with_progress
+from sft.reading import ReadRows, file_names, read_sources
+from sft.steps.running import KINDS, Journal, run_steps
+from sft.steps.step import build_steps
+from sft.store import WORK, RowFiles, RowPart, Store, Summary
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import Reading, Rules, drop_leaked, faults_of, read, settle
-from tiebreak.data.shapes import RecordKind
-from tiebreak.data.splits import named_splits
-from tiebreak.data.text import BadRow
-from tiebreak.errors import DataError, HandoffError, counted
+from tiebreak.errors import TiebreakError
 from tiebreak.records import (
     Demonstration,
-    Messages,
     Prompt,
     Split,
-    Tools,
-    content_id,
-    text_of,
     write_json,
     write_jsonl,
     write_text_atomically,
@@ -46,83 +58,66 @@ from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import track, track_again
 
-if TYPE_CHECKING:
-    from tiebreak.chat.chat import Chat
-
-
-@dataclass(frozen=True)
-class DroppedRow:
-    """A row that was left out, with place and reason."""
-
-    where: str
-    reason: str
-    text: str
-
-
-@dataclass
-class ValidRows:
-    """Valid rows, with their places."""
-
-    prompts: list[tuple[str, Prompt]] = field(default_factory=list)
-    demonstrations: list[tuple[str, Demonstration]] = field(default_factory=list)
-    dropped: list[DroppedRow] = field(default_factory=list)
-    read: Counter[str] = field(default_factory=Counter)
-    splits: dict[str, Split] = field(default_factory=dict)
-    """prompt id → the split that its rows name"""
-    normalised: int = 0
-    ledger: Ledger = field(default_factory=Ledger)
-
 
 def prepare(config: PrepareConfig) -> None:
     """The stage."""
-    sources = [*config.prompts, *config.demonstrations]
     with start_run(config, "prepare") as run:
         if run.finished:
             track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
-        steps = build_steps(config)
-        data = gather(config, run, steps)
-        drop_duplicates(data, config.near_duplicate, config.max_near_duplicate_share)
-        lengths = drop_long(data, config)
-        prompts, demonstrations = assign_splits(data, config.split)
-        write_jsonl(run.final / "prompts.jsonl", prompts)
-        write_jsonl(run.final / "demonstrations.jsonl", demonstrations)
-        names = file_names(sources)
-        dropped = [*data.ledger.lines(data.ledger.dropped), *map(vars, data.dropped)]
-        write_jsonl(run.final / "dropped.jsonl", [_by_name(one, names) for one in dropped])
-        if steps:
-            for name in ("changed", "flagged"):
-                entries: list[Entry] = getattr(data.ledger, name)
-                write_jsonl(run.final / f"{name}.jsonl", [_by_name(one, names) for one in data.ledger.lines(entries)])
-        if "balance" in config.steps:
-            write_jsonl(run.final / "gaps.jsonl", data.ledger.gap_lines())
-        report = data_report(data, prompts, demonstrations, lengths)
-        write_json(run.final / "report.json", report)
-        run.facts["counts"] = report["counts"]
-        run.facts |= {ANONYMISED: how} if (how := _anonymised(data.ledger)) else {}
-        shown = {name: data.ledger.lines(getattr(data.ledger, name)) for name in ("changed", "flagged")}
-        inputs = {name: one.source for name, one in run.inputs.items() if name.startswith("data_")}
-        page = build_page(report, inputs, shown["changed"], dropped, shown["flagged"])
-        write_text_atomically(run.folder / "report.html", page)
+        work = Store(run.folder / WORK, run.fingerprint)
+        try:
+            report = _write_data(config, run, work)
+        except TiebreakError:  # the next start may have other data, or another configuration
+            work.remove()
+            raise
+        work.remove()
         run.finish()
         track(run)
         say_report(run, report)
 
 
-def _anonymised(ledger: Ledger) -> dict[str, str]:
+def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
+    """All files of the run; returns the report."""
+    steps = build_steps(config)
+    read = read_sources(config, work, run)
+    rows, journal = run_steps(steps, read.rows, work)
+    compared = compare(rows, work, config.split.seed, config.near_duplicate)
+    dropped = find_duplicates(
+        compared,
+        config.near_duplicate,
+        config.max_near_duplicate_share,
+        lambda numbers, side: _texts(rows, numbers, side),
+    )
+    keep = np.ones(len(rows), dtype=bool)
+    keep[[one.number for one in dropped]] = False
+    lengths = drop_long(rows, keep, config, work)
+    dropped += lengths.dropped
+    counts = write_rows(rows, keep, assign_splits(compared, keep, config.split), compared, work, run.final)
+    names = file_names([*config.prompts, *config.demonstrations])
+    written = {"dropped": _listed(journal, rows, dropped, names)}
+    if steps:
+        written |= {kind: (_by_name(one, names) for one in journal.lines(kind)) for kind in ("changed", "flagged")}
+    for name, lines in written.items():
+        write_jsonl(run.final / f"{name}.jsonl", lines)
+    if "balance" in config.steps:
+        write_jsonl(run.final / "gaps.jsonl", journal.gap_lines())
+    report = data_report(read, journal, dropped, counts, lengths)
+    write_json(run.final / "report.json", report)
+    run.facts["counts"] = report["counts"]
+    run.facts |= {ANONYMISED: how} if (how := _anonymised(journal)) else {}
+    inputs = {name: one.source for name, one in run.inputs.items() if name.startswith("data_")}
+    shown = {kind: _lines_of(run.final / f"{kind}.jsonl") for kind in KINDS}
+    page = build_page(report, inputs, shown["changed"], shown["dropped"], shown["flagged"])
+    write_text_atomically(run.folder / "report.html", page)
+    return report
+
+
+def _anonymised(journal: Journal) -> dict[str, str]:
     """How the rows were anonymised, for the manifest; empty if they were not."""
-    facts = next((tally.facts for tally in ledger.tallies if "mode" in tally.facts), {})
+    facts = next((tally.facts for tally in journal.tallies if "mode" in tally.facts), {})
     return {key: str(facts[key]) for key in ("mode", "names") if key in facts}
-
-
-def file_names(sources: Sequence[str]) -> dict[str, str]:
-    """Each source's name in the run: its file's name, so that the same data makes the same run in any folder.
-
-    Sources keep their paths if two files have the same name.
-    """
-    names = {source: source if source.startswith("hub:") else Path(source).name for source in sources}
-    return names if len(set(names.values())) == len(names) else {source: source for source in sources}
 
 
 def _by_name(entry: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
@@ -137,335 +132,172 @@ def _named(text: str, names: Mapping[str, str]) -> str:
     return text
 
 
-def gather(config: PrepareConfig, run: Run | None = None, steps: Sequence[Step] = ()) -> ValidRows:
-    """Read and check every row of every source, and apply the steps.
-
-    Raises:
-        DataError: with every fault of every file.
-    """
-    data, rules = ValidRows(), Rules(config.columns, config.on_bad_row, run=run, stage="prepare")
-    names = file_names([*config.prompts, *config.demonstrations])
-    readings: list[Reading] = []
-    faults: list[str] = []
-    sources: tuple[tuple[RecordKind, list[str]], ...] = (
-        ("prompts", config.prompts),
-        ("demonstrations", config.demonstrations),
-    )
-    for wanted, source in ((wanted, source) for wanted, listed in sources for source in listed):
-        try:
-            readings.append(read(source, wanted, rules))
-        except DataError as error:
-            faults += error.faults or [str(error)]
-    for reading in readings:
-        _normalise_drafts(data, reading, names[reading.source])
-    if rules.on_bad_row == "drop":
-        drop_leaked(*readings)
-    faults += [fault for reading in readings if rules.on_bad_row == "refuse" for fault in faults_of(reading)]
-    if faults:
-        raise DataError(
-            f"{counted(len(faults), 'error')} in the data; nothing was written. Fix them, or set on_bad_row: drop",
-            faults,
-        )
-    drafts = [draft for reading in readings for draft in settle(reading, rules)]
-    rows, data.ledger = run_steps(steps, [Row(draft.where, draft.record, draft.split) for draft in drafts])
-    data.splits = named_splits((row.where, row.prompt.id, row.split) for row in rows)
-    for row in rows:
-        if isinstance(row.record, Demonstration):
-            data.demonstrations.append((row.where, row.record))
-        else:
-            data.prompts.append((row.where, row.record))
-    return data
+def _lines_of(path: Path) -> Iterator[Mapping[str, str]]:
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            yield from map(json.loads, lines)
 
 
-def _normalise_drafts(data: ValidRows, reading: Reading, name: str) -> None:
-    """Normalise the rows, each to be split by its normalised prompt. What is empty then is a bad row."""
-    data.read[reading.wanted] += reading.rows
-    kept = []
-    for draft in reading.drafts:
-        record = draft.placed(draft.split or "train")
-        shown = record if isinstance(record, Demonstration) else None
-        asked = record.prompt if isinstance(record, Demonstration) else record
-        prompt, changed = normalise_prompt(asked.model_copy(update={"source": asked.source or name}))
-        completion = normalise_completion(shown.completion) if shown else ""
-        if unseen := "prompt" if is_blank(prompt) else "completion" if shown and not _says(completion) else "":
-            reason = f"the {unseen} is empty but for characters that cannot be seen"
-            reading.bad.append(BadRow(draft.where, reason))
-            continue
-        data.normalised += changed or (shown is not None and completion != shown.completion)
-        answered = shown and shown.model_copy(update={"prompt": prompt, "completion": completion})
-        kept.append(replace(draft, prompt=prompt.id, record=answered or prompt))
-    reading.drafts = kept
+# --- dropped rows ---
 
 
-def _says(completion: str | Messages) -> bool:
-    return bool(completion) if isinstance(completion, str) else not completion[-1].is_empty
+def _texts(rows: RowFiles, numbers: Sequence[int], side: Side) -> list[str]:
+    """What is compared of these rows."""
+    found = {number: compared_text(row.record, side) for number, row in rows.at(numbers)}
+    return [found[number] for number in numbers]
 
 
-def is_blank(prompt: Prompt) -> bool:
-    """Whether the user's message is empty."""
-    return prompt.messages[-1].role == "user" and prompt.messages[-1].is_empty
+def _listed(
+    journal: Journal, rows: RowFiles, dropped: Sequence[DroppedRow], names: Mapping[str, str]
+) -> Iterator[dict[str, str]]:
+    """The lines of dropped.jsonl: rows dropped by steps, then the others."""
+    yield from (_by_name(one, names) for one in journal.lines("dropped"))
+    others = {number: row.where for number, row in rows.at(one.other for one in dropped if one.other is not None)}
+    for start, end in _ascending([one.number for one in dropped]):
+        group = dropped[start:end]
+        for one, (_, row) in zip(group, rows.at(one.number for one in group), strict=True):
+            reason = one.reason.format(others.get(one.other, "") if one.other is not None else "")
+            line = {"where": row.where, "reason": reason, "text": compared_text(row.record, one.side)}
+            yield _by_name(line, names)
 
 
-# --- duplicates ---
+def _ascending(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The longest runs of ascending numbers, each with its beginning and end."""
+    start = 0
+    for place in range(1, len(numbers) + 1):
+        if place == len(numbers) or numbers[place] <= numbers[place - 1]:
+            if place > start:
+                yield start, place
+            start = place
 
 
-def drop_duplicates(data: ValidRows, threshold: float, max_share: float = 1.0) -> None:
-    """Drop exact and near duplicates; a prompt that is also in a demonstration is dropped.
+# --- splits ---
 
-    Two answers to one prompt are two demonstrations, and both are kept.
-
-    Raises:
-        DataError: more than `max_share` of the rows are near duplicates.
-    """
-    data.demonstrations = _unique(
-        data.demonstrations,
-        lambda d: content_id("demonstration", d.prompt.id, d.completion),
-        lambda d: ComparedText(f"{_prompt_text(d.prompt)}\n{d.text}", d.prompt.tools),
-        Nearness(threshold, max_share, "demonstrations"),
-        data.dropped,
-    )
-    shown = {d.prompt.id: f"demonstration:{where}" for where, d in data.demonstrations}
-    before = [(where, d.prompt) for where, d in data.demonstrations]
-    kept: list[tuple[str, Prompt]] = []
-    for where, prompt in data.prompts:
-        if prompt.id in shown:
-            data.dropped.append(DroppedRow(where, f"the same prompt as {shown[prompt.id]}", _prompt_text(prompt)))
-        else:
-            kept.append((where, prompt))
-    everything = _unique(
-        [*before, *kept],
-        lambda p: p.id,
-        lambda p: ComparedText(_prompt_text(p), p.tools),
-        Nearness(threshold, max_share, "prompts"),
-        data.dropped,
-        keep_first=len(before),
-    )
-    data.prompts = everything[len(before) :]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-@dataclass(frozen=True)
-class ComparedText:
-    """Comparison keys of a row."""
-
-    text: str
-    tools: Tools
-
-    @property
-    def kind(self) -> tuple[str, ...]:
-        """Rows that differ in this are not duplicates: other numbers and other tools need other answers."""
-        return (*re.findall(r"\d+", self.text), *(content_id("tool", tool) for tool in self.tools))
-
-
-@dataclass(frozen=True)
-class Nearness:
-    """The definition of a duplicate."""
-
-    threshold: float
-    max_share: float
-    what: str
-
-
-FEW = 2
-"""Up to this many near duplicates are always allowed."""
-
-
-def _unique(
-    rows: Sequence[tuple[str, Any]],
-    identity: Callable[[Any], str],
-    compared: Callable[[Any], ComparedText],
-    nearness: Nearness,
-    dropped: list[DroppedRow],
-    keep_first: int = 0,
-) -> list[tuple[str, Any]]:
-    """`rows` without later duplicates. The first `keep_first` are compared against and never dropped."""
-    seen: dict[str, str] = {}
-    exact: list[tuple[str, Any]] = []
-    for number, (where, row) in enumerate(rows):
-        if number >= keep_first and identity(row) in seen:
-            dropped.append(DroppedRow(where, f"the same as {seen[identity(row)]}", compared(row).text))
-        else:
-            seen.setdefault(identity(row), where)
-            exact.append((where, row))
-    if nearness.threshold >= 1.0:
-        return exact
-    texts = [compared(row) for _, row in exact]
-    earlier = {n: found for n, found in _near(texts, nearness.threshold).items() if n >= keep_first}
-    _refuse_many(earlier, texts, nearness, len(exact) - keep_first)
-    for number, (other, overlap) in sorted(earlier.items()):
-        reason = f"near duplicate of {exact[other][0]} (overlap {overlap:.2f})"
-        dropped.append(DroppedRow(exact[number][0], reason, texts[number].text))
-    return [row for number, row in enumerate(exact) if number not in earlier]
-
-
-def _near(texts: Sequence[ComparedText], threshold: float) -> dict[int, tuple[int, float]]:
-    """`near_duplicates` among the texts of one kind."""
-    kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number, one in enumerate(texts):
-        kinds[one.kind].append(number)
-    return {
-        numbers[one]: (numbers[other], overlap)
-        for numbers in kinds.values()
-        for one, (other, overlap) in near_duplicates([trigrams(texts[n].text) for n in numbers], threshold).items()
-    }
-
-
-def _refuse_many(
-    earlier: Mapping[int, tuple[int, float]], texts: Sequence[ComparedText], nearness: Nearness, rows: int
-) -> None:
-    """Rows from a template look like copies: the user decides, not the threshold."""
-    if len(earlier) <= max(FEW, nearness.max_share * rows):
-        return
-    examples = [f"{texts[n].text[:80]!r} and {texts[other].text[:80]!r}" for n, (other, _) in sorted(earlier.items())]
-    raise DataError(
-        f"{len(earlier)} of {rows} {nearness.what} overlap an earlier one by {nearness.threshold:g} or more "
-        f"(near_duplicate), above max_near_duplicate_share ({nearness.max_share:g}): nothing was written. Keep them with "
-        "near_duplicate: 1 (then only exact copies are dropped), or drop them with max_near_duplicate_share: 1",
-        examples[:5],
-    )
-
-
-def trigrams(text: str) -> frozenset[tuple[str, ...]]:
-    """The word trigrams of a text, in lower case, without punctuation; the whole text if it has fewer words."""
-    words = re.findall(r"\w+", text.lower()) or [text]
-    if len(words) < 3:
-        return frozenset([tuple(words)])
-    return frozenset(zip(words, words[1:], words[2:], strict=False))
-
-
-def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float) -> dict[int, tuple[int, float]]:
-    """Near duplicates of earlier rows, by set overlap: number → (the earlier one, Jaccard overlap).
-
-    Exact, not sampled: by prefix filtering (Bayardo et al. 2007), two sets can only reach the threshold if they share one
-    of their |x| − ⌈t·|x|⌉ + 1 rarest members, so only those are looked up.
-    """
-    rarity = Counter(member for one in sets for member in one)
-    index: dict[Any, list[int]] = defaultdict(list)
-    found: dict[int, tuple[int, float]] = {}
-    for number, one in enumerate(sets):
-        ordered = sorted(one, key=lambda member: (rarity[member], member))
-        needed = math.ceil(threshold * len(ordered) - 1e-9)  # 0.56·25 is 14.000000000000002 in floating point
-        prefix = ordered[: len(ordered) - needed + 1]
-        candidates = sorted({other for member in prefix for other in index[member]})
-        for other in candidates:
-            overlap = len(one & sets[other]) / len(one | sets[other])
-            if overlap >= threshold:
-                found[number] = (other, overlap)
-                break
-        else:
-            for member in prefix:
-                index[member].append(number)
-    return found
-
-
-def _prompt_text(prompt: Prompt) -> str:
-    return text_of(prompt.messages)
-
-
-# --- lengths and splits ---
-
-
-def drop_long(data: ValidRows, config: PrepareConfig) -> dict[str, list[int]]:
-    """Drop rows longer than the limits; returns the lengths of the others in tokens.
-
-    Raises:
-        DataError: lists every row that the chat template refuses (unless on_bad_row: drop); or none is left.
-    """
-    from tiebreak.models.find import find_model
-    from tiebreak.models.tokenizers import load_chat
-
-    chat = load_chat(find_model(config.policy, trust_remote_code=config.trust_remote_code), config.chat)
-    lengths: dict[str, list[int]] = {"prompt_tokens": [], "completion_tokens": []}
-    unrendered: list[DroppedRow] = []
-    prompts: list[tuple[str, Prompt]] = []
-    for where, prompt in with_progress(data.prompts, "prompts measured"):
-        try:
-            length = len(chat.encode_prompt(prompt.messages, prompt.tools))
-        except HandoffError as error:
-            unrendered.append(DroppedRow(where, str(error), _prompt_text(prompt)))
-            continue
-        if length > config.max_prompt_tokens:
-            reason = f"the prompt has {length} tokens, more than max_prompt_tokens ({config.max_prompt_tokens})"
-            data.dropped.append(DroppedRow(where, reason, _prompt_text(prompt)))
-        else:
-            lengths["prompt_tokens"].append(length)
-            prompts.append((where, prompt))
-    demonstrations: list[tuple[str, Demonstration]] = []
-    for where, shown in with_progress(data.demonstrations, "demonstrations measured"):
-        try:
-            before, after = _token_counts(shown, chat)
-        except HandoffError as error:
-            unrendered.append(DroppedRow(where, str(error), _prompt_text(shown.prompt)))
-            continue
-        if before > config.max_prompt_tokens or after > config.max_completion_tokens:
-            reason = f"{before} + {after} tokens, more than max_prompt_tokens or max_completion_tokens"
-            data.dropped.append(DroppedRow(where, reason, _prompt_text(shown.prompt)))
-        else:
-            lengths["completion_tokens"].append(after)
-            demonstrations.append((where, shown))
-    if unrendered and (config.on_bad_row == "refuse" or not (prompts or demonstrations)):
-        faults = [f"{one.where}: {one.reason}" for one in unrendered]
-        raise DataError(f"{counted(len(faults), 'row')} cannot be rendered; nothing was written", faults)
-    data.dropped += unrendered
-    data.prompts, data.demonstrations = prompts, demonstrations
-    if not prompts and not demonstrations:
-        raise DataError("every row is longer than max_prompt_tokens or max_completion_tokens: raise them")
-    return lengths
-
-
-def _token_counts(shown: Demonstration, chat: Chat) -> tuple[int, int]:
-    """(tokens of the prompt, tokens after it) as SFT sees them."""
-    asked = shown.prompt.messages
-    before = len(chat.encode_prompt(asked, shown.prompt.tools))
-    examples = chat.encode_conversation((*asked, *shown.answers), True, shown.prompt.tools, len(asked))
-    return before, max(len(example.input_ids) for example in examples) - before
-
-
-def assign_splits(data: ValidRows, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:
-    """Give every prompt its split. Returns (all prompts, demonstrations).
+def assign_splits(compared: Table, keep: Mask, shares: SplitShares) -> NDArray[np.int8]:
+    """The split of each row's prompt, as its place in SPLITS. Rows that are not kept are not counted.
 
     Splits named in rows are kept (tiebreak.data.splits); other prompts are divided, counts to the nearest row. A row's
     split depends on the seed and its content alone, not on the order of the files.
     """
-    shown = {d.prompt.id: d.prompt for _, d in data.demonstrations}
-    bare = {p.id: p for _, p in data.prompts}
-    splits = dict(data.splits)
-    ranked = _ranked(bare.keys() - splits.keys(), shares.seed)
-    tests, validations = round(shares.test * len(ranked)), round(shares.validation * len(ranked))
-    for rank, identity in enumerate(ranked):
-        splits[identity] = "test" if rank < tests else "validation" if rank < tests + validations else "train"
-    ranked = _ranked(shown.keys() - splits.keys(), shares.seed)
-    for rank, identity in enumerate(ranked):
-        splits[identity] = "validation" if rank < round(shares.demonstrations_validation * len(ranked)) else "train"
-    prompts = [p.model_copy(update={"split": splits[p.id]}) for p in [*bare.values(), *shown.values()]]
-    by_id = {p.id: p for p in prompts}
-    return prompts, [d.model_copy(update={"prompt": by_id[d.prompt.id]}) for _, d in data.demonstrations]
+    splits = np.zeros(len(keep), dtype=np.int8)
+    bare: dict[Split, float] = {"test": shares.test, "validation": shares.validation}
+    shown: dict[Split, float] = {"validation": shares.demonstrations_validation}
+    for rows, held_out in ((keep & ~compared.is_demonstration, bare), (keep & compared.is_demonstration, shown)):
+        numbers = np.flatnonzero(rows)
+        splits[numbers] = _shared_out(compared.prompts[numbers], compared.ranks[numbers], compared.named, held_out)
+    return splits
 
 
-def _ranked(identities: Iterable[str], seed: int) -> list[str]:
-    return sorted(identities, key=lambda identity: content_id("rank", seed, identity))
+def _shared_out(
+    prompts: Codes, ranks: Codes, named: Mapping[str, Split], shares: Mapping[Split, float]
+) -> NDArray[np.int8]:
+    """The splits of prompts: as named; of the others the first by rank are held out, as many as the shares say."""
+    unique, first, places = np.unique(prompts, return_index=True, return_inverse=True)
+    splits = np.full(len(unique), -1, dtype=np.int8)
+    if named:
+        stated = np.array([prompt_number(identity) for identity in named], dtype=np.uint64)
+        found = np.minimum(np.searchsorted(unique, stated), max(len(unique) - 1, 0))
+        for place, number, split_of_prompt in zip(found.tolist(), stated.tolist(), named.values(), strict=True):
+            if len(unique) and int(unique[place]) == number:
+                splits[place] = SPLITS.index(split_of_prompt)
+    free = np.flatnonzero(splits < 0)
+    ranked = free[np.argsort(ranks[first[free]])]
+    splits[ranked] = SPLITS.index("train")
+    start = 0
+    for split, share in shares.items():
+        end = start + round(share * len(ranked))
+        splits[ranked[start:end]] = SPLITS.index(split)
+        start = end
+    return splits[places]
+
+
+# --- files ---
+
+
+def write_rows(
+    rows: RowFiles, keep: Mask, splits: NDArray[np.int8], compared: Table, work: Store, final: Path
+) -> Summary:
+    """Write prompts.jsonl (each prompt once) and demonstrations.jsonl; returns the rows by split, and the tags."""
+    kept = np.flatnonzero(keep)
+    _, first = np.unique(compared.prompts[kept], return_index=True)
+    is_first = np.zeros(len(keep), dtype=bool)
+    is_first[kept[first]] = True
+    last = _last_prompts(rows, kept, compared)
+
+    def of_part(task: tuple[RowPart, slice], stem: Path) -> Summary:
+        part, numbers = task
+        prompts: list[Prompt] = []
+        shown: list[Demonstration] = []
+        for number, row in zip(range(numbers.start, numbers.stop), part, strict=True):
+            if not keep[number]:
+                continue
+            prompt = last.get(row.prompt.id, row.prompt).model_copy(update={"split": SPLITS[splits[number]]})
+            if is_first[number]:
+                prompts.append(prompt)
+            if isinstance(row.record, Demonstration):
+                shown.append(row.record.model_copy(update={"prompt": prompt}))
+        write_jsonl(stem.with_suffix(".prompts"), prompts)
+        write_jsonl(stem.with_suffix(".demonstrations"), shown)
+        return {
+            "prompts": Counter(prompt.split for prompt in prompts),
+            "demonstrations": Counter(one.prompt.split for one in shown),
+            "tags": Counter(tag for prompt in prompts for tag in prompt.tags),
+        }
+
+    opened = work.begin("write")
+    counts: dict[str, Counter[str]] = {"prompts": Counter(), "demonstrations": Counter(), "tags": Counter()}
+    for one in opened.work(of_part, rows.slices(), len(rows), "rows written", lambda task: len(task[0])):
+        for name, counter in counts.items():
+            counter.update(one[name])
+    for name in ("prompts", "demonstrations"):
+        parts = (opened.folder / f"{number:05d}.{name}" for number in range(len(rows.parts)))
+        _join(parts, final / f"{name}.jsonl")
+    return counts
+
+
+def _last_prompts(rows: RowFiles, kept: Numbers, compared: Table) -> dict[str, Prompt]:
+    """Of prompts with several demonstrations, which may name other sources and tags, the last one, by its id."""
+    prompts, places, counts = np.unique(compared.prompts[kept], return_inverse=True, return_counts=True)
+    last = np.zeros(len(prompts), dtype=np.int64)
+    last[places] = kept  # of equal places the last one stays
+    return {row.prompt.id: row.prompt for _, row in rows.at(last[counts > 1].tolist())}
+
+
+def _join(parts: Iterable[Path], path: Path) -> None:
+    joined = path.with_name(f".{path.name}.joined")
+    with joined.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as content:
+                shutil.copyfileobj(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    joined.replace(path)
 
 
 # --- the report ---
 
 
 def data_report(
-    data: ValidRows, prompts: list[Prompt], demonstrations: list[Demonstration], lengths: dict[str, list[int]]
+    read: ReadRows, journal: Journal, dropped: Sequence[DroppedRow], counts: Summary, lengths: Lengths
 ) -> dict[str, Any]:
     """Counts of rows read and kept, lengths, and dropped rows by reason."""
-    reasons = Counter(re.sub(r"( of| as) .*|^the prompt has.*|^\d+ \+.*", _short, one.reason) for one in data.dropped)
-    by_steps = sum(tally.dropped for tally in data.ledger.tallies)
+    reasons = Counter(re.sub(r"( of| as) .*|^the prompt has.*|^\d+ \+.*", _short, one.reason) for one in dropped)
+    by_steps = sum(tally.dropped for tally in journal.tallies)
     return {
         "counts": {
-            "read": dict(data.read),
-            "normalised": data.normalised,
-            "dropped": len(data.dropped) + by_steps,
-            "prompts": dict(sorted(Counter(p.split for p in prompts).items())),
-            "demonstrations": dict(sorted(Counter(d.prompt.split for d in demonstrations).items())),
+            "read": dict(read.read),
+            "normalised": read.normalised,
+            "dropped": len(dropped) + by_steps,
+            "prompts": dict(sorted(counts["prompts"].items())),
+            "demonstrations": dict(sorted(counts["demonstrations"].items())),
         },
-        "lengths": {name: _quantiles(values) for name, values in lengths.items() if values},
+        "lengths": {name: _quantiles(values) for name, values in lengths.tokens.items() if len(values)},
         "dropped": dict(reasons.most_common()),
-        "tags": dict(Counter(tag for p in prompts for tag in p.tags).most_common()),
-        **({"steps": [asdict(tally) for tally in data.ledger.tallies]} if data.ledger.tallies else {}),
+        "tags": dict(counts["tags"].most_common()),
+        **({"steps": [asdict(tally) for tally in journal.tallies]} if journal.tallies else {}),
     }
 
 
@@ -473,8 +305,8 @@ def _short(match: re.Match[str]) -> str:
     return "too long" if match.group()[0] != " " else match.group(1)
 
 
-def _quantiles(values: list[int]) -> dict[str, float]:
-    ordered = sorted(values)
+def _quantiles(values: Numbers) -> dict[str, float]:
+    ordered = sorted(values.tolist())
     return {
         "min": ordered[0],
         "median": statistics.median(ordered),

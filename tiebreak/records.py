@@ -664,12 +664,16 @@ def assistant(text: str) -> Messages:
 # --- files ---
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write to a temporary file, fsync, rename: readers see the old file or the complete new one."""
+def write_text_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Write to a temporary file, fsync, rename: readers see the old file or the complete new one.
+
+    Args:
+        text: as a whole, or in pieces.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -696,7 +700,7 @@ def write_json(path: Path, value: object) -> None:
 def write_jsonl(path: Path, records: Iterable[BaseModel | dict[str, Any]]) -> None:
     """Write JSON Lines atomically."""
     rows = (r.model_dump(mode="json") if isinstance(r, BaseModel) else r for r in records)
-    write_text_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text_atomically(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def explain(error: ValidationError) -> Iterator[str]:

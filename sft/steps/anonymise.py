@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from sft.pii.finding import Finding
 from sft.pii.patterns import users_patterns
 from sft.pii.surrogates import surrogate
 from sft.pii.vault import secret_of, write_map
-from sft.steps.step import Entry, Ledger, Row, Step, empty_part, require_package, with_progress
+from sft.steps.step import Entry, Ledger, Row, Step, Tally, empty_part, require_package
 from tiebreak.errors import ConfigError
 from tiebreak.records import Demonstration, Messages, prompt_id
 
@@ -60,14 +61,16 @@ class Anonymise(Step):
             )
         needed = "anonymise.map" if self.map else "anonymise.mode: hash" if settings.mode == "hash" else ""
         self.secret = secret_of(settings.key_variable, needed) if needed else b""
+        if self.map is not None or settings.scope == "data":
+            self.order = "in order"
         self.everywhere = Scope()
         self.kept: dict[str, dict[str, str]] = {}
 
-    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
+    def run(self, rows: Sequence[Row], ledger: Ledger) -> list[Row]:
         found: Counter[str] = Counter()
         unsure: Counter[str] = Counter()
         kept = []
-        for row in with_progress(rows, "step anonymise"):
+        for row in rows:
             scope = self.everywhere if self.settings.scope == "data" else Scope()
             hidden: Counter[str] = Counter()
             doubtful: Counter[str] = Counter()
@@ -89,17 +92,20 @@ class Anonymise(Step):
                 ledger.drop(after, f"its {empty} is empty after {ledger.now.step}")
             else:
                 kept.append(after)
-        for kind, count in sorted(found.items()):
-            ledger.now.reasons[kind] = count
-        ledger.now.facts.update(
-            found=dict(sorted(found.items())),
-            unsure=dict(sorted(unsure.items())),
-            mode=self.settings.mode,
-            names="sought" if self.detector.names else NAMES_NOT_SOUGHT,
-        )
+        ledger.now.facts.update(found=dict(found), unsure=dict(unsure))
+        return kept
+
+    def finish(self, tally: Tally) -> None:
+        found, unsure = (dict(sorted(tally.facts.get(name, {}).items())) for name in ("found", "unsure"))
+        tally.reasons |= found
+        tally.facts = {
+            "found": found,
+            "unsure": unsure,
+            "mode": self.settings.mode,
+            "names": "sought" if self.detector.names else NAMES_NOT_SOUGHT,
+        }
         if self.map is not None:
             write_map(self.map, self.kept or {ALL_DATA: self.everywhere.values}, self.secret)
-        return kept
 
     def protect(self, text: str) -> str:
         """A text for the run's other files, without the values that this step hides in rows."""

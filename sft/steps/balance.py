@@ -36,19 +36,21 @@ _STOP_WORDS = frozenset(
 class Balance(Step):
     """The step."""
 
+    order = "all at once"
+
     def __init__(self, config: PrepareConfig) -> None:
         super().__init__(config)
         self.settings = config.balance
         require_package("sklearn", "balance")
         self.languages = require_package("py3langid", "balance")
 
-    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
-        unique = {row.prompt.id: row for row in rows}
+    def run(self, rows: Sequence[Row], ledger: Ledger) -> Sequence[Row]:
+        unique = {row.prompt.id: (row.prompt_text, row.prompt.tags) for row in rows}
         ordered = [unique[identity] for identity in sorted(unique)]
-        texts = [row.prompt_text for row in ordered]
+        texts, tags = [text for text, _ in ordered], [of_row for _, of_row in ordered]
         topics = topics_of(texts, self.settings.topics, self.settings.seed)
         values: dict[str, list[list[str]]] = {
-            "tag": [list(row.prompt.tags) for row in ordered],
+            "tag": [list(of_row) for of_row in tags],
             "topic": [[topic] for topic in topics],
             "language": [[self._language(text)] for text in texts],
             "length": [[length_of(text)] for text in texts],

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from sft.configuration import PrepareConfig
-from sft.steps.step import Ledger, Row, Step
+from sft.steps.step import Drop, Ledger, Row, RowStep, Tally
 from tiebreak.data.reading import Rules, read
 from tiebreak.errors import ConfigError
 from tiebreak.records import text_of
@@ -22,7 +22,7 @@ SHORTEST = 5
 """A test prompt of fewer words (“What is pH?”) is compared as a whole prompt, not looked for inside of rows."""
 
 
-class Contamination(Step):
+class Contamination(RowStep):
     """The step."""
 
     def __init__(self, config: PrepareConfig) -> None:
@@ -34,19 +34,20 @@ class Contamination(Step):
                 raise ConfigError(f"contamination.against: {source} has no prompts: {'; '.join(reading.lines())}")
             self.tests += [(draft.where, words_of(_asked(draft.record))) for draft in reading.drafts]
 
-    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
-        own = [(row.where, words_of(_asked(row.prompt))) for row in rows if row.split == "test"]
-        ledger.now.facts["test_prompts"] = len(self.tests) + len(own)
-        index = Index([*self.tests, *own], self.config.contamination.words, self.config.contamination.overlap)
-        kept = []
-        for row in rows:
-            found = None if row.split == "test" else index.find(words_of(_asked(row.prompt)), words_of(row.text))
-            if found is None:
-                kept.append(row)
-            else:
-                why, where = found
-                ledger.drop(row, f"{why} {where}", why)
-        return kept
+        self.index = Index([], config.contamination.words, config.contamination.overlap)
+
+    def begin(self, rows: Iterable[Row]) -> None:
+        self.tests += [(row.where, words_of(_asked(row.prompt))) for row in rows if row.split == "test"]
+        self.index = Index(self.tests, self.config.contamination.words, self.config.contamination.overlap)
+
+    def look(self, row: Row, ledger: Ledger) -> Row | Drop:
+        if row.split == "test":
+            return row
+        found = self.index.find(words_of(_asked(row.prompt)), words_of(row.text))
+        return row if found is None else Drop(" ".join(found), found[0])
+
+    def finish(self, tally: Tally) -> None:
+        tally.facts["test_prompts"] = len(self.tests)
 
 
 def _asked(prompt: object) -> str:

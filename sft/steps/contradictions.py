@@ -6,8 +6,10 @@ none. It drops nothing: people decide which answer is right.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from sft.steps.step import Ledger, Row, Step
 
@@ -19,11 +21,14 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 class Contradictions(Step):
     """The step."""
 
-    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
-        by_prompt: dict[str, list[Row]] = defaultdict(list)
+    order = "all at once"
+
+    def run(self, rows: Sequence[Row], ledger: Ledger) -> Sequence[Row]:
+        counts = Counter(_key(row) for row in rows if row.answers)
+        by_prompt: dict[int, list[Row]] = defaultdict(list)
         for row in rows:
-            if row.answers:
-                by_prompt[" ".join(row.prompt_text.casefold().split())].append(row)
+            if row.answers and counts[key := _key(row)] > 1:
+                by_prompt[key].append(row)
         for answered in by_prompt.values():
             for number, row in enumerate(answered):
                 for other in answered[:number]:
@@ -31,6 +36,12 @@ class Contradictions(Step):
                         ledger.flag(row, f"{why}, against {other.where}", why)
                         break
         return rows
+
+
+def _key(row: Row) -> int:
+    """A number that rows of one prompt share."""
+    text = " ".join(row.prompt_text.casefold().split())
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def clash(first: str, second: str) -> str:

@@ -1,24 +1,23 @@
 """A step of `tiebreak prepare`, the rows that it works on, and the ledger of what it did.
 
 A step has the name of its entry in sft.configuration.STEPS, is built from the configuration, and either looks at the
-rows one by one (`RowStep`) or at all of them (`Step`). It returns the rows to keep; what it changes, drops and flags
-goes to the ledger, which writes changed.jsonl, dropped.jsonl and flagged.jsonl.
+rows one by one (`RowStep`) or at some thousand of them (`Step`). It returns the rows to keep; what it changes, drops and
+flags goes to the ledger, and from there to changed.jsonl, dropped.jsonl and flagged.jsonl (sft.steps.running).
 """
 
 from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sft.configuration import STEPS
 from sft.normalising import normalise_completion, normalise_prompt
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.measures.functions import load_function, require_arguments, where_raised
 from tiebreak.records import Demonstration, Message, Messages, Prompt, Split, text_of
-from tiebreak.terminal.progress import progress
 
 if TYPE_CHECKING:
     from sft.configuration import PrepareConfig
@@ -66,21 +65,27 @@ class Row:
         def changed(messages: Messages) -> Messages:
             return tuple(map_message(one, change) if one.role in roles else one for one in messages)
 
-        prompt = self.prompt
-        prompt, _ = normalise_prompt(prompt.model_copy(update={"messages": changed(prompt.messages)}))
-        if isinstance(self.record, Prompt):
-            return replace(self, record=prompt)
-        completion: str | Messages = self.record.completion
+        asked = self.prompt
+        messages = changed(asked.messages)
+        completion: str | Messages = self.record.completion if isinstance(self.record, Demonstration) else ""
         if not isinstance(completion, str):
             completion = changed(completion)
-        elif "assistant" in roles:
+        elif completion and "assistant" in roles:
             completion = change(completion)
+        if messages == asked.messages and (isinstance(self.record, Prompt) or completion == self.record.completion):
+            return self  # normalised when it was read
+        prompt, _ = normalise_prompt(asked.model_copy(update={"messages": messages}))
+        if isinstance(self.record, Prompt):
+            return replace(self, record=prompt)
         update = {"prompt": prompt, "completion": normalise_completion(completion)}
         return replace(self, record=self.record.model_copy(update=update))
 
 
 def map_message(message: Message, change: Change) -> Message:
     """The message with all of its texts changed: content, thoughts, the arguments of its calls."""
+    if isinstance(message.content, str) and not message.tool_calls and message.reasoning_content is None:
+        content = change(message.content)
+        return message if content == message.content else message.model_copy(update={"content": content})
     calls = tuple(
         call.model_copy(
             update={
@@ -131,6 +136,20 @@ class Tally:
     def count(self, reason: str) -> None:
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
+    def add(self, other: Tally) -> None:
+        """Add what the step did to further rows. Facts are counts by kind."""
+        self.read += other.read
+        self.changed += other.changed
+        self.dropped += other.dropped
+        self.flagged += other.flagged
+        self.reasons = _sums(self.reasons, other.reasons)
+        for name, counts in other.facts.items():
+            self.facts[name] = _sums(self.facts.get(name, {}), counts)
+
+
+def _sums(counts: Mapping[str, int], further: Mapping[str, int]) -> dict[str, int]:
+    return {**counts, **{key: counts.get(key, 0) + count for key, count in further.items()}}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -160,30 +179,16 @@ def _unchanged(text: str) -> str:
 
 @dataclass
 class Ledger:
-    """The steps' changes, row by row."""
+    """A step's changes to some rows."""
 
-    tallies: list[Tally] = field(default_factory=list)
+    now: Tally
     changed: list[Entry] = field(default_factory=list)
     dropped: list[Entry] = field(default_factory=list)
     flagged: list[Entry] = field(default_factory=list)
     gaps: list[dict[str, Any]] = field(default_factory=list)
     """what the step `balance` found to be rare"""
     protect: Change | None = None
-    """removes personal data from entries that earlier steps made"""
-
-    @property
-    def now(self) -> Tally:
-        """The tally of the step at work."""
-        return self.tallies[-1]
-
-    def lines(self, entries: Sequence[Entry]) -> list[dict[str, str]]:
-        """Entries as written."""
-        return [entry.line(self.protect or _unchanged) for entry in entries]
-
-    def gap_lines(self) -> list[dict[str, Any]]:
-        """The gaps as written."""
-        protect = self.protect or _unchanged
-        return [{**gap, "examples": [protect(text) for text in gap["examples"]]} for gap in self.gaps]
+    """removes personal data; set after the step that does so in rows"""
 
     def change(self, before: Row, after: Row, reasons: Sequence[str]) -> None:
         """A row was changed."""
@@ -208,25 +213,37 @@ class Ledger:
         return Entry(row.where, self.now.step, reason, row.text, after, is_clean=self.protect is not None)
 
 
+Order = Literal["any", "in order", "all at once"]
+
+
 class Step(ABC):
-    """A step that looks at all rows."""
+    """A step. By default it works on some thousand rows at a time, whatever the others are."""
 
     name: ClassVar[str] = ""
+    order: Order = "any"
+    """any: a row's result depends on no other's; in order: it may depend on the rows before it; all at once: `run` gets all
+    rows, on disk, and changes none"""
 
     def __init__(self, config: PrepareConfig) -> None:
         self.config = config
 
+    def begin(self, rows: Iterable[Row]) -> None:  # noqa: B027 most steps need none
+        """Look at all rows before the first is worked on."""
+
     @abstractmethod
-    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
+    def run(self, rows: Sequence[Row], ledger: Ledger) -> Sequence[Row]:
         """The rows to keep, changed or not, in order; everything that is done to one is entered in the ledger."""
+
+    def finish(self, tally: Tally) -> None:  # noqa: B027 most steps need none
+        """Complete the tally, which is of all rows."""
 
 
 class RowStep(Step):
     """A step that looks at one row at a time."""
 
-    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
+    def run(self, rows: Sequence[Row], ledger: Ledger) -> list[Row]:
         kept = []
-        for row in with_progress(rows, f"step {ledger.now.step}"):
+        for row in rows:
             found = self.look(row, ledger)
             if isinstance(found, Drop):
                 ledger.drop(row, found.reason, found.kind)
@@ -241,22 +258,6 @@ class RowStep(Step):
         """The row to keep, or why it is dropped. What is changed is entered by the step, what is dropped is not."""
 
 
-MANY_ROWS = 10_000
-"""From this many rows on, progress is shown."""
-T = TypeVar("T")
-
-
-def with_progress(rows: Sequence[T], what: str) -> Iterator[T]:
-    """The rows, with a progress line where there are many."""
-    if len(rows) < MANY_ROWS:
-        yield from rows
-        return
-    with progress(len(rows), what) as bar:
-        for row in rows:
-            yield row
-            bar.advance(1)
-
-
 def empty_part(row: Row) -> str:
     """`prompt` or `completion`, whichever has no text; otherwise empty."""
     last = row.prompt.messages[-1]
@@ -267,6 +268,8 @@ def empty_part(row: Row) -> str:
 
 class UserStep(RowStep):
     """A user's function of (text, role), for each text of a row: it returns the text, or None to drop the row."""
+
+    order = "in order"  # it may remember texts
 
     def __init__(self, config: PrepareConfig, name: str, key: str) -> None:
         super().__init__(config)
@@ -339,14 +342,3 @@ def require_package(package: str, step: str, extra: str = "data") -> Any:
         raise ConfigError(
             f"steps: {step} needs {package.partition('.')[0]}: pip install 'tiebreak[{extra}]'"
         ) from error
-
-
-def run_steps(steps: Sequence[Step], rows: list[Row]) -> tuple[list[Row], Ledger]:
-    """The rows after all steps, and what was done."""
-    ledger = Ledger()
-    for step in steps:
-        ledger.tallies.append(Tally(step.name, read=len(rows)))
-        rows = step.run(rows, ledger)
-        if protect := getattr(step, "protect", None):
-            ledger.protect = protect
-    return rows, ledger

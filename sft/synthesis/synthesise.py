@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from sft.duplicates import trigrams
 from sft.normalising import normalise
-from sft.prepare import trigrams
 from sft.synthesis.configuration import PAPERS, SynthesiseConfig
 from sft.synthesis.methods import Draft, Material, draft_rows
 from sft.synthesis.page import build_page

@@ -85,7 +85,7 @@ def test_long_work_shows_its_progress(tmp_path: Path, tiny_model: Path, monkeypa
     words = ["prepare", "--prompts", json.dumps([str(source)]), "--policy", tiny_model, "--near-duplicate", "1"]
     steps = ["--steps", "repair", "anonymise", "--output"]
     assert "measured" not in run_here(*words, *steps, tmp_path / "few")[1]
-    monkeypatch.setattr("sft.steps.step.MANY_ROWS", 36)
+    monkeypatch.setattr("sft.store.MANY_ROWS", 36)
     status, err = run_here(*words, *steps, tmp_path / "many")
     assert status == 0, err
-    assert all(f"{what}: 36 of 36" in err for what in ("step repair", "step anonymise", "prompts measured"))
+    assert all(f"{what}: 36 of 36" in err for what in ("rows, step repair", "rows, step anonymise", "rows measured"))

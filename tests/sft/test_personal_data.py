@@ -226,7 +226,7 @@ def test_names_are_found_by_the_users_model(tmp_path: Path, tiny_model: Path) ->
 def test_a_speakers_name_is_hidden_and_the_prompts_id_follows() -> None:
     messages = (Message(role="user", name="erika", content="hi"),)
     step = Anonymise(PrepareConfig(output="x", prompts=["p.jsonl"], steps=["anonymise"]))
-    ledger = Ledger([Tally("anonymise")])
+    ledger = Ledger(Tally("anonymise"))
     (row,) = step.run([Row("p:1", Prompt(id=prompt_id(messages), messages=messages))], ledger)
     assert row.prompt.messages[0].name == "<PERSON_1>"
     assert row.prompt.id == prompt_id(row.prompt.messages) != prompt_id(messages)

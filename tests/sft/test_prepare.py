@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import read_rows, write_rows
 
-from sft.normalising import normalise
-from sft.prepare import (
-    PrepareConfig,
-    SplitShares,
-    ValidRows,
-    assign_splits,
-    file_names,
-    gather,
+from sft import duplicates, store
+from sft.configuration import PrepareConfig, SplitShares
+from sft.duplicates import (
+    Codes,
+    Table,
+    band_codes,
+    bands_of,
+    minhashes,
+    near_by_bands,
     near_duplicates,
-    prepare,
+    prompt_number,
+    trigram_codes,
     trigrams,
 )
+from sft.normalising import normalise
+from sft.prepare import SPLITS, assign_splits, prepare
+from sft.reading import file_names, read_sources
+from sft.store import Store
 from tiebreak.data.reading import read_demonstrations, read_prompts
 from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Message, Prompt, prompt_id
+from tiebreak.records import Message, Prompt, content_id, prompt_id
 from tiebreak.runs.run import read_manifest
 
 
@@ -95,7 +104,7 @@ def test_what_is_empty_but_for_unseen_characters_is_a_fault(tmp_path: Path) -> N
     )
     config = PrepareConfig(output="x", prompts=[str(prompts)], demonstrations=[str(shown)])
     with pytest.raises(DataError) as caught:
-        gather(config)
+        read_sources(config, Store(tmp_path / "work"))
     assert caught.value.faults == [
         f"{prompts}:2: the prompt is empty but for characters that cannot be seen",
         f"{shown}:1: the completion is empty but for characters that cannot be seen",
@@ -129,6 +138,127 @@ def test_near_duplicates_are_those_that_comparing_all_finds(threshold: float) ->
     assert all(len(sets[n] & sets[k]) / len(sets[n] | sets[k]) == overlap for n, (k, overlap) in found.items())
     if threshold < 1:
         assert expected
+
+
+def test_trigrams_as_numbers_overlap_as_the_trigrams_do() -> None:
+    texts = [
+        "",
+        "?!",
+        "!?",
+        "a",
+        "a b",
+        "b a",
+        "a b c",
+        "a b c a b c",
+        "Why are the Roots, brown?",
+        "why are the roots old",
+    ]
+    for one, other in itertools.product(texts, texts):
+        codes, others = (set(trigram_codes(text).tolist()) for text in (one, other))
+        assert len(codes & others) == len(trigrams(one) & trigrams(other))
+        assert len(codes) == len(trigrams(one))
+
+
+def drawn_sets(pick: random.Random) -> list[Codes]:
+    """Sets of numbers, many of which overlap."""
+    sets: list[Codes] = []
+    for _ in range(400):
+        members = set(pick.sample(range(10**6), pick.randrange(20, 60)))
+        if sets and pick.random() < 0.5:
+            other = pick.choice(sets).tolist()
+            members = {
+                *pick.sample(other, round(len(other) * pick.uniform(0.7, 1))),
+                *list(members)[: pick.randrange(4)],
+            }
+        sets.append(np.unique(np.array([*members], dtype=np.uint64)))
+    return sets
+
+
+def test_minhash_finds_what_the_exact_method_finds() -> None:
+    sets = drawn_sets(random.Random(0))
+    kinds = np.array([n % 2 for n in range(len(sets))], dtype=np.uint64)
+    expected: dict[int, tuple[int, float]] = {}
+    for kind in (0, 1):
+        there = np.flatnonzero(kinds == kind).tolist()
+        found = near_duplicates([frozenset(sets[n].tolist()) for n in there], 0.8)
+        expected |= {there[one]: (there[other], overlap) for one, (other, overlap) in found.items()}
+    assert len(expected) > 40
+    assert near_by_bands(band_codes(sets, kinds, *bands_of(0.8)), lambda n: sets[n], 0.8) == expected
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.95])
+def test_bands_are_as_long_as_recall_allows(threshold: float) -> None:
+    bands, hashes = bands_of(threshold)
+    assert bands * hashes <= 128
+    assert 1 - (1 - threshold**hashes) ** bands >= 0.999
+    longer = hashes + 1
+    assert 1 - (1 - threshold**longer) ** (128 // longer) < 0.999
+
+
+def test_minhashes_agree_as_often_as_sets_overlap() -> None:
+    """The share of equal hashes estimates the Jaccard overlap (Broder 1997): standard error .044 at .5 of 128 hashes."""
+    sets = [trigram_codes(" ".join(f"w{n}" for n in range(start, start + 302))) for start in (0, 100)]
+    first, second = minhashes(sets)
+    assert abs(float((first == second).mean()) - 200 / 400) < 4 * 0.044
+
+
+# --- parts, processes and kills ---------------------------------------------------------------------------------------
+
+
+def many_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Prompts and demonstrations with duplicates of every kind, repairs, contradictions and splits."""
+    text = "the lamp flickers when it is switched on in a cold room at night and nobody can tell us why that is so"
+    words = text.split()
+    prompts: list[dict[str, Any]] = [{"prompt": f"{' '.join(words[n % 5 :])} &amp; {n // 9}?"} for n in range(40)]
+    prompts[7]["split"] = "test"
+    shown = [
+        {"prompt": f"Is lamp {n // 3} safe in the bath?", "completion": ["Yes.", "No,   never.", "Yes."][n % 3]}
+        for n in range(30)
+    ]
+    return prompts, [*shown, {"prompt": prompts[3]["prompt"], "completion": "Because of <b>rust</b>.", "tags": ["a"]}]
+
+
+STEPS = {"steps": ["repair", "contamination", "contradictions", "quality"], "max_near_duplicate_share": 1}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "final").iterdir())}
+
+
+def test_parts_and_processes_change_no_byte(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = files_of(run(tmp_path / "whole", tiny_model, *many_rows(), **STEPS))
+    assert len(read_rows(tmp_path / "whole" / "run" / "final" / "dropped.jsonl")) > 20
+    monkeypatch.setattr(store, "PART_ROWS", 7)
+    assert files_of(run(tmp_path / "parts", tiny_model, *many_rows(), **STEPS)) == whole
+    monkeypatch.setattr(store, "MANY_ROWS", 1)
+    monkeypatch.setattr(duplicates, "EXACT_ROWS", 1)  # by MinHash
+    assert files_of(run(tmp_path / "processes", tiny_model, *many_rows(), **STEPS)) == whole
+    assert not (tmp_path / "processes" / "run" / "work").exists()
+
+
+def test_a_run_that_was_stopped_at_any_part_resumes_to_the_same_bytes(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start writes six more summaries, then stops."""
+    whole = files_of(run(tmp_path / "whole", tiny_model, *many_rows(), **STEPS))
+    monkeypatch.setattr(store, "PART_ROWS", 25)
+    real, starts, left = store.write_json, 0, 0
+
+    def until_none_is_left(path: Path, value: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        real(path, value)
+
+    monkeypatch.setattr(store, "write_json", until_none_is_left)
+    finished = None
+    while finished is None:
+        starts, left = starts + 1, 6
+        with contextlib.suppress(KeyboardInterrupt):
+            finished = run(tmp_path / "stopped", tiny_model, *many_rows(), **STEPS)
+    assert starts > 4
+    assert files_of(finished) == whole
 
 
 # --- what is dropped -------------------------------------------------------------------------------------------------
@@ -212,14 +342,26 @@ def test_lengths_are_those_of_the_models_own_template(tmp_path: Path, tiny_model
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
-def gathered(count: int, shown: int) -> ValidRows:
-    data = ValidRows()
-    data.prompts = [(f"p:{n}", make_prompt(f"Question {n}?")) for n in range(count)]
-    data.demonstrations = [
-        (f"d:{n}", Demonstration(prompt=make_prompt(f"Shown {n // 2}?"), completion=f"Answer {n}."))
-        for n in range(shown)
-    ]
-    return data
+def compared(count: int, shown: int, seed: int = 0) -> Table:
+    """So many prompts, and so many demonstrations of half as many prompts."""
+    prompts = [make_prompt(f"Question {n}?") for n in range(count)]
+    prompts += [make_prompt(f"Shown {n // 2}?") for n in range(shown)]
+    ranks = [int(content_id("rank", seed, prompt.id)[5:], 16) for prompt in prompts]
+    codes = np.array([prompt_number(prompt.id) for prompt in prompts], dtype=np.uint64)
+    is_shown = np.arange(count + shown) >= count
+    return Table(is_shown, codes, codes, np.array(ranks, dtype=np.uint64), {}, {}, [], np.array([0]), {})
+
+
+def splits_of(table: Table, shares: SplitShares) -> dict[int, str]:
+    """prompt → split; fails if one has two."""
+    found: dict[int, str] = {}
+    for code, split in zip(table.prompts.tolist(), every_split(table, shares), strict=True):
+        assert found.setdefault(code, split) == split
+    return found
+
+
+def every_split(table: Table, shares: SplitShares) -> list[str]:
+    return [SPLITS[n] for n in assign_splits(table, np.ones(len(table.prompts), dtype=bool), shares)]
 
 
 def test_a_prompt_in_two_splits_of_two_files_is_refused_or_its_held_out_rows_are_kept(
@@ -293,28 +435,19 @@ def test_a_conversation_whose_earlier_turns_the_template_rewrites_is_prepared(tm
 
 
 def test_the_shares_are_met_to_the_row_and_no_prompt_crosses() -> None:
-    prompts, demonstrations = assign_splits(gathered(50, 40), SplitShares(validation=0.1, test=0.3))
-    ids = [p.id for p in prompts]
-    assert len(ids) == len(set(ids)) == 70
-    bare = [p.split for p in prompts if p.messages[0].content.startswith("Question")]
-    assert {split: bare.count(split) for split in ("train", "validation", "test")} == {
-        "train": 30,
-        "validation": 5,
-        "test": 15,
-    }
+    table, shares = compared(50, 40), SplitShares(validation=0.1, test=0.3)
+    assert len(splits_of(table, shares)) == 70
+    found = every_split(table, shares)
+    assert Counter(found[:50]) == {"train": 30, "validation": 5, "test": 15}
     # 20 prompts have two demonstrations each: a tenth of the prompts is 2, so 4 demonstrations, and none is tested on
-    assert [d.prompt.split for d in demonstrations].count("validation") == 4
-    assert [d.prompt.split for d in demonstrations].count("test") == 0
-    by_id = {p.id: p.split for p in prompts}
-    assert all(by_id[d.prompt.id] == d.prompt.split for d in demonstrations)
+    assert Counter(found[50:]) == {"train": 36, "validation": 4}
 
 
 def test_splits_depend_on_content_and_seed_and_not_on_order() -> None:
-    data, turned = gathered(40, 0), gathered(40, 0)
-    turned.prompts.reverse()
-    splits = {p.id: p.split for p in assign_splits(data, SplitShares())[0]}
-    assert {p.id: p.split for p in assign_splits(turned, SplitShares())[0]} == splits
-    assert {p.id: p.split for p in assign_splits(gathered(40, 0), SplitShares(seed=1))[0]} != splits
+    table, shares = compared(40, 0), SplitShares()
+    turned = replace(table, prompts=table.prompts[::-1], ranks=table.ranks[::-1])
+    assert splits_of(turned, shares) == splits_of(table, shares)
+    assert splits_of(compared(40, 0, seed=1), shares) != splits_of(table, shares)
 
 
 def test_a_split_that_a_row_names_is_kept(tmp_path: Path, tiny_model: Path) -> None:

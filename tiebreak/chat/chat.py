@@ -494,7 +494,7 @@ class Chat:
         return list(rendered["assistant_masks"])
 
     def _encode(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self._raw_ids(text)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             raise HandoffError("the chat template writes two beginning-of-sequence tokens: fix the template")
@@ -505,6 +505,9 @@ class Chat:
                 "embeddings"
             )
         return ids
+
+    def _raw_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _up_to_end(self, rest: list[int], text: str) -> list[int]:
         """The assistant's tokens, up to and including its end of turn."""

@@ -112,6 +112,8 @@ class Reading:
     stage: str = ""
     rows: int = 0
     drafts: list[Draft] = field(default_factory=list)
+    stored: int = 0
+    """records that were put on disk instead of `drafts`"""
     bad: list[BadRow] = field(default_factory=list)
     shapes: Counter[str] = field(default_factory=Counter)
     ignored: dict[str, str] = field(default_factory=dict)
@@ -119,10 +121,15 @@ class Reading:
     left_out: Counter[str] = field(default_factory=Counter)
     """why valid rows hold no record of the wanted kind → number of rows"""
 
+    @property
+    def found(self) -> int:
+        """The number of its records."""
+        return len(self.drafts) + self.stored
+
     def lines(self) -> list[str]:
         """Lines to report: the shape, rows left out, and ignored columns."""
         shape = ", ".join(name if len(self.shapes) == 1 else f"{name}: {n}" for name, n in self.shapes.most_common())
-        made = "" if len(self.drafts) == self.rows - len(self.bad) else f", {len(self.drafts)} {self.wanted}"
+        made = "" if self.found == self.rows - len(self.bad) else f", {self.found} {self.wanted}"
         lines = [f"{self.source}: {counted(self.rows, 'row')} read as {shape or 'nothing'}{made}"]
         lines += [f"{self.source}: {count} left out: {reason}" for reason, count in self.left_out.most_common()]
         if self.ignored:
@@ -323,10 +330,55 @@ def read(source: str, wanted: RecordKind, rules: Rules = DEFAULT) -> Reading:
         DataError: the source as a whole cannot be read, or has none of the columns named in `columns`.
     """
     table = read_source(source, wanted)
-    _require_columns(table, rules, source)
-    reading = Reading(source, wanted, rules.stage, rows=len(table.rows) + len(table.bad), bad=list(table.bad))
+    require_columns(columns_of(table, rules), rules, source)
+    reading = Reading(source, wanted, rules.stage)
+    _take_table(reading, table, rules)
+    reading.bad.sort(key=lambda one: _place(one.where))
+    return reading
+
+
+def read_piece(source: str, wanted: RecordKind, table: Table, rules: Rules, has_splits: bool) -> Reading:
+    """A piece of a source of prompts or demonstrations, whose rows are read one by one.
+
+    Args:
+        has_splits: whether a row of the whole source names a split (`names_split`).
+    """
+    reading = Reading(source, wanted, rules.stage)
+    _take_table(reading, table, rules, has_splits)
+    return reading
+
+
+def join_pieces(source: str, wanted: RecordKind, pieces: Iterable[Reading], rules: Rules) -> Reading:
+    """What the pieces of a source say of it, without their rows."""
+    whole = Reading(source, wanted, rules.stage)
+    for piece in pieces:
+        whole.rows += piece.rows
+        whole.bad += piece.bad
+        whole.shapes.update(piece.shapes)
+        whole.left_out.update(piece.left_out)
+        whole.ignored |= {name: held for name, held in piece.ignored.items() if name not in whole.ignored}
+        whole.stored += piece.stored
+    whole.bad.sort(key=lambda one: _place(one.where))
+    return whole
+
+
+def names_split(table: Table, rules: Rules) -> bool:
+    """Whether a row names its split."""
+    rows = (Cells(_unnested(row), rules.columns, table.of_text) for _, row in table.rows)
+    return any(_names_split(cells) for cells in rows)
+
+
+def _names_split(cells: Cells) -> bool:
+    return "split" in cells and split_of(str(cells.values["split"])) is not None
+
+
+def _take_table(reading: Reading, table: Table, rules: Rules, has_splits: bool | None = None) -> None:
+    reading.rows += len(table.rows) + len(table.bad)
+    reading.bad += table.bad
+    wanted = reading.wanted
     rows = [(where, Cells(_unnested(row), rules.columns, table.of_text)) for where, row in table.rows]
-    has_splits = any(split_of(str(cells.values["split"])) for _, cells in rows if "split" in cells)
+    if has_splits is None:
+        has_splits = any(_names_split(cells) for _, cells in rows)
     rated: dict[str, list[PlacedRating]] = {}
     unsettled = shapes.unsettled_winner([cells for _, cells in rows]) if wanted == "preferences" else None
     for where, cells in rows:
@@ -345,8 +397,6 @@ def read(source: str, wanted: RecordKind, rules: Rules = DEFAULT) -> Reading:
             held = str(value)[:40] if name in _NAMED_FOREIGN and isinstance(value, str | int) else ""
             reading.ignored.setdefault(name, held)
     _take_rated(reading, rated, has_splits, dropping=rules.on_bad_row == "drop")
-    reading.bad.sort(key=lambda one: _place(one.where))
-    return reading
 
 
 def _unnested(row: dict[str, Any]) -> dict[str, Any]:
@@ -375,14 +425,32 @@ def _is_nested(value: object) -> bool:
 _NAMED_FOREIGN = ("split", "kind", "source", "tags", "label", "strength", "confidence", "agreement", "raters")
 
 
-def _require_columns(table: Table, rules: Rules, source: str) -> None:
-    wanted = {ours: theirs for ours, theirs in rules.columns.items() if theirs and not ours.startswith("message.")}
+def columns_of(table: Table, rules: Rules) -> tuple[set[str], set[str]]:
+    """(its columns, the fields of objects in them). Empty unless `columns` names some of the data's."""
+    wanted = _named_columns(rules)
+    if not wanted:
+        return set(), set()
     there = {name for _, row in table.rows for name in (*row, *open_objects(row, wanted.values()))}
-    for ours, theirs in wanted.items():
-        if theirs not in there and table.rows:
-            fields = {
-                f"{name}.{key}" for _, row in table.rows for name, of in row.items() if _is_object(of) for key in of
-            }
+    fields = {f"{name}.{key}" for _, row in table.rows for name, of in row.items() if _is_object(of) for key in of}
+    return there, fields
+
+
+def _named_columns(rules: Rules) -> dict[str, str]:
+    return {ours: theirs for ours, theirs in rules.columns.items() if theirs and not ours.startswith("message.")}
+
+
+def require_columns(columns: tuple[set[str], set[str]], rules: Rules, source: str) -> None:
+    """Refuse a source that lacks a column named in `columns`.
+
+    Args:
+        columns: as from `columns_of`.
+
+    Raises:
+        DataError: names the column, and those that there are.
+    """
+    there, fields = columns
+    for ours, theirs in _named_columns(rules).items():
+        if there and theirs not in there:
             raise DataError(
                 f"columns.{ours}: {source} has no column {theirs!r}; it has {', '.join(sorted(there | fields))}"
             )
@@ -607,9 +675,9 @@ def settle(reading: Reading, rules: Rules) -> list[Draft]:
     Raises:
         DataError: some rows cannot be used and dropping is off; or none is left.
     """
-    if reading.bad and (rules.on_bad_row == "refuse" or not reading.drafts):
+    if reading.bad and (rules.on_bad_row == "refuse" or not reading.found):
         raise DataError(_summary(reading, rules), faults_of(reading))
-    if not reading.drafts:
+    if not reading.found:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in reading.left_out.items()) or "it holds no rows"
         raise DataError(f"{reading.source}: no {reading.wanted} in it ({reasons})")
     say(*reading.lines())
@@ -622,7 +690,7 @@ def _summary(reading: Reading, rules: Rules) -> str:
     summary = f"{reading.source}: {len(reading.bad)} of {reading.rows} rows cannot be used as {reading.wanted}"
     if rules.on_bad_row == "drop":
         return f"{summary}, and none is left"
-    return f"{summary}: fix them, or set on_bad_row: drop" if reading.drafts else summary
+    return f"{summary}: fix them, or set on_bad_row: drop" if reading.found else summary
 
 
 def faults_of(reading: Reading) -> list[str]:

@@ -160,8 +160,9 @@ def _flatten(cells: Cells) -> None:
     question = cells.values.get("question")
     if isinstance(question, Mapping) and isinstance(question.get("full_text"), str):
         cells.values["question"] = question["full_text"]
-    names = next((names for names in PAIRS if _one_hot(cells, names)), None)
-    questions, first, second = (_turns_of(cells.values.get(name)) for name in ("prompt", *(names or ("", ""))))
+    questions = _turns_of(cells.values.get("prompt"))
+    names = next((names for names in PAIRS if _one_hot(cells, names)), None) if questions else None
+    first, second = (_turns_of(cells.values.get(name)) for name in names or ("", ""))
     if (
         names is None
         or not questions

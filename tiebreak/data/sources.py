@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,18 @@ from tiebreak.data.compression import COMPRESSED_ENDINGS
 from tiebreak.data.documents import DOCUMENT_ENDINGS, read_document
 from tiebreak.data.shapes import RecordKind
 from tiebreak.data.splits import split_of, variant_of
-from tiebreak.data.text import JSON_ENDINGS, TABLE_ENDINGS, Table, form_of, read_text_file
+from tiebreak.data.text import (
+    JSON_ENDINGS,
+    TABLE_ENDINGS,
+    Lines,
+    Table,
+    form_of,
+    is_lines_of_json,
+    line_batches,
+    read_text_file,
+    rows_of_lines,
+    table_of,
+)
 from tiebreak.errors import DataError, RunError
 
 ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, ".parquet")
@@ -48,6 +59,58 @@ class Part:
     name: str
     """`train_prefs`; empty if the name is not a split's"""
     read: Callable[[], Table]
+    file: Path | None = None
+    """the file that it is, if it is one"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a source: lines of a file of JSON Lines, not parsed yet, or a table."""
+
+    split: str
+    """the split in the name of its file or folder, if it names one that counts"""
+    path: Path | None = None
+    lines: Lines = ()
+    rows: Table | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of its lines or rows."""
+        return len(self.lines) or (len(self.rows.rows) if self.rows else 0)
+
+    def table(self) -> Table:
+        """Its rows."""
+        if self.rows is not None or self.path is None:
+            table = self.rows or Table()
+        else:
+            table = table_of(rows_of_lines(self.path, self.lines))
+        if self.split:
+            table.rows = [(where, {"split": self.split, **row}) for where, row in table.rows]
+        return table
+
+
+def pieces_of(source: str, wanted: RecordKind, size: int) -> Iterator[Piece]:
+    """The rows of a source in pieces of so many lines. JSON Lines are read bit by bit, other files whole.
+
+    Raises:
+        DataError: as `read_source`.
+    """
+    parts = _parts_of(source, wanted)
+    named = {split_of(part.name) for part in parts if part.name}
+    for part in parts:
+        split = part.name if len(named) > 1 else ""
+        if part.file is not None and _is_lines(part.file):
+            for lines in line_batches(part.file, size):
+                yield Piece(split, part.file, lines)
+            continue
+        table = part.read()
+        for start in range(0, max(len(table.rows), 1), size):
+            bad = table.bad if start == 0 else []
+            yield Piece(split, rows=Table(table.rows[start : start + size], bad, table.of_text))
+
+
+def _is_lines(path: Path) -> bool:
+    return path.is_file() and form_of(path) in JSON_ENDINGS and is_lines_of_json(path)
 
 
 def read_source(source: str, wanted: RecordKind) -> Table:
@@ -56,15 +119,7 @@ def read_source(source: str, wanted: RecordKind) -> Table:
     Raises:
         DataError: it is missing, unsupported or broken, or has more than one set of rows.
     """
-    path, splits = split_suffix(source)
-    if source.startswith("hub:"):
-        parts = _hub_parts(source)
-    elif not path.is_dir():
-        parts = [Part("", lambda: read_file(path))]
-    elif splits:
-        parts = _chosen(_folder_parts(path), splits, source)
-    else:
-        parts = _of_one_variant(_folder_parts(path), wanted, source)
+    parts = _parts_of(source, wanted)
     named = {split_of(part.name) for part in parts if part.name}
     table = Table()
     for part in parts:
@@ -73,6 +128,17 @@ def read_source(source: str, wanted: RecordKind) -> Table:
             read.rows = [(where, {"split": part.name, **row}) for where, row in read.rows]
         table.extend(read)
     return table
+
+
+def _parts_of(source: str, wanted: RecordKind) -> list[Part]:
+    path, splits = split_suffix(source)
+    if source.startswith("hub:"):
+        return _hub_parts(source)
+    if not path.is_dir():
+        return [Part("", lambda: read_file(path), path)]
+    if splits:
+        return _chosen(_folder_parts(path), splits, source)
+    return _of_one_variant(_folder_parts(path), wanted, source)
 
 
 def read_file(path: Path) -> Table:
@@ -174,7 +240,7 @@ def _folder_parts(folder: Path) -> list[Part]:
         raise DataError(
             f"{folder}: has {' and '.join(kinds)} files, which may hold the same rows twice: name the files to read"
         )
-    return [Part(_split_name(file, folder), lambda file=file: read_file(file)) for file in files]  # type: ignore[misc]
+    return [Part(_split_name(file, folder), lambda file=file: read_file(file), file) for file in files]  # type: ignore[misc]
 
 
 def _of_folder(file: Path, folder: Path) -> Table:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,8 @@ def read_text_file(path: Path) -> Table:
     """
     if form_of(path) in TABLE_ENDINGS:
         return _read_table(path, read_bytes(path))
-    if _is_lines_of_json(path):
-        table = Table()
-        for where, row in json_lines(path):
-            if isinstance(row, BadRow):
-                table.bad.append(row)
-            else:
-                table.rows.append((where, row))
-        return table
+    if is_lines_of_json(path):
+        return table_of(json_lines(path))
     return _read_json(path, read_bytes(path).removeprefix(b"\xef\xbb\xbf"))
 
 
@@ -80,7 +75,7 @@ def form_of(path: Path) -> str:
 # --- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def _is_lines_of_json(path: Path) -> bool:
+def is_lines_of_json(path: Path) -> bool:
     """Whether the first line is a complete value: the file is then JSON Lines, if others follow or its name says so.
 
     Raises:
@@ -103,9 +98,37 @@ def _is_lines_of_json(path: Path) -> bool:
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     """The rows of a file of JSON Lines, one at a time, each with its place."""
+    for lines in line_batches(path, 1):
+        yield from rows_of_lines(path, lines)
+
+
+Lines = Sequence[tuple[int, bytes | None]]
+"""Lines of a file with their numbers; None in the place of one that is too long."""
+
+
+def line_batches(path: Path, size: int) -> Iterator[Lines]:
+    """The lines of a file, in batches."""
     with open_bytes(path) as stream:
-        for number, line in lines_of(stream):
-            yield from _line(f"{path}:{number}", line.removeprefix(b"\xef\xbb\xbf") if line and number == 1 else line)
+        lines = lines_of(stream)
+        while batch := list(itertools.islice(lines, size)):
+            yield batch
+
+
+def rows_of_lines(path: Path, lines: Lines) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    """The rows of some lines of a file of JSON Lines, each with its place."""
+    for number, line in lines:
+        yield from _line(f"{path}:{number}", line.removeprefix(b"\xef\xbb\xbf") if line and number == 1 else line)
+
+
+def table_of(rows: Iterable[tuple[str, dict[str, Any] | BadRow]]) -> Table:
+    """Rows, and the lines that could not be read as one, as a table."""
+    table = Table()
+    for where, row in rows:
+        if isinstance(row, BadRow):
+            table.bad.append(row)
+        else:
+            table.rows.append((where, row))
+    return table
 
 
 def _line(where: str, line: bytes | None) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:

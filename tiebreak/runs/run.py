@@ -453,7 +453,7 @@ def folder_state(folder: Path, identity: Identity) -> tuple[str, str]:
 def _holds_nothing(folder: Path) -> bool:
     """Whether a folder has only remains of a failed start: no checkpoint, no labels, no other files."""
     entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    ours = {RESOLVED_CONFIG, RUN_FILE, TRACEBACK_FILE, LOCK, BAD_ROWS, "final", "checkpoints", "wandb"}
+    ours = {RESOLVED_CONFIG, RUN_FILE, TRACEBACK_FILE, LOCK, BAD_ROWS, "final", "checkpoints", "wandb", "work"}
     return entries <= ours and not checkpoints.marked(folder / "checkpoints")
 
 

@@ -11,7 +11,7 @@ import pytest
 from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 
 from sft.configuration import PrepareConfig
-from sft.prepare import drop_duplicates, gather, prepare
+from sft.prepare import prepare
 from tiebreak.command.cli import main
 from tiebreak.errors import DataError
 from tiebreak.runs.run import read_manifest
@@ -232,6 +232,7 @@ def test_a_template_of_words_is_refused_and_the_user_decides(tmp_path: Path, tin
 def test_prompts_that_offer_other_tools_are_no_duplicates(tmp_path: Path, tiny_model: Path) -> None:
     rows = [{"prompt": "What is the EC of my tank today?", "tools": [{"name": name}]} for name in ("ec", "ph", "ec")]
     source = write_rows(tmp_path / "prompts.jsonl", rows)
-    data = gather(PrepareConfig(output="x", prompts=[str(source)], policy=str(tiny_model)))
-    drop_duplicates(data, 0.8)
-    assert [prompt.tools[0]["function"]["name"] for _, prompt in data.prompts] == ["ec", "ph"]
+    settings = {"policy": str(tiny_model), "chat_template": "qwen3"}
+    prepare(PrepareConfig(output=str(tmp_path / "run"), prompts=[str(source)], **settings))
+    kept = read_rows(tmp_path / "run" / "final" / "prompts.jsonl")
+    assert [prompt["tools"][0]["function"]["name"] for prompt in kept] == ["ec", "ph"]

@@ -17,7 +17,9 @@ from evaluation.trained_on import leave_out_trained_on
 from preference.configuration import PPOConfig
 from preference.ppo.train import PPO
 from sft.configuration import PrepareConfig, SFTConfig
-from sft.prepare import gather
+from sft.duplicates import compare
+from sft.reading import read_sources
+from sft.store import Store
 from sft.train import SFT
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
 from tiebreak.data.splits import assign, is_held_out, partition, split_of, variant_of
@@ -139,8 +141,9 @@ def test_every_stage_holds_out_the_same_prompts(tmp_path: Path, named: int) -> N
     asked = ids(read_prompts(source, ["test"], rules), lambda one: one.id)
     assert asked == (tested if named else {identity(t) for t in texts})
     # of prepare, which shares the unnamed ones out to the row
-    gathered = gather(PrepareConfig(output="x", prompts=[source], demonstrations=[source]))
-    assert gathered.splits == {identity(t): split for t, split in names.items()}
+    work = Store(tmp_path / "work")
+    found = read_sources(PrepareConfig(output="x", prompts=[source], demonstrations=[source]), work).rows
+    assert compare(found, work, 0, 1.0).named == {identity(t): split for t, split in names.items()}
 
 
 @pytest.mark.parametrize("read", [read_demonstrations, read_preferences, lambda s, r: read_prompts(s, ["train"], r)])
