@@ -384,11 +384,10 @@ def minhashes(sets: Sequence[Codes]) -> Codes:
 def band_codes(sets: Sequence[Codes], kinds: Codes, bands: int, hashes: int) -> Codes:
     """A code of each band of each set; equal in sets of one kind whose hashes in it are equal. Shape: (sets, bands)."""
     least: Codes = minhashes(sets)[:, : bands * hashes].reshape(len(sets), bands, hashes)
-    codes: Codes = kinds[:, None] + np.arange(bands, dtype=np.uint64)
+    codes: Codes = kinds[:, None] + np.arange(bands).astype(np.uint64)
     with np.errstate(over="ignore"):
         for place in range(hashes):
-            one: Codes = least[:, :, place]
-            codes = _mixed(codes * _PLACES[0] + one)
+            codes = _mixed(codes * _PLACES[0] + least[:, :, place])
     return codes
 
 
