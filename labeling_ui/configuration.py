@@ -74,6 +74,10 @@ class LabelConfig(StageConfig):
     columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
     """names of columns, as Tiebreak's name: the name in the file of pairs, such as {prompt: question, response_a:
     left}; null: ignore the column"""
+    media: str | None = Field(default=None, exclude_if=lambda folder: folder is None)
+    """folder of the images and recordings of the pairs; they are checked, cleaned of EXIF and copied into the store"""
+    require_alt: bool = Field(default=False, exclude_if=lambda asked: not asked)
+    """refuse images and recordings without an `alt` text, which raters need who do not see or hear them"""
     judges: list[str] = Field(default_factory=list, exclude_if=lambda judges: not judges)
     """finished judge runs on these pairs: their judgments are added to the store, with raters of kind model; people
     still judge every pair"""

@@ -47,6 +47,7 @@ from labeling_ui.exchange.arms import arm_lines
 from labeling_ui.exchange.export import export, read_known_answers
 from labeling_ui.exchange.foreign import read_foreign, read_gold, read_own
 from labeling_ui.exchange.importing import import_records
+from labeling_ui.exchange.media import MediaConfig, add_media
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.criteria import agreement_by_criterion, criterion_lines
@@ -145,7 +146,7 @@ def read_some_pairs(config: LabelConfig) -> list[Pair]:
         return []
     identify_input(config.pairs)
     require(config.require, config.pairs)
-    pairs = read_pairs(config.pairs, config.columns)
+    pairs = read_pairs(config.pairs, config.columns, media=config.media is not None)
     if not pairs:
         raise HandoffError(f"{config.pairs} contains no pairs: there is nothing to judge")
     return pairs
@@ -156,6 +157,12 @@ def add_pairs(store: Store, config: LabelConfig, pairs: Sequence[Pair]) -> int:
     if not config.pairs and store.campaign():
         return 0
     identity = identify_input(config.pairs).id if config.pairs else ""
+    if config.media is not None:
+        without = add_media(store, pairs, MediaConfig(Path(config.media), config.require_alt))
+        if without:
+            show(
+                f"{counted(without, 'file')} of pairs without alt: raters who do not see or hear them cannot judge these"
+            )
     return store.add_pairs(
         pairs,
         overlap=config.overlap,

@@ -1,12 +1,14 @@
-"""A message's content: text, or a list of parts (text and images), in TRL's and OpenAI's forms.
+"""A message's content: text, or a list of parts (text, images, audio), in TRL's and OpenAI's forms.
 
     {"type": "text", "text": …}                           both; also input_text and output_text
     {"type": "image", "image": …}                         TRL
     {"type": "image"}, and a column `images`              TRL: a placeholder, which `tiebreak.data.images` fills
     {"type": "image_url", "image_url": {"url": …}}        OpenAI; also input_image
+    {"type": "audio", "audio": …}                         transformers: a path or URL
 
 All are read into the same records, so the same content has the same id in any form, and are written as TRL's first form.
-Text alone is always a string. Stages take text alone; they refuse images by name (`tiebreak.data.images`).
+Text alone is always a string. `tiebreak label` shows images and audio, which may have an `alt` text; the other stages take
+text alone, and refuse the rest by name (`tiebreak.data.images`).
 """
 
 from __future__ import annotations
@@ -49,19 +51,51 @@ class ImagePart(_Part):
     """a path or URL as the data writes it, or the image itself as a `data:` URL; None: a placeholder"""
     detail: Literal["auto", "low", "high"] | None = Field(default=None, exclude_if=_is_none)
     """OpenAI's resolution"""
+    alt: str | None = Field(default=None, max_length=2000, exclude_if=_is_none)
+    """what it shows, for raters who do not see it"""
+
+    @property
+    def file(self) -> str | None:
+        """The path or URL."""
+        return self.image
 
     @property
     def mark(self) -> str:
         """`[image cat.png]`: its place in a text that people read or that is compared."""
-        if self.image is None:
-            return "[image]"
-        if not self.image.startswith("data:"):
-            return f"[image {self.image}]"
-        kind = self.image.removeprefix("data:").partition(",")[0].partition(";")[0]
-        return f"[image {kind} sha256:{hashlib.sha256(self.image.encode()).hexdigest()[:_SHOWN_HASH]}]"
+        return _mark("image", self.image)
 
 
-Part = TextPart | ImagePart
+class AudioPart(_Part):
+    """A recording."""
+
+    type: Literal["audio"] = "audio"
+    audio: str = Field(min_length=1)
+    """a path or URL as the data writes it, or the recording itself as a `data:` URL"""
+    alt: str | None = Field(default=None, max_length=2000, exclude_if=_is_none)
+    """what is heard, for raters who do not hear it"""
+
+    @property
+    def file(self) -> str:
+        """The path or URL."""
+        return self.audio
+
+    @property
+    def mark(self) -> str:
+        """`[audio cat.mp3]`: its place in a text that people read or that is compared."""
+        return _mark("audio", self.audio)
+
+
+def _mark(kind: str, file: str | None) -> str:
+    if file is None:
+        return f"[{kind}]"
+    if not file.startswith("data:"):
+        return f"[{kind} {file}]"
+    media_type = file.removeprefix("data:").partition(",")[0].partition(";")[0]
+    return f"[{kind} {media_type} sha256:{hashlib.sha256(file.encode()).hexdigest()[:_SHOWN_HASH]}]"
+
+
+MediaPart = ImagePart | AudioPart
+Part = TextPart | ImagePart | AudioPart
 Parts = tuple[Annotated[Part, Field(discriminator="type")], ...]
 
 
@@ -87,7 +121,7 @@ def _type_of(part: object) -> str:
 
 
 def _read_part(part: object) -> Part:
-    if isinstance(part, TextPart | ImagePart):
+    if isinstance(part, TextPart | ImagePart | AudioPart):
         return part
     if isinstance(part, str):
         return TextPart(text=part)
@@ -99,7 +133,23 @@ def _read_part(part: object) -> Part:
         return _image_of(part, "image")
     if isinstance(part, Mapping) and part.get("type") in _IMAGE_URL_TYPES:
         return _image_of(part, "image_url")
+    if isinstance(part, Mapping) and part.get("type") == "audio" and part.keys() <= {"type", "audio", "alt"}:
+        return _audio_of(part)
     raise ValueError(": a message has text and images; remove the row or the part")
+
+
+def _audio_of(part: Mapping[str, Any]) -> AudioPart:
+    try:
+        return AudioPart(audio=image_of(part.get("audio")), alt=_alt_of(part))
+    except ValueError as error:
+        raise ValueError(f", and its audio is {error}: write {_FORMS['audio']}") from None
+
+
+def _alt_of(part: Mapping[str, Any]) -> str | None:
+    alt = part.get("alt")
+    if alt is not None and not isinstance(alt, str):
+        raise ValueError(f" with an alt that is a {type(alt).__name__}, not text")
+    return alt
 
 
 def _is_text(part: object) -> TypeGuard[Mapping[str, str]]:
@@ -114,21 +164,22 @@ def _image_of(part: Mapping[str, Any], key: str) -> ImagePart:
     if key == "image_url" and isinstance(value, Mapping):
         detail = value.get("detail", detail)
         value = {name: inner for name, inner in value.items() if name != "detail"}
-    if unknown := sorted(part.keys() - {"type", key, "detail"}):
+    if unknown := sorted(part.keys() - {"type", key, "detail", "alt"}):
         raise ValueError(f" with {', '.join(map(repr, unknown))}: write {_FORMS[key]}")
     if detail not in (None, "auto", "low", "high"):
         raise ValueError(f" with detail {detail!r}: it is auto, low or high")
     if value is None and key == "image":
-        return ImagePart(detail=detail)
+        return ImagePart(detail=detail, alt=_alt_of(part))
     if value is None:
         raise ValueError(f" without {key}: write {_FORMS[key]}")
     try:
-        return ImagePart(image=image_of(value), detail=detail)
+        return ImagePart(image=image_of(value), detail=detail, alt=_alt_of(part))
     except ValueError as error:
         raise ValueError(f", and its {key} is {error}: write {_FORMS[key]}") from None
 
 
 _FORMS = {
+    "audio": '{"type": "audio", "audio": PATH}',
     "image": '{"type": "image", "image": PATH or URL}',
     "image_url": '{"type": "image_url", "image_url": {"url": URL}}',
 }

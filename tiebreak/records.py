@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from tiebreak.content import ImagePart, Parts, TextPart, read_parts
+from tiebreak.content import ImagePart, MediaPart, Parts, TextPart, read_parts
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["human", "simulated", "model", "synthetic", "unstated"]
@@ -170,11 +170,29 @@ class Message(Record):
         return tuple(part for part in self.content if isinstance(part, ImagePart))
 
     @property
+    def media(self) -> tuple[MediaPart, ...]:
+        """Its images and recordings, in order."""
+        if isinstance(self.content, str):
+            return ()
+        return tuple(part for part in self.content if not isinstance(part, TextPart))
+
+    @property
     def display_text(self) -> str:
         """Its text, with `[image cat.png]` in the place of each image."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text if isinstance(part, TextPart) else part.mark for part in self.content)
+
+    @property
+    def numbered_text(self) -> str:
+        """Its text, with `[image 1]` and `[audio 2]` in the place of each: file names may tell who made them."""
+        if isinstance(self.content, str):
+            return self.content
+        numbers, text = iter(range(1, len(self.content) + 1)), ""
+        for part in self.content:
+            added = part.text if isinstance(part, TextPart) else f"[{part.type} {next(numbers)}]"
+            text += f" {added}" if text and not (text[-1].isspace() or added[:1].isspace()) else added
+        return text
 
     def map_text(self, change: Callable[[str], str]) -> Message:
         """The message with each of its texts changed."""
@@ -185,8 +203,8 @@ class Message(Record):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has neither text nor images nor calls."""
-        return not self.text.strip() and not self.images and not self.tool_calls
+        """Whether it has neither text nor images, audio or calls."""
+        return not self.text.strip() and not self.media and not self.tool_calls
 
     @property
     def is_plain(self) -> bool:
@@ -306,6 +324,19 @@ class Completion(Record):
     """the sampled token ids, end of turn included"""
     tokenizer_sha256: str | None = Field(default=None, exclude_if=_absent)
     """the tokenizer of `ids`"""
+    content: Parts | None = Field(default=None, exclude_if=_absent)
+    """the answer's parts, if it has images or audio; `text` then has a number in the place of each"""
+
+    @model_validator(mode="after")
+    def _says_the_same(self) -> Completion:
+        if self.content is not None and self.message.numbered_text != self.text:
+            raise ValueError("text and content of a completion differ: change both, or leave content out")
+        return self
+
+    @property
+    def message(self) -> Message:
+        """The answer as the assistant's message."""
+        return Message(role="assistant", content=self.text if self.content is None else self.content)
 
 
 class Selection(Record):
@@ -335,11 +366,19 @@ class Pair(Record):
     def _distinct(self) -> Pair:
         if len(self.completions) < 2:
             raise ValueError("a pair needs two or more completions")
-        if len({completion.text.strip() for completion in self.completions}) < len(self.completions):
+        if len({(completion.text.strip(), completion.content) for completion in self.completions}) < len(
+            self.completions
+        ):
             raise ValueError("two completions of the pair are the same: there is nothing to judge")
         if any(not completion.text.strip() for completion in self.completions):
             raise ValueError("a completion of the pair is empty")
         return self
+
+    @property
+    def media(self) -> tuple[MediaPart, ...]:
+        """Its images and recordings: the prompt's, then each completion's."""
+        answers = (one.message for one in self.completions if one.content is not None)
+        return tuple(part for message in chain(self.messages, answers) for part in message.media)
 
 
 class ModelVerdict(Record):

@@ -478,6 +478,18 @@ def _migrate_019_documents_and_identities(connection: Connection) -> None:
         connection.execute(sa.insert(PUBLICATIONS).values(seq=row.seq, at_ms=row.at_ms, **about))
 
 
+def _migrate_020_media(connection: Connection) -> None:
+    """Images and recordings of pairs."""
+    content = "BLOB" if connection.dialect.name == "sqlite" else "BYTEA"
+    _run_all(
+        connection,
+        "CREATE TABLE media_files (sha256 TEXT PRIMARY KEY, media_type TEXT NOT NULL, width INTEGER, height INTEGER, "
+        f"content {content} NOT NULL);\n"
+        "CREATE TABLE media_names (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES media_files (sha256), "
+        "source_sha256 TEXT NOT NULL);\n",
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -498,6 +510,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_017_rejections_taken_back,
     _migrate_018_review_sample,
     _migrate_019_documents_and_identities,
+    _migrate_020_media,
 )
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table, Text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
@@ -225,6 +225,22 @@ TURNS = Table(
     Column("taken_until_ms", BigInteger),
     Column("pair_id", String),
     Column("error", Text),
+)
+MEDIA_FILES = Table(
+    "media_files",
+    METADATA,
+    Column("sha256", String, primary_key=True),
+    Column("media_type", String),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("content", LargeBinary),
+)
+MEDIA_NAMES = Table(
+    "media_names",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("sha256", String),
+    Column("source_sha256", String),
 )
 SUBMISSIONS = Table(
     "submissions",

@@ -31,6 +31,8 @@ SCRIPTS = {
     "rate": (
         "call.js",
         "outbox.js",
+        "keys.js",
+        "media.js",
         "reading.js",
         "asking.js",
         "marking.js",
@@ -41,7 +43,17 @@ SCRIPTS = {
         "talk.js",
         "rate.js",
     ),
-    "lead": ("call.js", "disputes.js", "batches.js", "items.js", "people.js", "documents.js", "erasing.js", "lead.js"),
+    "lead": (
+        "call.js",
+        "media.js",
+        "disputes.js",
+        "batches.js",
+        "items.js",
+        "people.js",
+        "documents.js",
+        "erasing.js",
+        "lead.js",
+    ),
 }
 _KEY = re.compile(r"\[\[([\w.-]+)\]\]")
 
@@ -127,7 +139,7 @@ def _mount(app: FastAPI, page: PageConfig, names: Sequence[str]) -> None:
         gr.mount_gradio_app(
             app, build_page(name, page), path=f"/{name}", show_error=False, footer_links=[], run_history=False,
             ssr_mode=False, theme=build_theme(), root_path=f"{page.prefix}/{name}" if page.prefix else None,
-            css=_text("desk.css") + _text(f"{name}.css"),
+            css=_text("desk.css") + _text("formulas.css").replace("[[base]]", page.prefix) + _text(f"{name}.css"),
         )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ function layOutAsked(letters) {
   if (laidOut === letters.join('')) return;
   laidOut = letters.join('');
   const rows = questions().filter((one) => one.scale !== 'bar' || letters.length === 2).map((one) => rowOf(one, letters));
-  find('.aspects').replaceChildren(...(rows.length ? [make('kbd', {}, 'A')] : []), ...rows);
+  find('.aspects').replaceChildren(...(rows.length ? [keycap('a')] : []), ...rows);
   find('.aspects').hidden = !rows.length;
-  find('.flags').replaceChildren(make('kbd', {}, 'F'), ...props.value.flags.map((flag, n) => flagOf(flag, n, letters)));
+  find('.flags').replaceChildren(keycap('f'), ...props.value.flags.map((flag, n) => flagOf(flag, n, letters)));
 }
 
 function rowOf(one, letters) {
@@ -38,7 +38,7 @@ function fieldOf(one, letter) {
   const ends = one.scale === 'bar' ? [make('span', { class: 'end left' }, 'A'), make('span', { class: 'end right' }, 'B')] : [letter ? make('span', { class: 'end' }, letter) : null, null];
   return make('div', attributes, ends[0], ...optionsOf(one).map(([value, shown, name], n) => make('button', {
     type: 'button', role: 'radio', 'aria-checked': 'false', 'data-value': value, 'aria-label': `${label}: ${name}`, title: name,
-  }, ['bar', 'stars'].includes(one.scale) ? null : make('kbd', { class: 'digit' }, String(n + 1)), shown)), ends[1]);
+  }, ['bar', 'stars'].includes(one.scale) ? null : keycap(String(n + 1), { class: 'digit' }), shown)), ends[1]);
 }
 
 // The values of a scale: as JSON, as shown, and in words.
@@ -118,7 +118,7 @@ function restoreAsked(draft) {
 // --- flags: of the prompt, or of each answer
 
 function flagOf({ name, label, of }, n, letters) {
-  const digit = make('kbd', { class: 'digit' }, String(n + 1));
+  const digit = keycap(String(n + 1), { class: 'digit' });
   if (of === 'prompt') return make('label', { class: 'flag', title: words['flags.prompt'] }, make('input', { type: 'checkbox', value: name }), digit, label);
   if (letters.length === 1) return make('label', { class: 'flag' }, make('input', { type: 'checkbox', value: name, 'data-of': letters[0] }), digit, label);
   return make('div', { class: 'flag each', role: 'group', 'aria-label': label }, digit, label, ...letters.map((letter) => make('label', {},

@@ -58,7 +58,8 @@ async function openDispute(id) {
       make('button', { type: 'button', 'data-both_bad': true }, make('kbd', {}, 'B'), words.both_bad),
       make('button', { type: 'button', 'data-next': true }, make('kbd', {}, 'N'), words['disputes.next'])),
       make('span', { class: 'note' }, words['disputes.hint'])),
-  );
+  );  drawMedia(find('.case'));
+
 }
 
 function vote(judgment) {

@@ -156,7 +156,8 @@ function drawItem() {
       choose('none', words['items.gold.none']), choose('A', words['items.gold.A']), choose('B', words['items.gold.B']), choose('neither', words['items.gold.neither'])))),
     correction(),
     make('details', { class: 'about', open: true }, make('summary', {}, words['items.history']), make('ol', { class: 'history' }, ...item.history.map(happened))),
-  );
+  );  drawMedia(find('.item'));
+
 }
 
 function goldValue() {

@@ -12,7 +12,7 @@ const points = (text) => [...text].length;
 const marker = find('.marker');
 
 function layOutMarker() {
-  marker.replaceChildren(...labels().map(({ label }, n) => make('button', { type: 'button', 'data-mark': n }, make('kbd', {}, String(n + 1)), label)));
+  marker.replaceChildren(...labels().map(({ label }, n) => make('button', { type: 'button', 'data-mark': n }, keycap(String(n + 1)), label)));
 }
 
 // --- selecting: by mouse or touch in the text, or by keys in the source
@@ -209,7 +209,7 @@ function nextSource() {
 
 function keyInSource(event, letter) {
   if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const key = keyOf(event);
+  const key = pressedKey(event);
   const passage = selectedIn(letter);
   if (/^[1-9]$/.test(key) && passage) { selected = passage; mark(Number(key) - 1); }
   else if (key === 'Escape') closeSource(letter);

@@ -11,15 +11,15 @@ import re
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, ParseError, fromstring
 
-from latex2mathml.converter import convert_to_element
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 from labeling_ui.pages.latex import UnsupportedFormulaError, prepare
+from labeling_ui.pages.typesetting import typeset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,30 +45,44 @@ _ENVIRONMENT = re.compile(r"\\begin\{([A-Za-z]{1,30}\*?)\}")
 _OPENING = re.compile(r"\$\$|\\\[|\\begin\{")
 _CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)|\\[^\[\](b]", re.DOTALL)
 _CLOSINGS = {end: re.compile(rf"{re.escape(end)}|\\.|[{{}}]", re.DOTALL) for end in ("$$", "\\]", "\\)", "$")}
+MAX_MATHML_CHARACTERS = 200_000
 _MACROS = re.compile(
-    r"\\(?:def|edef|gdef|xdef|let|futurelet|newcommand|renewcommand|providecommand|newenvironment|renewenvironment|"
-    r"DeclareMathOperator|csname|input|include)\b"
+    r"\\(?:[egx]def|futurelet|newenvironment|renewenvironment|csname|input|include|href|url|includegraphics)\b"
 )
 _ELEMENTS = """
-math mrow mi mn mo ms mtext mspace mfrac msqrt mroot mstyle merror mpadded mphantom mfenced menclose msub msup msubsup
-munder mover munderover mmultiscripts mprescripts none mtable mtr mtd maligngroup malignmark
+math mrow mi mn mo ms mtext mspace mfrac msqrt mroot mstyle mpadded mphantom menclose msub msup msubsup munder mover
+munderover mmultiscripts mprescripts none mtable mtr mtd
 """
 _ATTRIBUTES = """
-display displaystyle scriptlevel mathvariant mathcolor mathsize stretchy fence separator form lspace rspace accent
-accentunder linethickness numalign denomalign columnalign rowalign columnspacing rowspacing columnlines rowlines frame
-width height depth minsize maxsize largeop movablelimits symmetric notation linebreak
+display displaystyle scriptlevel mathvariant mathcolor stretchy fence separator form lspace rspace accent accentunder
+linethickness width height depth voffset minsize maxsize largeop movablelimits symmetric notation
 """
-_ROWS = frozenset(("math", "mrow", "mstyle", "msqrt", "mtd"))
-_SCRIPTS = frozenset(("msub", "msup", "msubsup", "munder", "mover", "munderover"))
+_CLASSES = """
+tml-left tml-right tml-jot tml-small tml-tag tml-prime tml-vec tml-overline tml-underline tml-cancel upstrike downstrike
+tml-xcancel tml-cancelto menclose sout tml-fbox tml-hat-1 tml-hat-2 tml-hat-3 tml-hat-4 tml-tilde-2 tml-tilde-3
+tml-tilde-4 chr-sml chr-med chr-lrg chr-sml-vec chr-med-vec chr-lrg-vec mathcal mathscr longdiv-top longdiv-arc
+circle-pad textcircle actuarial tml-shift-left phasor-bottom phasor-angle
+"""
+_PADDINGS = (0.0, 0.14, 0.25, 0.4, 0.6, 1.0, 2.0)
+"""Paddings of cells, in em, that the style sheet has a class for: `left-0` to `left-6`, and likewise `right-`."""
+_STYLES = {
+    "padding:0": "bare",
+    "width:100%": "wide",
+    "width:50%": "half",
+    "text-align:left": "tml-left",
+    "text-align:right": "tml-right",
+    "position:relative": "around",
+    "position:absolute": "corner",
+    "margin-left:-0.1667em": "back",
+    "font-weight:bold": "bold",
+}
+_RULE = re.compile(r"border-(left|right|top|bottom):")
 _ALLOWED_ELEMENTS = frozenset(_ELEMENTS.split())
 _ALLOWED_ATTRIBUTES = frozenset(_ATTRIBUTES.split())
+_ALLOWED_CLASSES = frozenset(_CLASSES.split())
 _PLAIN_VALUE = re.compile(r"[\w .%#+-]{0,60}")
-_BOLD_ITALIC = {  # browsers support no other mathvariant than "normal"
-    **{chr(ord("A") + n): chr(0x1D468 + n) for n in range(26)},
-    **{chr(ord("a") + n): chr(0x1D482 + n) for n in range(26)},
-    **{chr(0x391 + n): chr(0x1D71C + n) for n in range(25)},
-    **{chr(0x3B1 + n): chr(0x1D736 + n) for n in range(25)},
-}
+_PADDING = re.compile(r"padding-(left|right):(\d+(?:\.\d+)?)(em|pt)")
+_COLOUR = re.compile(r"color:(#[0-9a-fA-F]{6})\b")
 
 
 def add_mathematics(markdown: MarkdownIt) -> MarkdownIt:
@@ -86,10 +100,12 @@ def render_formula(source: str, *, display: bool) -> str:
     if len(source) > MAX_FORMULA_CHARACTERS or _nesting(source) > MAX_NESTING or _MACROS.search(source):
         return plain
     try:
-        element = convert_to_element(prepare(source), display="block" if display else "inline")
+        element = fromstring(typeset(prepare(source), display=display))
         drawn = "".join(_write(element))
+        if len(drawn) > MAX_MATHML_CHARACTERS:
+            return plain
         return f"<span class='display'>{drawn}</span>" if display else drawn
-    except Exception:  # noqa: BLE001  invalid LaTeX raises a dozen kinds of error, RecursionError among them
+    except (UnsupportedFormulaError, ParseError, RecursionError):
         return plain
 
 
@@ -99,56 +115,49 @@ def show_source(source: str) -> str:
 
 
 def _write(element: Element) -> Iterator[str]:
-    if element.tag not in _ALLOWED_ELEMENTS or "mathbackground" in element.attrib:
+    if element.tag not in _ALLOWED_ELEMENTS:
         raise UnsupportedFormulaError(f"element {element.tag}")
-    if element.tag == "mtable":
-        _move_rules(element)
     yield f"<{element.tag}"
-    for name, value in element.attrib.items():
+    for name, value in _attributes(element):
         if name in _ALLOWED_ATTRIBUTES and _PLAIN_VALUE.fullmatch(value):
             yield f' {name}="{html.escape(value)}"'
+    if classes := _classes(element):
+        yield f' class="{" ".join(classes)}"'
     yield ">"
-    # The parser leaves entities in text nodes and copies markup from \text{…}: unescape, then escape.
-    yield html.escape(_text_of(element))
-    before = None
+    yield html.escape(element.text or "")
     for child in element:
-        if element.tag in _ROWS and before is not None and _needs_thin_space(before, child):
-            yield '<mspace width="0.167em"></mspace>'
         yield from _write(child)
-        before = child
+        yield html.escape(child.tail or "")
     yield f"</{element.tag}>"
 
 
-def _text_of(element: Element) -> str:
-    """An element's text; a command that the parser does not know is left in it as it was written."""
-    text = html.unescape(element.text or "")
-    if "\\" in text:
-        raise UnsupportedFormulaError(f"the command {text}")
-    if element.attrib.get("mathvariant") == "bold-italic":
-        return "".join(_BOLD_ITALIC.get(character, character) for character in text)
-    return text
+def _attributes(element: Element) -> Iterator[tuple[str, str]]:
+    yield from element.attrib.items()
+    colour = _COLOUR.search(element.get("style", ""))
+    if colour and _is_legible(colour[1]):
+        yield "mathcolor", colour[1]
 
 
-def _move_rules(table: Element) -> None:
-    """A table's rules, given to its rows and cells: browsers draw none for the whole table."""
-    below, beside = table.attrib.pop("rowlines", "").split(), table.attrib.pop("columnlines", "").split()
-    for row, rule in zip(table, below, strict=False):
-        row.set("rowlines", rule)
-    for row in table:
-        for cell, rule in zip(row, beside, strict=False):
-            cell.set("columnlines", rule)
+def _is_legible(colour: str) -> bool:
+    """Whether a colour is seen on a light and on a dark page, by its relative luminance (WCAG 2.1)."""
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.13 <= 0.2126 * red + 0.7152 * green + 0.0722 * blue <= 0.35
 
 
-def _needs_thin_space(before: Element, after: Element) -> bool:
-    """Whether TeX sets a thin space between two neighbours: one is a function's name, and neither is an operator."""
-    return "mo" not in (before.tag, after.tag) and (_is_name(before) or _is_name(after))
-
-
-def _is_name(element: Element) -> bool:
-    """Whether an element is a name of several letters, like `log`, with or without an index (`log₂`)."""
-    base = element[0] if element.tag in _SCRIPTS and len(element) else element
-    text = html.unescape(base.text or "")
-    return base.tag == "mi" and len(text) > 1 and text.isalpha()
+def _classes(element: Element) -> list[str]:
+    """The classes of ours in place of Temml's classes and inline styles; those without one are left out."""
+    found = [name for name in element.get("class", "").split() if name in _ALLOWED_CLASSES]
+    if element.tag == "mspace" and element.get("mathbackground"):
+        found.append("rule")
+    style = element.get("style", "").replace(": ", ":")
+    found += [name for part in style.split(";") if (name := _STYLES.get(part.strip()))]
+    found += ["tml-fbox"] if "border:" in style else []
+    found += [f"line-{side}" for side in _RULE.findall(style)]
+    for side, size, unit in _PADDING.findall(style):
+        em = float(size) / (1 if unit == "em" else 10)
+        found.append(f"{side}-{min(range(len(_PADDINGS)), key=lambda n: abs(_PADDINGS[n] - em))}")
+    return found
 
 
 def _nesting(source: str) -> int:

@@ -35,6 +35,7 @@ function show(pair) {
   prompt.replaceChildren(...pair.messages.map(turn));
   find('.answers').replaceChildren(...pair.answers.map(answer));
   find('.answers').style.setProperty('--columns', pair.answers.length);
+  drawMedia(find('.stage'));
   addCopyButtons();
   desk.dataset.task = pair.task;
   find('.title').textContent = isSingle() ? words[`title.${pair.task}`] : props.value.title;
@@ -77,10 +78,10 @@ function directionOf(text) {
 function answer({ text, html }, n) {
   const letter = LETTERS[n];
   const side = isSingle() ? 'only' : n === 0 ? 'left' : n === 1 ? 'right' : letter;
-  const editable = text.length <= MAX_EDITED_CHARACTERS && (!isSingle() || isReview());
+  const editable = text.length <= MAX_EDITED_CHARACTERS && (!isSingle() || isReview()) && !html.includes("<figure class='media'");
   return make('article', { class: 'answer', 'data-side': side, 'data-letter': letter, 'aria-label': say('answer', { letter }) },
     make('header', {}, make('h2', {}, isSingle() ? words.answered : letter),
-      ranks() ? make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1))) : null,
+      ranks() ? make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, keycap(String(n + 1))) : null,
       make('span', { class: 'note' }),
       props.value.spans.length ? make('button', { type: 'button', class: 'view', 'data-source': letter, 'aria-pressed': 'false', 'aria-label': say('source.aria', { letter }) }, words.source) : null,
       make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable, hidden: isSingle() && !isReview() }, words.edit)),
@@ -121,9 +122,9 @@ function layOutDock() {
   reason.placeholder = words[reasonNeeded()];
   find('.scale').append(...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', {
     type: 'button', 'data-answer': value, class: value === 0 ? 'tie' : value < 0 ? 'left' : 'right', 'aria-label': words[`scale.${value}`],
-  }, make('kbd', {}, String(value + 4)), make('span', { class: 'long' }, words[`scale.${value}`]), make('span', { class: 'short' }, words[`short.${value}`]), make('span', { class: 'tiny' }, words[`tiny.${value}`]))));
+  }, keycap(String(value + 4)), make('span', { class: 'long' }, words[`scale.${value}`]), make('span', { class: 'short' }, words[`short.${value}`]), make('span', { class: 'tiny' }, words[`tiny.${value}`]))));
   find('.skipping').append(...props.value.skip_reasons.map((name, n) => make('button', { type: 'button', 'data-reason': name },
-    make('kbd', {}, String(n + 1)), make('span', {}, words[`skip.${name}`]))),
+    keycap(String(n + 1)), make('span', {}, words[`skip.${name}`]))),
     make('button', { type: 'button', 'data-reason': '' }, make('kbd', {}, '↵'), make('span', {}, words['skip.plain'])),
     make('button', { type: 'button', 'data-back': true }, make('kbd', {}, 'Esc'), make('span', {}, words.back)));
 }
@@ -136,7 +137,7 @@ function layOutValues(task) {
     classify: () => props.value.classes.map((name) => [name, name]),
   }[task]();
   find('.values').replaceChildren(...steps.map(([value, name], n) => make('button', { type: 'button', 'data-step': JSON.stringify(value) },
-    make('kbd', {}, String(n + 1)), make('span', { dir: 'auto' }, name))));
+    keycap(String(n + 1)), make('span', { dir: 'auto' }, name))));
 }
 
 function restore(draft) {

@@ -69,7 +69,7 @@ function drawOrder() {
 function chip(letter) {
   const at = order.findIndex((group) => group.includes(letter));
   const label = at < 0 ? say('ranking.place', { letter }) : say('ranking.chip', { letter, place: 1 + at });
-  const key = at < 0 ? make('kbd', {}, String(1 + LETTERS.indexOf(letter))) : null; // the key that places it
+  const key = at < 0 ? keycap(String(1 + LETTERS.indexOf(letter))) : null; // the key that places it
   return make('button', { type: 'button', class: 'chip', 'data-chip': letter, 'aria-label': label }, letter, key);
 }
 

@@ -121,7 +121,7 @@ function clearWarning(...kinds) {
 function acknowledged(reply) {
   lastJudgment = reply.judgment_id;
   undoButton().disabled = false;
-  flash(say('saved', { answer: describe(reply.judgment) }));
+  flash(say('saved', { answer: describe(reply.judgment), key: labelOf('u') }));
   if (test || !reply.next) insist(mePath()).then(standWith, () => {});
   take(reply.next);
   fetchAhead();
@@ -235,6 +235,7 @@ function open(name) {
   else if (name === 'guidelines') openGuidelines();
   else {
     if (name === 'work') showWork();
+    if (name === 'bindings') { drawBindings(); bindNote(''); }
     card(name).showModal();
   }
 }
@@ -249,6 +250,9 @@ desk.addEventListener('click', (event) => {
   if (!button) return;
   if (button.closest('nav') && !button.dataset.size) toggleMenu(false);
   if (button.dataset.open) open(button.dataset.open);
+  else if (button.dataset.bind) askKey(button);
+  else if (button.dataset.bindings !== undefined) { card('keys').close(); open('bindings'); }
+  else if (button.dataset.resetKeys !== undefined) resetKeys();
   else if (button.dataset.menu !== undefined) toggleMenu(!find('nav').classList.contains('open'));
   else if (button.dataset.theme !== undefined) switchTheme();
   else if (button.dataset.size) resize(Number(button.dataset.size));
@@ -282,7 +286,7 @@ const PLAIN = {
 document.addEventListener('keydown', (event) => {
   if (event.isComposing || event.keyCode === 229 || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   const target = event.target.closest ? event.target : document.body;
-  const key = keyOf(event);
+  const key = pressedKey(event);
   if (target.closest(typing)) {
     if (key === 'Escape' || (key === 'Enter' && !event.shiftKey && (target === reason || target.dataset.comment))) {
       target.blur();
@@ -330,6 +334,7 @@ function actOf(key, shift, target) {
   if (letter === 'f') return () => enter('flags');
   if (letter === 'l' || letter === 'x') return () => toggleView(letter === 'l' ? 'linked' : 'wrap');
   if (letter === 'd') return toggleDifferences;
+  if (letter === 'i' && pictures().length) return nextPicture;
   if (letter === 'r' && !find('.reason').hidden) return () => { unfold(true); reason.focus(); };
   if (letter === 'k' && props.value.links) return () => { unfold(true); links.focus(); };
   if (desk.dataset.task === 'ranking') return rankAct(digit, key, letter, target);
@@ -434,6 +439,7 @@ async function begin() {
   csrfToken = me.csrf_token;
   raterId = me.rater_id;
   restoreView();
+  restoreKeys();
   find('[data-leave]').hidden = !csrfToken;
   find('.lead').hidden = !['lead', 'reviewer', 'observer'].includes(me.role);
   lastJudgment = me.last_judgment;

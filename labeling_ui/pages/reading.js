@@ -29,7 +29,7 @@ function resize(steps) {
 
 function toggleView(name) {
   changeView({ [name]: !view[name] });
-  flash(words[`view.${name}.${view[name] ? 'on' : 'off'}`]);
+  flash(say(`view.${name}.${view[name] ? 'on' : 'off'}`, { key: labelOf(name === 'linked' ? 'l' : 'x') }));
 }
 
 // --- code is copied by a button, which has no text of its own: the texts stay as they are
@@ -107,7 +107,7 @@ function toggleDifferences() {
   });
   CSS.highlights.set('differs', new Highlight(...ranges));
   differing = true;
-  flash(ranges.length ? say('differences', { n: ranges.length }) : words['differences.none']);
+  flash(ranges.length ? say('differences', { n: ranges.length, key: labelOf('d') }) : words['differences.none']);
 }
 
 // The words of a rendered text, with their places.

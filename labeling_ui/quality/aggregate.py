@@ -27,7 +27,7 @@ from labeling_ui.quality.reliability import (
 )
 from labeling_ui.quality.votes import Comparison
 from tiebreak.config import Section
-from tiebreak.records import MAX_STRENGTH, Completion, Judgment, Kind, Pair, Preference, assistant
+from tiebreak.records import MAX_STRENGTH, Completion, Judgment, Kind, Pair, Preference
 
 REASONS = ("preferred", "tie", "both_bad", "split", "skipped", "few_votes", "unsure", "flagged", "gold")
 
@@ -407,8 +407,8 @@ def _preference_builder(pair: Pair, group: Group, verdict: Verdict) -> Callable[
         chosen, rejected = completions[winner], completions[loser]
         return Preference(
             prompt=pair.messages,
-            chosen=assistant(chosen.text),
-            rejected=assistant(rejected.text),
+            chosen=(chosen.message,),
+            rejected=(rejected.message,),
             strength=_rounded(verdict.strength),
             margin=None if verdict.strength is None else round(verdict.strength / MAX_STRENGTH, 6),
             agreement=_rounded(verdict.agreement),

@@ -17,8 +17,8 @@ from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.pages import PageConfig
+from labeling_ui.pages.figures import render_answer, render_message
 from labeling_ui.pages.passages import show_passage
-from labeling_ui.pages.safe_markup import render
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Answer, Draft
 from labeling_ui.store.leads.documents import DOCUMENT_NAMES, Document
@@ -320,6 +320,10 @@ def completed(tx: Transaction, desk: Desk, rater_id: str, item_id: str, answer: 
         RefusedError: something required is missing, or a span is not within its answer.
     """
     given = with_ids(tx, desk, rater_id, item_id, answer)
+    if given.edited_text is not None and (item := st.ITEM.one(tx.connection, item=item_id)) is not None:
+        pair = desk.store.rules.load_pair(tx.connection, item.pair_id)
+        if any(one.content is not None for one in pair.completions):
+            raise RefusedError("answers with images or recordings cannot be edited")
     if given.value is not None and (item := st.ITEM.one(tx.connection, item=item_id)) is not None:
         desk.page.asked.refuse_value(item.task, given.value)
     if desk.page.asked.requires_something:
@@ -389,13 +393,15 @@ def as_json(assignment: Assignment, *, named: bool = False) -> dict[str, Any]:
     Args:
         named: with the completions' ids, for leads.
     """
-    texts = {completion.id: completion.text for completion in assignment.pair.completions}
+    answers = {completion.id: completion for completion in assignment.pair.completions}
+    texts = {name: answer.text for name, answer in answers.items()}
     letter_of = dict(zip(assignment.shown, LETTERS, strict=False))
+    media = assignment.media
     shown = [
-        {"id": name if named else letter_of[name], "text": texts[name], "html": render(texts[name])}
+        {"id": name if named else letter_of[name], "text": texts[name], "html": render_answer(answers[name], media)}
         for name in assignment.shown
     ]
-    messages = [{"role": m.role, "content": m.text, "html": render(m.text)} for m in assignment.pair.messages]
+    messages = [{"role": m.role, "content": m.text, "html": render_message(m, media)} for m in assignment.pair.messages]
     return {
         "pair_id": assignment.item_id,
         "task": assignment.task,

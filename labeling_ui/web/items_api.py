@@ -14,10 +14,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from labeling_ui.pages.safe_markup import render
+from labeling_ui.pages.figures import render_answer, render_message
 from labeling_ui.store.answers import storable
 from labeling_ui.store.leads.finding import JudgmentEntry, Search
 from labeling_ui.store.leads.rejecting import Selection
+from labeling_ui.store.work.assigning import media_of
 from labeling_ui.web.context import DeskOf, LeadWritingSession, printable, viewing_session
 from tiebreak.records import explain
 
@@ -74,12 +75,14 @@ def items(desk: DeskOf, page: Annotated[Page, Query()]) -> dict[str, Any]:
 def item(desk: DeskOf, pair_id: str) -> dict[str, Any]:
     """An item: its texts, its judgments, rejected ones too, and its history."""
     opened = desk.store.open_item(pair_id)
+    with desk.store.reading() as connection:
+        media = media_of(connection, opened.pair)
     compared = opened.item.task == "pair"
     return {
         **asdict(opened.item),
-        "messages": [{"role": one.role, "html": render(one.text)} for one in opened.pair.messages],
+        "messages": [{"role": one.role, "html": render_message(one, media)} for one in opened.pair.messages],
         "completions": [
-            {"id": one.id, "text": one.text, "html": render(one.text)}
+            {"id": one.id, "text": one.text, "html": render_answer(one, media)}
             for one in sorted(opened.pair.completions, key=lambda one: one.id != opened.first_id)
             if not compared or one.id in (opened.first_id, opened.second_id)
         ],

@@ -29,6 +29,8 @@ MAX_UPLOAD_SECONDS = 300
 UPLOAD = "/api/lead/pairs/upload"
 """The one address to which leads may send larger bodies."""
 _TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES} bytes, and must state its length"
+CACHED = ("/api/media/", "/fonts/")
+"""Images, recordings and a font, which have stricter headers of their own and may be kept by the browser."""
 PAGES = ("/rate", "/lead", "/login")
 
 _POLICY = "; ".join(
@@ -98,7 +100,8 @@ class Guard:
                 self.metrics.count(method, message["status"], time.monotonic() - begun)
                 reply_headers = MutableHeaders(scope=message)
                 for name, value in headers.items():
-                    reply_headers[name] = value
+                    if not (path.startswith(CACHED) and name in reply_headers):
+                        reply_headers[name] = value
             await send(message)
 
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]

@@ -19,16 +19,26 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from labeling_ui.database.errors import RefusedError, StoreError
-from labeling_ui.pages import PageConfig, mount_pages
+from labeling_ui.pages import FILES, PageConfig, mount_pages
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.store import Store
-from labeling_ui.web import api, documents_api, export_api, items_api, lead_api, talk_api, upload_api, work_api
+from labeling_ui.web import (
+    api,
+    documents_api,
+    export_api,
+    items_api,
+    lead_api,
+    media_api,
+    talk_api,
+    upload_api,
+    work_api,
+)
 from labeling_ui.web.accounts import LoginLimit, needs_login
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable
 from labeling_ui.web.metrics import Metrics, may_read
@@ -45,7 +55,9 @@ ROUTERS = (
     upload_api.router,
     work_api.router,
     export_api.router,
+    media_api.router,
 )
+MATH_FONT = FILES / "fonts" / "noto-sans-math.woff2"
 KEEP_ALIVE_SECONDS = 75
 """Raters think longer than uvicorn's 5 seconds, and reconnecting costs two round trips, three with TLS."""
 
@@ -86,6 +98,7 @@ def create_app(
         ("/readyz", health),
         ("/api/health", health),
         ("/metrics", metrics),
+        ("/fonts/noto-sans-math.woff2", math_font),
         ("/openapi.json", describe_api),
     ):
         app.add_api_route(path, handler, include_in_schema=False)
@@ -117,6 +130,11 @@ def web_manifest(desk: DeskOf) -> dict[str, str]:
 def icon() -> Response:
     """None; browsers request one."""
     return Response(status_code=204)
+
+
+def math_font() -> Response:
+    """The font of formulas, for systems that have none; the pages ask for it, not their users."""
+    return FileResponse(MATH_FONT, media_type="font/woff2", headers={"Cache-Control": "public, max-age=31536000"})
 
 
 def health(desk: DeskOf) -> dict[str, bool]:

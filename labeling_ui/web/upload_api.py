@@ -16,6 +16,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 
 from labeling_ui.database.errors import RefusedError
+from labeling_ui.exchange.media import MediaConfig, add_media, missing_media
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.campaign import Source
@@ -24,7 +25,7 @@ from labeling_ui.web.context import DeskOf, LeadWritingSession, printable
 from tiebreak.assessments import SingleAnswer
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.single import names_tasks, read_single_answers
-from tiebreak.errors import TiebreakError
+from tiebreak.errors import DataError, TiebreakError
 from tiebreak.records import Pair
 
 SHOWN = 3
@@ -54,11 +55,33 @@ def _upload(
     store: Store, content: bytes, name: str, batch: str, preview: bool, classes: Sequence[str]
 ) -> dict[str, Any]:
     pairs = _read(content, name)
+    _take_media(store, pairs, preview)
     if not classes and any(isinstance(one, SingleAnswer) and one.task == "classify" for one in pairs):
         raise RefusedError(f"{name} has answers to classify, and this campaign has no classes")
     source = Source(name, hashlib.sha256(content).hexdigest())
     new = store.upload_pairs(pairs, batch, source, preview=preview)
     return {"pairs": len(pairs), "new": new, "shown": _as_shown(pairs) if preview else []}
+
+
+def _take_media(store: Store, pairs: Sequence[Pair], preview: bool) -> None:
+    """Images and recordings that are in the file itself; others must be in the store.
+
+    Raises:
+        HTTPException: 422: some are missing or bad.
+    """
+    if missing := [name for name in missing_media(store, pairs) if not name.startswith("data:")]:
+        raise HTTPException(
+            422,
+            [
+                printable(f"{one}: no such file in the store: add it with the key media of label.yaml")
+                for one in missing[:20]
+            ],
+        )
+    if not preview:
+        try:
+            add_media(store, pairs, MediaConfig(None))
+        except DataError as error:
+            raise HTTPException(422, printable(str(error))) from error
 
 
 def _read(content: bytes, name: str) -> list[Pair]:
@@ -77,7 +100,9 @@ def _read(content: bytes, name: str) -> list[Pair]:
         file = Path(folder) / f"upload{''.join(PurePosixPath(name).suffixes[-2:])}"
         try:
             file.write_bytes(content)
-            pairs: list[Pair] = [*read_single_answers(str(file))] if names_tasks(str(file)) else read_pairs(str(file))
+            pairs: list[Pair] = (
+                [*read_single_answers(str(file))] if names_tasks(str(file)) else read_pairs(str(file), media=True)
+            )
         except TiebreakError as error:
             raise HTTPException(422, printable(str(error).replace(str(file), name))) from error
         except OSError as error:

@@ -265,6 +265,34 @@ def test_keys_of_other_layouts_and_scripts_judge(site: Site) -> None:
     page.wait_for_selector("[data-card=work][open]")
 
 
+def test_a_rater_chooses_keys_and_a_conflict_is_refused(site: Site) -> None:
+    page = site.open("keys of one's own")
+    on(page, 0)
+    press(page, "?")
+    page.click("[data-bindings]")
+    page.click("[data-bind='1']")
+    press(page, "s")
+    assert page.inner_text(".bind-note") == "S is already used for: skip"
+    press(page, "ArrowUp")
+    assert "fixed" in page.inner_text(".bind-note")
+    press(page, "Numpad9")
+    assert page.inner_text(".bind-note") == "Num 9 is now the key for: number 1"
+    press(page, "Escape")
+    assert page.inner_text("[data-answer='-3'] kbd") == "Num 9"
+    press(page, "1")  # its old key does nothing
+    page.reload()
+    on(page, 0)
+    press(page, "Numpad9")
+    on(page, 1)
+    press(page, "?")
+    page.click("[data-bindings]")
+    page.click("[data-reset-keys]")
+    press(page, "Escape", "1")
+    on(page, 2)
+    eventually(page, lambda: len(site.judgments("keys of one's own")) == 2, "two judgments")
+    assert [one.answer for one in site.judgments("keys of one's own")] == [-3, -3]
+
+
 def test_keys_are_dead_while_typing_and_what_is_typed_is_saved(site: Site) -> None:
     page = site.open("dead", after=4)
     on(page, 4)

@@ -578,8 +578,8 @@ class Chat:
 
     def _settle_thought(self, message: Message) -> Message:
         """A message with its thought in `reasoning_content`, or without it, according to `thinking`. Images are refused."""
-        if message.images:
-            raise HandoffError(f"{message.images[0].mark} in a message of the {message.role}: only text is rendered")
+        if message.media:
+            raise HandoffError(f"{message.media[0].mark} in a message of the {message.role}: only text is rendered")
         opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
         if message.role != "assistant":
             return message

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tiebreak.content import ImagePart, TextPart, image_of
+from tiebreak.content import ImagePart, Part, TextPart, image_of
 from tiebreak.data.columns import Cells
 from tiebreak.errors import DataError, counted
 from tiebreak.records import Demonstration, LabelledAnswer, Messages, Pair, Preference, Prompt
@@ -68,8 +68,8 @@ def _filled(messages: Messages, images: Sequence[ImagePart]) -> Messages:
         return messages
     rest = iter(images)
 
-    def fill(part: TextPart | ImagePart) -> TextPart | ImagePart:
-        if isinstance(part, TextPart) or part.image is not None:
+    def fill(part: Part) -> Part:
+        if not isinstance(part, ImagePart) or part.image is not None:
             return part
         return part.model_copy(update={"image": next(rest).image})
 
@@ -93,20 +93,23 @@ def _before_first_text(images: Sequence[ImagePart], prompt: Messages) -> Message
 # --- refusal -----------------------------------------------------------------------------------------------------------
 
 
-def require_text(messages: Messages, stage: str, column: str | None = None) -> None:
-    """Refuse images.
+def require_text(messages: Messages, stage: str, column: str | None = None, *, media_key: bool = False) -> None:
+    """Refuse images and audio.
 
     Args:
         column: the row's column that they come from, if no part refers to it.
+        media_key: whether the stage takes them with its key `media`.
 
     Raises:
         ValueError: a message has one; the error names it and the stage.
     """
     remedy = "remove the row or the part" if column is None else f"columns: {{{column}: null}} leaves the images out"
+    if media_key:
+        remedy = f"set media to the folder of the files, or {remedy}"
     for message in messages:
-        if message.images:
+        if message.media:
             raise ValueError(
-                f"{message.images[0].mark} in a message of the {message.role}: tiebreak {stage} takes only text; {remedy}"
+                f"{message.media[0].mark} in a message of the {message.role}: tiebreak {stage} takes only text; {remedy}"
             )
 
 

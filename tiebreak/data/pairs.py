@@ -31,12 +31,14 @@ _RECORD = ("id", "messages", "completions")
 _NO_COLUMNS: Mapping[str, str | None] = {}
 
 
-def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, stage: str = "label") -> list[Pair]:
+def read_pairs(
+    source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, stage: str = "label", *, media: bool = False
+) -> list[Pair]:
     """All pairs of a source. Reports how rows were read, and which of their columns were ignored.
 
     Args:
         columns: our name of a column → its name in the data.
-        stage: the stage that reads, which refuses images.
+        stage: the stage that reads, which refuses images and audio unless `media` is set.
 
     Raises:
         DataError: with every row that holds no pair.
@@ -54,11 +56,13 @@ def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, sta
         try:
             if _is_record(row):
                 record = Pair.model_validate(row)
-                require_text(record.messages, stage)
+                if not media:
+                    answers = (one.message for one in record.completions)
+                    require_text((*record.messages, *answers), stage, media_key=stage == "label")
                 pairs.append(_storable(record))
                 continue
             cells = Cells(_plain_names(row, columns), columns, of_text)
-            shape, pair = _pair_of(cells, stage)
+            shape, pair = _pair_of(cells, stage, media)
             pairs.append(_storable(pair))
             found[shape] += 1
             ignored |= dict.fromkeys(cells.unused())
@@ -95,12 +99,12 @@ def _plain_names(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> d
     return {name if name in kept or often[plain[name]] > 1 else plain[name]: value for name, value in row.items()}
 
 
-def _pair_of(cells: Cells, stage: str) -> tuple[str, Pair]:
+def _pair_of(cells: Cells, stage: str, media: bool) -> tuple[str, Pair]:
     shape, asked, answers = shapes.answers_to_judge(cells)
-    require_text(asked.prompt, stage, asked.image_column)
+    if not media:
+        require_text(asked.prompt, stage, asked.image_column, media_key=stage == "label")
     identity = prompt_id(asked.prompt, asked.tools)
-    texts = [_text(answer) for answer in answers]
-    completions = tuple(Completion(id=content_id("completion", identity, text), text=text) for text in texts)
+    completions = tuple(_completion(identity, answer, media) for answer in answers)
     pair = Pair(
         id=content_id("pair", identity, sorted(one.id for one in completions)),
         prompt_id=identity,
@@ -110,6 +114,16 @@ def _pair_of(cells: Cells, stage: str) -> tuple[str, Pair]:
         tools=asked.tools,
     )
     return shape, pair
+
+
+def _completion(identity: str, answer: Messages, media: bool) -> Completion:
+    if media and len(answer) == 1 and answer[0].model_copy(update={"content": ""}).is_plain:
+        content = answer[0].content
+        if not isinstance(content, str):
+            text = answer[0].numbered_text
+            return Completion(id=content_id("completion", identity, content), text=text, content=content)
+    text = _text(answer)
+    return Completion(id=content_id("completion", identity, text), text=text)
 
 
 def _text(answer: Messages) -> str:

@@ -25,7 +25,7 @@ from labeling_ui.database.schema import (
 )
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.pairs.items import beginning_of, shuffle_sides
-from labeling_ui.store.work.assigning import Assignment, Rules, active_rater
+from labeling_ui.store.work.assigning import Assignment, Rules, active_rater, media_of
 from labeling_ui.store.work.judging import build_judgment
 from tiebreak.records import Judgment
 
@@ -246,7 +246,8 @@ def _as_seen_by(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> As
     if item.withdrawn:
         raise RefusedError(f"pair {item_id} is withdrawn: restore it first")
     sides = _sides(item, lead_id, rules.seed(tx))
-    return Assignment(f"dispute-{item_id}", item_id, lead_id, sides, rules.load_pair(tx.connection, item.pair_id))
+    pair = rules.load_pair(tx.connection, item.pair_id)
+    return Assignment(f"dispute-{item_id}", item_id, lead_id, sides, pair, media=media_of(tx.connection, pair))
 
 
 def _sides(item: Any, lead_id: str, seed: int) -> tuple[str, str]:

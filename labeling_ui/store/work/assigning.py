@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import EventKind, Transaction
 from labeling_ui.store.pairs.items import Task, assignment_id, shuffle_all, shuffle_sides
+from labeling_ui.store.pairs.media import hashes_of
 from labeling_ui.store.work.standing import HELD, QualifyConfig, StopConfig, is_tested, next_question
 from tiebreak.assessments import SingleAnswer, is_single, read_judgment, read_pair
 from tiebreak.hashing import canonical_json
@@ -45,6 +46,8 @@ class Assignment:
     """completions in the order shown: left and right, all of a ranking, or the single one"""
     pair: Pair
     draft: dict[str, Any] | None = None
+    media: Mapping[str, str] = field(default_factory=dict)
+    """the hashes of the files that the pair refers to"""
 
     @property
     def left_id(self) -> str:
@@ -105,6 +108,11 @@ class Rules:
                 self._pairs.clear()
             self._pairs[pair_id] = pair
         return pair
+
+
+def media_of(connection: Connection, pair: Pair) -> dict[str, str]:
+    """The hashes of a pair's files: most pairs have none, and ask the database nothing."""
+    return hashes_of(connection, pair) if pair.media else {}
 
 
 def active_rater(connection: Connection, rater_id: str) -> Any:
@@ -173,7 +181,8 @@ def load_assignment(connection: Connection, rules: Rules, row: Any) -> Assignmen
     item = st.ITEM.one(connection, item=row.item_id)
     draft = st.DRAFT.one(connection, assignment=row.id)
     pair = rules.load_pair(connection, item.pair_id)
-    return Assignment(row.id, row.item_id, row.rater_id, shown_of(row), pair, json.loads(draft.body) if draft else None)
+    written, media = json.loads(draft.body) if draft else None, media_of(connection, pair)
+    return Assignment(row.id, row.item_id, row.rater_id, shown_of(row), pair, written, media)
 
 
 def shown_of(row: Any) -> tuple[str, ...]:
@@ -300,7 +309,7 @@ def assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion:
         lease_until_ms=now + rules.lease_ms,
         seq=tx.seq,
     )
-    return Assignment(identity, item.id, rater_id, shown, pair)
+    return Assignment(identity, item.id, rater_id, shown, pair, media=media_of(tx.connection, pair))
 
 
 def _lapse_expired(tx: Transaction) -> None:

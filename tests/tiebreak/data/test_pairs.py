@@ -145,7 +145,7 @@ def test_whole_conversations_as_preferences(tmp_path: Path) -> None:
         ),
         (
             {"prompt": "a", "response_a": "b", "response_b": "c", "image": "x.png"},
-            "[image x.png] in a message of the user: tiebreak label takes only text; columns: {image: null} leaves",
+            "[image x.png] in a message of the user: tiebreak label takes only text; set media to the folder of",
         ),
         (
             {

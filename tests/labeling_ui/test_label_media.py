@@ -1,0 +1,273 @@
+"""Images and recordings of pairs: what is shown is harmless, has no metadata, and reaches the export as it came."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import wave
+import zlib
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from test_label_api import Campaign, no_pages, run  # noqa: F401 - a fixture
+
+from labeling_ui.configuration import LabelConfig
+from labeling_ui.exchange.export import write_labels
+from labeling_ui.exchange.media import BadMediaError, MediaConfig, add_media, clean
+from labeling_ui.label import add_pairs, read_some_pairs
+from labeling_ui.quality.aggregate import AggregationConfig
+from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
+from labeling_ui.web.context import SESSION_COOKIE
+from tiebreak.data.pairs import read_pairs
+from tiebreak.errors import DataError
+from tiebreak.records import Pair
+
+
+def jpeg(size: tuple[int, int] = (40, 20), orientation: int = 6) -> bytes:
+    """A photo with a place, a name and a rotation in its EXIF, and a comment."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010E] = "SECRET-NAME"
+    exif.get_ifd(0x8825)[1] = "N"
+    out = io.BytesIO()
+    Image.new("RGB", size, "red").save(out, "JPEG", exif=exif, comment=b"SECRET-COMMENT")
+    return out.getvalue() + b"<script>SECRET-TAIL</script>"
+
+
+def png(size: tuple[int, int] = (8, 8), colour: str = "blue") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A bomb: a header that claims a size, and a few bytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1_000))) + chunk(b"IEND", b"")
+    )
+
+
+def wav(seconds: int = 1, rate: int = 8_000) -> bytes:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(1)
+        sound.setframerate(rate)
+        sound.writeframes(bytes([128]) * seconds * rate)
+    return out.getvalue()
+
+
+def gif(frames: int) -> bytes:
+    out = io.BytesIO()
+    pictures = [Image.new("RGB", (4, 4), (n % 250, n % 3, 200)) for n in range(frames)]
+    pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:], comment=b"SECRET")
+    return out.getvalue()
+
+
+MP3 = b"\xff\xfb\x90\x00" + bytes(413)
+"""A frame of 128 kbit/s, MPEG-1 layer III."""
+
+
+def test_what_is_shown_is_the_pixels_alone() -> None:
+    """Upright, as EXIF says; without EXIF, comment, or what follows the image."""
+    shown = clean(jpeg(), "image")
+    assert (shown.media_type, shown.width, shown.height) == ("image/jpeg", 20, 40)
+    assert b"SECRET" not in shown.content
+    again = Image.open(io.BytesIO(shown.content))
+    assert not again.getexif()
+    red, green, blue = again.convert("RGB").getpixel((10, 20))  # type: ignore[misc]
+    assert red > 240
+    assert max(green, blue) < 20
+    moving = clean(gif(3), "image")
+    assert getattr(Image.open(io.BytesIO(moving.content)), "n_frames", 1) == 3
+    assert b"SECRET" not in moving.content
+    transparent = io.BytesIO()
+    Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(transparent, "WEBP", lossless=True)
+    kept = Image.open(io.BytesIO(clean(transparent.getvalue(), "image").content))
+    assert kept.convert("RGBA").getpixel((0, 0))[3] == 0  # type: ignore[index]
+
+
+def test_a_recording_is_told_by_its_bytes_and_loses_its_tags() -> None:
+    tag = b"ID3\x04\x00\x00\x00\x00\x00\x0bSECRET-NAME"
+    assert clean(tag + MP3 + b"TAG" + b"SECRET".ljust(125), "audio").content == MP3
+    flac = b"fLaC\x00\x00\x00\x22" + bytes(10) + (44_100 << 44 | 44_100 * 60).to_bytes(8, "big") + bytes(16)
+    ogg = (
+        b"OggS\x00\x02"
+        + bytes(20)
+        + b"\x01\x13OpusHead"
+        + b"OggS\x00\x04"
+        + (48_000 * 5).to_bytes(8, "little")
+        + bytes(14)
+    )
+    kinds = [clean(raw, "audio").media_type for raw in (MP3, wav(), flac, ogg)]
+    assert kinds == ["audio/mpeg", "audio/wav", "audio/flac", "audio/ogg"]
+
+
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg' onload='window.pwned=1'><script>window.pwned=1</script></svg>"
+FLAC_OF_A_DAY = b"fLaC\x00\x00\x00\x22" + bytes(10) + (8_000 << 44 | 8_000 * 86_400).to_bytes(8, "big") + bytes(16)
+HOSTILE = {
+    "svg": ("image", SVG, "no PNG, JPEG, WebP or GIF"),
+    "html": ("image", b"<html><script>window.pwned=1</script>", "no PNG, JPEG, WebP or GIF"),
+    "html with an image's first bytes": ("image", b"GIF89a<script>window.pwned=1</script>" + bytes(20), "image"),
+    "tiff": ("image", b"II*\x00" + bytes(100), "no PNG, JPEG, WebP or GIF"),
+    "pdf": ("image", b"%PDF-1.7\n", "no PNG, JPEG, WebP or GIF"),
+    "a bomb": ("image", png_of(60_000, 60_000), "too many"),
+    "a wide bomb": ("image", png_of(2**31 - 1, 1), "too many"),
+    "cut off": ("image", png_of(3_000, 3_000), "damaged"),
+    "many frames": ("image", gif(400), "too many"),
+    "nothing": ("image", b"", "no PNG, JPEG, WebP or GIF"),
+    "too many bytes": ("image", b"\xff\xd8\xff" + bytes(20_000_000), "bytes: at most"),
+    "an image as a recording": ("audio", png(), "no WAV, MP3, Ogg or FLAC"),
+    "text as a recording": ("audio", b"ID3 is a tag, and this is text", "no WAV, MP3, Ogg or FLAC"),
+    "half a wav": ("audio", wav()[:30], "damaged"),
+    "a day of sound": ("audio", FLAC_OF_A_DAY, "minutes: at most"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused(name: str) -> None:
+    kind, raw, reason = HOSTILE[name]
+    with pytest.raises(BadMediaError, match=reason):
+        clean(raw, kind)
+
+
+def asked(image: str, alt: str | None = "a leaf") -> list[dict[str, Any]]:
+    part = {"type": "image", "image": image} | ({"alt": alt} if alt else {})
+    return [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}]
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> tuple[Campaign, LabelConfig]:
+    """One pair with an image in its prompt, an image in one answer and a recording in the other."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "leaf.jpg").write_bytes(jpeg())
+    (folder / "model-x.png").write_bytes(png())
+    (folder / "model-y.wav").write_bytes(wav())
+    row = {
+        "prompt": asked("leaf.jpg"),
+        "response_a": [
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "text", "text": "A leaf:"},
+                    {"type": "image", "image": "model-x.png", "alt": "blue"},
+                ],
+            }
+        ],
+        "response_b": [
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "Listen:"}, {"type": "audio", "audio": "model-y.wav"}],
+            }
+        ],
+    }
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    config = LabelConfig(output=str(tmp_path / "label"), pairs=str(tmp_path / "pairs.jsonl"), media=str(folder))
+    store = Store.open(config.store_url, create=True)
+    assert add_pairs(store, config, read_some_pairs(config)) == 1
+    assert add_pairs(store, config, read_some_pairs(config)) == 0
+    return Campaign(store), config
+
+
+def test_a_pair_has_its_files_and_no_name_of_them(campaign: tuple[Campaign, LabelConfig], tmp_path: Path) -> None:
+    site, config = campaign
+    pair = site.call("one", "GET", "/api/next").json()
+    text = json.dumps(pair)
+    assert "model-x" not in text
+    assert "model-y" not in text
+    assert "leaf.jpg" not in text
+    sides = {side["text"]: side["html"] for side in (pair["left"], pair["right"])}
+    assert set(sides) == {"A leaf: [image 1]", "Listen: [audio 1]"}
+    files = [html.partition("data-file='")[2][:64] for html in (pair["messages"][0]["html"], *sides.values())]
+    replies = [site.call("one", "GET", f"/api/media/{file}") for file in files]
+    assert sorted(reply.headers["content-type"] for reply in replies) == ["audio/wav", "image/jpeg", "image/png"]
+    assert all(reply.headers["x-content-type-options"] == "nosniff" for reply in replies)
+    assert all(reply.headers["content-security-policy"] == "default-src 'none'; sandbox" for reply in replies)
+    assert b"SECRET" not in replies[0].content
+    part = site.call("one", "GET", f"/api/media/{files[0]}", Range="bytes=2-4")
+    assert (part.status_code, part.content) == (206, replies[0].content[2:5])
+    assert site.call("nobody", "GET", f"/api/media/{files[0]}").status_code == 401
+    assert site.call("one", "GET", f"/api/media/{'0' * 64}").status_code == 404
+    assert site.call("one", "GET", "/api/media/..%2f..%2fetc%2fpasswd").status_code in (404, 422)
+    edited = {"client_id": "c", "pair_id": pair["pair_id"], "answer": -1, "edited_text": "x"}
+    assert "cannot be edited" in site.call("one", "POST", "/api/judgments", edited).text
+    assert site.call("one", "POST", "/api/judgments", edited | {"edited_text": None}).status_code == 200
+    opened = site.call("lead", "GET", f"/api/lead/items/{pair['pair_id']}").json()
+    assert files[0] in opened["messages"][0]["html"]
+    assert not verify(site.store).faults
+    the_export_keeps_the_parts(site.store, config, tmp_path / "final")
+
+
+def the_export_keeps_the_parts(store: Store, config: LabelConfig, folder: Path) -> None:
+    folder.mkdir()
+    write_labels(store, folder, AggregationConfig(), ())
+    (row,) = map(json.loads, (folder / "preferences.jsonl").read_text().splitlines())
+    assert row["prompt"] == asked("leaf.jpg")
+    contents = sorted(json.dumps(row[side][0]["content"][1]) for side in ("chosen", "rejected"))
+    assert contents == [
+        '{"type": "audio", "audio": "model-y.wav"}',
+        '{"type": "image", "image": "model-x.png", "alt": "blue"}',
+    ]
+    (again,) = read_pairs(config.pairs, media=True)
+    assert again == Pair.model_validate_json(again.model_dump_json())
+
+
+def test_files_are_local_unchanged_and_described(campaign: tuple[Campaign, LabelConfig], tmp_path: Path) -> None:
+    """Every fault is listed at once, and nothing is fetched."""
+    site, config = campaign
+    folder = Path(config.media or "")
+    (tmp_path / "outside.png").write_bytes(png())
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "leaf.jpg").write_bytes(jpeg((8, 8)))
+    inside = f"data:image/png;base64,{base64.b64encode(png((3, 3))).decode()}"
+    names = [
+        "../outside.png",
+        "link.png",
+        "http://pictures.invalid/x.png",
+        "none.png",
+        "leaf.jpg",
+        inside,
+        str(tmp_path / "outside.png"),
+    ]
+    rows = [{"prompt": asked(name, None), "response_a": "a", "response_b": "b"} for name in names]
+    file = tmp_path / "more.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError) as caught:
+        add_media(site.store, read_pairs(str(file), media=True), MediaConfig(folder))
+    faults = str(caught.value)
+    assert "media: 6 errors" in faults
+    for reason in ("outside the media folder", "never fetched", "cannot be read", "changed since"):
+        assert reason in faults
+    with pytest.raises(DataError, match="has no alt text"):
+        add_media(site.store, read_pairs(str(file), media=True)[5:6], MediaConfig(folder, require_alt=True))
+    with pytest.raises(DataError, match="set media to the folder"):
+        read_pairs(str(file))
+
+
+def test_leads_upload_pairs_with_files_that_are_there(campaign: tuple[Campaign, LabelConfig]) -> None:
+    site, _ = campaign
+    rows = [{"prompt": asked(name), "response_a": "a", "response_b": "b"} for name in ("leaf.jpg", "new.png")]
+
+    async def send(row: dict[str, Any]) -> httpx.Response:
+        session = site.sessions["lead"]
+        about = {"cookies": {SESSION_COOKIE: session.token}, "headers": {"X-CSRF-Token": session.csrf_token}}
+        transport = httpx.ASGITransport(app=site.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", **about) as client:
+            path = "/api/lead/pairs/upload?name=rows.jsonl&batch="
+            return await client.post(path, content=json.dumps(row).encode())
+
+    added, refused = run(send(rows[0])), run(send(rows[1]))
+    assert added.json() == {"pairs": 1, "new": 1, "shown": []}
+    assert (refused.status_code, "new.png: no such file" in refused.text) == (422, True)
