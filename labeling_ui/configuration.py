@@ -20,6 +20,7 @@ from labeling_ui.store.store import default_store_url
 from labeling_ui.store.work.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Criterion, FlagTarget, Questionnaire, Required
 from labeling_ui.store.work.assigning import LEASE_SECONDS
 from labeling_ui.store.work.standing import QualifyConfig, StopConfig
+from labeling_ui.web.oidc_config import OidcConfig
 from labeling_ui.worker import ConverseConfig
 from tiebreak.assessments import SingleTask
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag
@@ -129,6 +130,8 @@ class LabelConfig(StageConfig):
     """suggest a break after this many minutes of work without a five-minute pause; null: never"""
     second_factor_for_leads: bool = Field(default=False, exclude_if=lambda asked: not asked)
     """require codes of an authenticator app, besides the password, from leads, reviewers and observers"""
+    oidc: OidcConfig | None = Field(default=None, exclude_if=lambda oidc: oidc is None)
+    """log in through an identity provider: invited e-mail addresses and subjects get accounts without passwords"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """offer a pair to others if a rater has not answered it after this time"""
     host: str = "127.0.0.1"

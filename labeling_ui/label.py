@@ -69,6 +69,7 @@ from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_records
 from tiebreak.data.single import read_single_answers
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted
+from tiebreak.extras import require_package
 from tiebreak.process.ending import exit_with_message
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.requirements import require
@@ -294,7 +295,7 @@ def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
         limit, made = LoginLimit(), []
         for name, (store, new), (config, pairs, answers) in zip(names, stores, read, strict=True):
             under = config.model_copy(update={"prefix": config.prefix + path_of(name)})
-            made.append(Campaign(name, create_app(store, build_page(under), config.aggregation, limit)))
+            made.append(Campaign(name, create_app(store, build_page(under), config.aggregation, limit, config.oidc)))
             _greet(store, under, new, pairs, answers)
             stack.enter_context(_answering(config))
         door = replace(build_page(server), title="Tiebreak")
@@ -342,7 +343,7 @@ def _serve_store(
     new = _prepare_store(store, config, pairs, answers)
     from labeling_ui.web.server import create_app, run_server
 
-    app = create_app(store, build_page(config), config.aggregation)
+    app = create_app(store, build_page(config), config.aggregation, oidc=config.oidc)
     _greet(store, config, new, pairs, answers)
     with contextlib.suppress(KeyboardInterrupt), _answering(config):
         run_server(app, listening, believed_proxies(config), config.prefix)
@@ -360,6 +361,8 @@ def _prepare_store(
     """Add what the configuration names; returns how many pairs and answers are new. `accounts`: there must be some."""
     store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     store.rules.qualify, store.rules.stop = config.qualify, config.stop
+    if config.oidc is not None:
+        require_package("authlib", "oidc", "oidc")
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
         raise ConfigError(
@@ -451,6 +454,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         second_factor_for_leads=config.second_factor_for_leads,
         asked=config.asked,
         reason=config.ask_reason,
+        oidc=config.oidc.label if config.oidc else "",
         words=load_words(config.words),
         policies=tuple(config.converse.policies) if config.converse else (),
         system=config.converse.system if config.converse else "",

@@ -109,6 +109,8 @@ class PageConfig:
     """policies that raters converse with; (): no conversations"""
     system: str = ""
     """system prompt of the conversations"""
+    oidc: str = ""
+    """text of the button that logs in through an identity provider; empty: none is there"""
     words: dict[str, str] = field(default_factory=load_words)
     prefix: str = ""
     """the path that the pages are under, behind a proxy: /label, or nothing"""
@@ -166,7 +168,7 @@ class _Page(gr.Blocks):
 
 def describe_login(page: PageConfig) -> dict[str, Any]:
     """The settings of the login page, which everybody may see."""
-    return {"title": page.title, "words": page.words, "base": page.prefix}
+    return {"title": page.title, "words": page.words, "base": page.prefix, "oidc": page.oidc}
 
 
 def describe_page(page: PageConfig) -> dict[str, Any]:

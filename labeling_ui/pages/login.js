@@ -16,6 +16,13 @@ function choose(campaigns) {
   find('.choosing a').focus();
 }
 
+const singleSignOn = form.querySelector('.single-sign-on');
+if (props.value.oidc) {
+  singleSignOn.hidden = false;
+  singleSignOn.textContent = props.value.oidc;
+  singleSignOn.href = `${base}/api/oidc/start`;
+}
+
 form.addEventListener('submit', async (event) => {
   event.preventDefault();
   problem.hidden = true;

@@ -3,7 +3,7 @@ function ownData() {
   const download = make('a', { class: 'plain', href: `${base}/api/own-data`, download: 'my-data.json' }, words['own.download']);
   const withdraw = make('button', { type: 'button', class: 'plain' }, words['own.withdraw']);
   const place = make('section', { class: 'own' }, make('h3', {}, words.own), make('p', { class: 'note' }, words['own.note']), make('p', { class: 'account' }, download, withdraw));
-  withdraw.addEventListener('click', () => withdraw.replaceWith(withdrawing()));
+  withdraw.addEventListener('click', () => { withdraw.remove(); place.append(withdrawing()); });
   return [place];
 }
 

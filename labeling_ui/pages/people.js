@@ -6,7 +6,7 @@ async function showPeople() {
   const invited = await call('/api/lead/invitations');
   find('.invited').hidden = !invited.length;
   refill(find('.invited tbody'), ...invited.map((one) => make('tr', {},
-    make('th', { scope: 'row' }, one.name || '–'), make('td', {}, words[`role.${one.role}`]), make('td', {}, one.pool || words['batches.everybody']),
+    make('th', { scope: 'row' }, one.name || '–', one.email || one.subject ? make('span', { class: 'note' }, one.email || one.subject) : null), make('td', {}, words[`role.${one.role}`]), make('td', {}, one.pool || words['batches.everybody']),
     make('td', {}, one.state === 'used' ? say('invite.used', { name: nameOf(one.used_by) }) : words[`invite.${one.state}`], one.state === 'open' ? make('span', { class: 'note' }, timeOf(one.expires_at_ms)) : null),
     make('td', {}, one.state === 'open' ? make('button', { type: 'button', class: 'plain', 'data-revoke': one.id }, words['invite.revoke'], make('span', { class: 'unseen' }, ` ${one.name}`)) : null))));
 }

@@ -23,7 +23,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import INVITATIONS, RATERS, SESSIONS
+from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS, SESSIONS
 from labeling_ui.store.names import composed, mixes_scripts
 from labeling_ui.store.store import Rater, Role, Store, insert_rater, move_rater, wall_clock_ms
 from labeling_ui.web import second_factor
@@ -223,7 +223,10 @@ def invite_all(
     pool: str = "",
     days: int = INVITATION_DAYS,
 ) -> list[str]:
-    """A token for each name, by which leads tell invitations apart; the invited choose the names of their accounts."""
+    """A token for each name, by which leads tell invitations apart; the invited choose the names of their accounts.
+
+    A name with an e-mail address or a subject (`parse_invited`) also invites that account of the identity provider.
+    """
     tokens = [secrets.token_urlsafe(24) for _ in names]
 
     def record(tx: Transaction) -> None:
@@ -233,11 +236,30 @@ def invite_all(
             # The name is a person's: it stays out of the log, in which nothing is deleted.
             named = {"invitation": _token_hash(token)[:16]}
             tx.event("invited", rater_id=by, payload={"role": role, "pool": pool, "days": days, **named})
-            row = {"token_hash": _token_hash(token), "name": name, "made_at_ms": now, "revoked": 0}
+            shown, email, subject = parse_invited(name)
+            whose = {"name": shown, "email": email, "subject": subject}
+            row = {"token_hash": _token_hash(token), **whose, "made_at_ms": now, "revoked": 0}
             tx.connection.execute(sa.insert(INVITATIONS).values(**row, **about))
 
     store.transact(record)
     return tokens
+
+
+def parse_invited(line: str) -> tuple[str, str, str]:
+    """(name, e-mail address, subject) of a line such as `Ada <ada@example.org>`, `ada@example.org` or `Ada <sub:248>`.
+
+    >>> parse_invited("Ada <Ada@Example.org>"), parse_invited("Ada <sub:248>"), parse_invited("Ada")
+    (('Ada', 'ada@example.org', ''), ('Ada', '', '248'), ('Ada', '', ''))
+    """
+    name, bracket, rest = line.rpartition("<")
+    inside = rest.removesuffix(">").strip() if bracket and rest.endswith(">") else ""
+    if inside.startswith("sub:"):
+        return name.strip(), "", inside.removeprefix("sub:").strip()
+    if "@" in inside:
+        return name.strip(), inside.casefold(), ""
+    if "@" in line and " " not in line.strip():
+        return line.strip(), line.strip().casefold(), ""
+    return line, "", ""
 
 
 @dataclass(frozen=True)
@@ -253,6 +275,9 @@ class Invitation:
     state: Literal["open", "used", "expired", "revoked"]
     used_by: str | None
     """the account's id"""
+    email: str = ""
+    subject: str = ""
+    """of the identity provider's account"""
 
 
 def invitations(store: Store) -> list[Invitation]:
@@ -268,7 +293,9 @@ def _as_invitation(row: Any) -> Invitation:
         "used" if row.used_by else "revoked" if row.revoked else "expired" if late else "open"
     )
     times = row.made_at_ms, row.expires_at_ms
-    return Invitation(row.token_hash[:16], row.name, row.role, row.pool, *times, state, row.used_by)
+    return Invitation(
+        row.token_hash[:16], row.name, row.role, row.pool, *times, state, row.used_by, row.email, row.subject
+    )
 
 
 def revoke_invitation(store: Store, by: str | None, invitation_id: str) -> None:
@@ -323,7 +350,7 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
         rater = Rater(f"rater-{secrets.token_hex(4)}", name, "human", row.role, pool=row.pool)
         insert_rater(tx, rater, hashed, store.url)
         tx.connection.execute(sa.update(INVITATIONS).where(mine).values(used_by=rater.id))
-        return _begin_session(tx, rater)
+        return begin_session(tx, rater)
 
     return store.transact(take)
 
@@ -358,7 +385,7 @@ def log_in(store: Store, name: str, password: str, *, code: str = "", crowded: b
             raise CodeNeededError
         if not second_factor.take_code(store, rater.id, code):
             return None
-    return store.transact(lambda tx: _begin_session(tx, rater))
+    return store.transact(lambda tx: begin_session(tx, rater))
 
 
 def _account(store: Store, name: str) -> Any:
@@ -370,6 +397,13 @@ def has_account(store: Store, name: str) -> bool:
     """Whether there is an account of this name."""
     row = _account(store, name)
     return row is not None and row.password_hash is not None
+
+
+def has_identity(store: Store, rater_id: str) -> bool:
+    """Whether the account is one of an identity provider."""
+    with store.reading() as connection:
+        query = sa.select(IDENTITIES.c.subject).where(IDENTITIES.c.rater_id == rater_id).limit(1)
+        return connection.scalar(query) is not None
 
 
 def device_mark(store: Store, name: str, nonce: str = "") -> str:
@@ -388,7 +422,8 @@ def knows_device(store: Store, name: str, mark: str) -> bool:
     return bool(dot) and hmac.compare_digest(device_mark(store, name, nonce).encode(), mark.encode())
 
 
-def _begin_session(tx: Transaction, rater: Rater) -> Session:
+def begin_session(tx: Transaction, rater: Rater) -> Session:
+    """A new session, within a transaction."""
     session = Session(rater, csrf_token=secrets.token_urlsafe(24), token=secrets.token_urlsafe(32))
     now = wall_clock_ms()
     tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.expires_at_ms < now))

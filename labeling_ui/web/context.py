@@ -26,7 +26,7 @@ from labeling_ui.store.store import Rater, Store
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.store.work.assigning import Assignment, shown_of
 from labeling_ui.web import second_factor
-from labeling_ui.web.accounts import LoginLimit, Session, find_session, needs_login
+from labeling_ui.web.accounts import LoginLimit, Session, find_session, has_identity, needs_login
 from tiebreak.assessments import Assessment
 from tiebreak.records import Judgment, Span, explain
 
@@ -210,7 +210,9 @@ def lacks_second_factor(request: Request, session: Session) -> bool:
     """Whether an account must have a second factor and has none."""
     desk: Desk = request.app.state.desk
     needed = desk.page.second_factor_for_leads and bool(session.csrf_token) and session.rater.role in VIEWERS
-    return needed and not second_factor.has_factor(desk.store, session.rater.id)
+    if not needed or second_factor.has_factor(desk.store, session.rater.id):
+        return False
+    return not has_identity(desk.store, session.rater.id)  # its provider asks for its own factors
 
 
 def _refuse_without_second_factor(request: Request, session: Session) -> None:

@@ -63,13 +63,18 @@ KEEP_ALIVE_SECONDS = 75
 
 
 def create_app(
-    store: Store, page: PageConfig, aggregation: AggregationConfig | None = None, limit: LoginLimit | None = None
+    store: Store,
+    page: PageConfig,
+    aggregation: AggregationConfig | None = None,
+    limit: LoginLimit | None = None,
+    oidc: Any = None,
 ) -> FastAPI:
     """The application of a campaign.
 
     Args:
         aggregation: of exports from the page; by default, the default.
         limit: on wrong passwords, if several campaigns of a server share it.
+        oidc: the identity provider (`OidcConfig`), if accounts may come from one.
     """
     figures = LatestFigures(store)
 
@@ -86,6 +91,13 @@ def create_app(
     store.configure_document("consent", page.consent_version, page.consent)
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
+    app.state.provider = None
+    if oidc is not None:
+        from labeling_ui.web.oidc import Provider  # needs the extra
+        from labeling_ui.web.oidc import router as oidc_router
+
+        app.state.provider = Provider(oidc)
+        app.include_router(oidc_router)
     app.state.metrics = Metrics()
     app.add_middleware(Guard, page=page, metrics=app.state.metrics)
     for router in ROUTERS:

@@ -1,0 +1,310 @@
+"""Accounts of an identity provider (OpenID Connect): Keycloak, Google, Azure and others, by their discovery document.
+
+The authorization code flow with PKCE, state and nonce (OpenID Connect Core 1.0; RFC 7636; RFC 9700). An account is the
+provider's subject. It begins with an invitation for that subject, or for an e-mail address that the provider has verified:
+nobody else gets in. State, nonce and verifier are in a cookie of the browser that began, so any server can finish.
+
+GET /api/oidc/start         redirects to the provider
+GET /api/oidc/callback      where the provider sends the browser back to
+"""
+
+from __future__ import annotations
+
+import hmac
+import html
+import os
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import sqlalchemy as sa
+from authlib.integrations.base_client import OAuthError  # type: ignore[import-untyped]
+from authlib.integrations.httpx_client import OAuth2Client  # type: ignore[import-untyped]
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+
+from labeling_ui.database.event_log import Transaction
+from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS
+from labeling_ui.store.names import composed
+from labeling_ui.store.store import NameTakenError, Rater, Store, insert_rater, wall_clock_ms
+from labeling_ui.web.accounts import Session, begin_session, check_name
+from labeling_ui.web.api import set_cookies
+from labeling_ui.web.context import Desk, DeskOf
+from labeling_ui.web.oidc_config import OidcConfig
+from tiebreak.errors import ConfigError
+
+COOKIE = "tiebreak_oidc"
+COOKIE_SECONDS = 600
+"""Time to log in at the provider."""
+PROVIDER_SECONDS = 10
+KEYS_SECONDS = 3600
+LEEWAY_SECONDS = 60
+"""Difference of the provider's clock that is allowed."""
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""Signatures with the provider's key: never `none`, and none with a secret that others share."""
+
+router = APIRouter(prefix="/api/oidc")
+
+
+class ProviderError(Exception):
+    """The provider cannot be reached, refuses, or its reply is not to be believed. The text is for whoever logs in."""
+
+
+@dataclass
+class Provider:
+    """An identity provider. Thread-safe."""
+
+    config: OidcConfig
+    _documents: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def client(self, redirect_uri: str) -> OAuth2Client:
+        """The OAuth client, for one exchange."""
+        secret = os.environ.get(self.config.client_secret_env) if self.config.client_secret_env else None
+        method = {} if secret else {"token_endpoint_auth_method": "none"}
+        return OAuth2Client(
+            self.config.client_id,
+            secret,
+            scope=" ".join(self.config.scopes),
+            redirect_uri=redirect_uri,
+            code_challenge_method="S256",
+            timeout=PROVIDER_SECONDS,
+            verify=tls(),
+            **method,
+        )
+
+    def discovery(self) -> dict[str, Any]:
+        """The discovery document.
+
+        Raises:
+            ProviderError: it is not there, is another issuer's, or names addresses that are not encrypted.
+        """
+        issuer = self.config.issuer.rstrip("/")
+        found = self._fetch(f"{issuer}/.well-known/openid-configuration")
+        if str(found.get("issuer", "")).rstrip("/") != issuer:
+            raise ProviderError("The identity provider names another issuer.")
+        for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+            if not is_safe_address(str(found.get(name, ""))):
+                raise ProviderError(f"The identity provider has no encrypted {name}.")
+        return found
+
+    def claims(self, token: str, nonce: str) -> dict[str, Any]:
+        """The claims of an ID token that this provider has signed for this client and this login.
+
+        Raises:
+            ProviderError: it has not, or the token has expired.
+        """
+        found = self.discovery()
+        try:
+            decoded = self._decode(token, found["jwks_uri"])
+            jwt.JWTClaimsRegistry(
+                leeway=LEEWAY_SECONDS,
+                iss={"essential": True, "value": found["issuer"]},
+                sub={"essential": True},
+                exp={"essential": True},
+                iat={"essential": True},
+            ).validate(decoded.claims)
+        except (JoseError, ValueError) as error:
+            raise ProviderError("The identity provider's token is not valid, or has expired.") from error
+        claims: dict[str, Any] = decoded.claims
+        audience = claims.get("aud")
+        audiences = audience if isinstance(audience, list) else [audience]
+        if self.config.client_id not in audiences or claims.get("azp", self.config.client_id) != self.config.client_id:
+            raise ProviderError("The identity provider's token is for another program.")
+        if len(audiences) > 1 and "azp" not in claims:
+            raise ProviderError("The identity provider's token is for several programs.")
+        if not hmac.compare_digest(str(claims.get("nonce", "")).encode(), nonce.encode()):
+            raise ProviderError("The identity provider's token is of another login.")
+        return claims
+
+    def _decode(self, token: str, address: str) -> jwt.Token:
+        try:
+            return jwt.decode(token, KeySet.import_key_set(self._fetch(address)), algorithms=ALGORITHMS)  # type: ignore[arg-type]
+        except (JoseError, ValueError):  # signed by a new key?
+            self._documents.pop(address, None)
+            return jwt.decode(token, KeySet.import_key_set(self._fetch(address)), algorithms=ALGORITHMS)  # type: ignore[arg-type]
+
+    def _fetch(self, address: str) -> dict[str, Any]:
+        with self._lock:
+            at, document = self._documents.get(address, (0.0, {}))
+            if document and time.monotonic() - at < KEYS_SECONDS:
+                return document
+        try:
+            reply = httpx.get(address, timeout=PROVIDER_SECONDS, verify=tls())
+            reply.raise_for_status()
+            fetched = reply.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise ProviderError("The identity provider is not responding. Try again.") from error
+        if not isinstance(fetched, dict):
+            raise ProviderError("The identity provider's reply cannot be read.")
+        with self._lock:
+            self._documents[address] = time.monotonic(), fetched
+        return fetched
+
+
+@cache
+def tls() -> ssl.SSLContext:
+    """The certificates that are believed, read once: reading them takes longer than a request."""
+    return ssl.create_default_context()
+
+
+def is_safe_address(address: str) -> bool:
+    """Whether an address is encrypted, or on this machine.
+
+    >>> is_safe_address("https://id.example"), is_safe_address("http://127.0.0.1:80"), is_safe_address("http://id.example")
+    (True, True, False)
+    """
+    parts = urlsplit(address)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
+
+
+def _provider(request: Request) -> Provider:
+    provider: Provider | None = request.app.state.provider
+    if provider is None:
+        raise HTTPException(404, "this campaign has no identity provider")
+    return provider
+
+
+@router.get("/start")
+def start(request: Request, desk: DeskOf) -> Response:
+    """Send the browser to the provider."""
+    provider = _provider(request)
+    try:
+        found = provider.discovery()
+    except ProviderError as error:
+        return _page(desk, str(error), status=502)
+    state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+    with provider.client(_callback_of(request, desk)) as client:
+        address, _ = client.create_authorization_url(
+            found["authorization_endpoint"], state=state, nonce=nonce, code_verifier=verifier
+        )
+    reply = RedirectResponse(address, status_code=303)
+    reply.set_cookie(
+        COOKIE,
+        f"{state}.{nonce}.{verifier}",
+        max_age=COOKIE_SECONDS,
+        path=f"{desk.page.prefix}/api/oidc",
+        httponly=True,
+        samesite="lax",  # the provider's redirect comes from another site
+        secure=request.url.scheme == "https",
+    )
+    return reply
+
+
+@router.get("/callback")
+def callback(request: Request, desk: DeskOf, state: str = "", code: str = "", error: str = "") -> Response:
+    """The provider sends the browser back: a session, if the account is there or has been invited."""
+    provider = _provider(request)
+    expected, nonce, verifier = [*request.cookies.get(COOKIE, "").split("."), "", "", ""][:3]
+    if not state or not hmac.compare_digest(state.encode(), expected.encode()):
+        return _page(desk, "This login was begun in another window, or took too long. Log in again.", status=403)
+    if error or not code:
+        return _page(desk, "The identity provider did not let you in.", status=403)
+    try:
+        claims = _claims(provider, _callback_of(request, desk), code, nonce, verifier)
+    except ProviderError as failure:
+        return _page(desk, str(failure), status=403)
+    session = enter(desk.store, provider.config.issuer, claims)
+    if session is None:
+        return _page(
+            desk, "You have no account here. Ask your lead for an invitation to your e-mail address.", status=403
+        )
+    # Not a redirect: a browser that comes from another site would not send the new cookie on.
+    reply = _page(desk, "", status=200)
+    set_cookies(desk, session, request, reply)
+    reply.delete_cookie(COOKIE, path=f"{desk.page.prefix}/api/oidc")
+    return reply
+
+
+def _claims(provider: Provider, redirect_uri: str, code: str, nonce: str, verifier: str) -> dict[str, Any]:
+    found = provider.discovery()
+    try:
+        with provider.client(redirect_uri) as client:
+            token = client.fetch_token(found["token_endpoint"], code=code, code_verifier=verifier)
+    except (OAuthError, httpx.HTTPError, ValueError) as error:
+        raise ProviderError("The identity provider did not confirm this login. Log in again.") from error
+    return provider.claims(str(token.get("id_token", "")), nonce)
+
+
+def _callback_of(request: Request, desk: Desk) -> str:
+    """The address that the provider must know. The guard has checked the host name."""
+    return f"{request.url.scheme}://{request.url.netloc}{desk.page.prefix}/api/oidc/callback"
+
+
+def _page(desk: Desk, message: str, status: int) -> HTMLResponse:
+    """A page that leads on to the rating page, or, with a message, back to the login page."""
+    target = f"{desk.page.prefix}/{'login' if message else 'rate'}/"
+    refresh = "" if message else f'<meta http-equiv="refresh" content="0;url={html.escape(target)}">'
+    link = f'<p>{html.escape(message)}</p><p><a href="{html.escape(target)}">{html.escape(desk.page.title)}</a></p>'
+    return HTMLResponse(
+        f"<!doctype html><meta charset=utf-8>{refresh}<title>Tiebreak</title>{link}", status_code=status
+    )
+
+
+# --- whose account it is ---
+
+
+def enter(store: Store, issuer: str, claims: Mapping[str, Any]) -> Session | None:
+    """A session of the subject's account, or of a new one that an invitation is for; None: neither is there."""
+    return store.transact(lambda tx: _enter(tx, store, issuer, claims))
+
+
+def _enter(tx: Transaction, store: Store, issuer: str, claims: Mapping[str, Any]) -> Session | None:
+    known = sa.select(RATERS).join(IDENTITIES, IDENTITIES.c.rater_id == RATERS.c.id)
+    row = tx.connection.execute(
+        known.where(IDENTITIES.c.issuer == issuer, IDENTITIES.c.subject == str(claims["sub"]))
+    ).first()
+    if row is not None:
+        return None if row.disabled else begin_session(tx, Rater(row.id, row.name, row.kind, row.role, pool=row.pool))
+    invitation = _invitation_for(tx, claims)
+    if invitation is None:
+        return None
+    wanted = Rater(f"rater-{secrets.token_hex(4)}", "", "human", invitation.role, pool=invitation.pool)
+    rater = _insert(tx, store, wanted, claims)
+    used = sa.update(INVITATIONS).where(INVITATIONS.c.token_hash == invitation.token_hash)
+    tx.connection.execute(used.values(used_by=rater.id))
+    tx.event("identity_linked", rater_id=rater.id, payload={})  # whose it is, is personal: not for the log
+    identity = {"issuer": issuer, "subject": str(claims["sub"]), "rater_id": rater.id}
+    tx.connection.execute(sa.insert(IDENTITIES).values(**identity))
+    return begin_session(tx, rater)
+
+
+def _invitation_for(tx: Transaction, claims: Mapping[str, Any]) -> Any:
+    """The open invitation of a subject, or of a verified e-mail address."""
+    usable = sa.and_(
+        INVITATIONS.c.used_by.is_(None), INVITATIONS.c.revoked == 0, INVITATIONS.c.expires_at_ms > wall_clock_ms()
+    )
+    mine = INVITATIONS.c.subject == str(claims["sub"])
+    email = str(claims.get("email", "")).casefold()
+    if email and claims.get("email_verified") is True:
+        mine = sa.or_(mine, INVITATIONS.c.email == email)
+    query = sa.select(INVITATIONS).where(usable, mine).order_by(INVITATIONS.c.made_at_ms).with_for_update()
+    return tx.connection.execute(query).first()
+
+
+def _insert(tx: Transaction, store: Store, wanted: Rater, claims: Mapping[str, Any]) -> Rater:
+    """The account, under the name that the provider gives, or one made from it."""
+    for name in _names(claims, wanted.id):
+        try:
+            named = Rater(wanted.id, check_name(name), wanted.kind, wanted.role, pool=wanted.pool)
+            # No password: this is no hash of any.
+            return insert_rater(tx, named, f"oidc:{secrets.token_urlsafe(24)}", store.url)
+        except (NameTakenError, ConfigError):
+            continue
+    raise RuntimeError("unreachable: the id is a name that nobody has")
+
+
+def _names(claims: Mapping[str, Any], rater_id: str) -> list[str]:
+    given = [claims.get(key) for key in ("name", "preferred_username", "nickname")]
+    names = [composed(name).strip()[:90] for name in given if isinstance(name, str) and name.strip()]
+    return [*names, *(f"{name} {rater_id[-4:]}" for name in names), rater_id]
