@@ -678,6 +678,11 @@ def describe(report: dict[str, Any], run: Run) -> str:
                 f"{kind} raters agree in {share['value']:.1%} [{low:.1%}, {high:.1%}] of cases, counting ties "
                 f"({counted(share['n'], 'pair')} judged by several; gold and repeats left out)"
             )
+    if evaluation := report.get("evaluation"):
+        lines.append(
+            f"{counted(evaluation['judgments'], 'judgment')} of {counted(evaluation['pairs'], 'evaluation pair')}: in "
+            "judgments.jsonl, not in preferences ('tiebreak duel report' reads them)"
+        )
     lines += arm_lines(report.get("selection", {}))
     return "\n".join(lines)
 

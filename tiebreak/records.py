@@ -29,6 +29,7 @@ from tiebreak.content import ImagePart, MediaPart, Parts, TextPart, read_parts
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["human", "simulated", "model", "synthetic", "unstated"]
+Purpose = Literal["training", "evaluation"]
 MAX_STRENGTH = 3
 """of a preference: much better"""
 
@@ -47,6 +48,10 @@ def _absent(value: object) -> bool:
 def is_empty(value: object) -> bool:
     """Whether a field is empty, and so is not written: files without it keep their bytes."""
     return not value
+
+
+def _is_training(purpose: object) -> bool:
+    return purpose == "training"
 
 
 class FunctionCall(Record):
@@ -361,6 +366,8 @@ class Pair(Record):
     split: Split = "train"
     tools: Tools = Field(default=(), exclude_if=_absent)
     selection: Selection | None = Field(default=None, exclude_if=_absent)
+    purpose: Purpose = Field(default="training", exclude_if=_is_training)
+    """evaluation: its judgments compare policies, and are never exported to training"""
 
     @model_validator(mode="after")
     def _distinct(self) -> Pair:
@@ -547,6 +554,14 @@ class ExportedJudgment(Judgment):
         return Judgment.model_validate(self.model_dump(include=set(Judgment.model_fields)))
 
 
+class PreferenceVote(Record):
+    """A rater's own vote on a preference."""
+
+    rater: str
+    vote: Literal[-1, 0, 1]
+    """1: the chosen answer is better, -1: the rejected one, 0: neither"""
+
+
 class Preference(Record):
     """A training example: TRL's `prompt`, `chosen`, `rejected`, and the label's reliability."""
 
@@ -565,6 +580,8 @@ class Preference(Record):
     """Soft label: the probability that `chosen` is the better one; 0.5 for a tie that is kept."""
     raters: tuple[str, ...] | None = None
     """Pseudonymous ids of its raters; None if the data has none."""
+    votes: tuple[PreferenceVote, ...] | None = Field(default=None, exclude_if=_absent)
+    """what each of them voted, where the export has it"""
     weight: float = Field(default=1.0, ge=0)
     adjudicated: bool = False
     """Settled by a lead, who is then the only one in `raters`."""

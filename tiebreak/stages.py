@@ -576,11 +576,30 @@ COMPARE = Stage(
     ),
 )
 
+DUEL = Stage(
+    "duel",
+    "evaluation.duel.pairs",
+    "let people compare policies on held-out prompts, blind; report win rates and ratings",
+    "evaluation.duel.configuration:DuelConfig",
+    makes="data",
+    inputs={"evaluation": "evaluation"},
+    rows=("pairs",),
+    next=(Next("label", (("pairs", "{output}"),)),),
+    subcommands=(
+        Command(
+            "report",
+            "evaluation.duel.report",
+            "report on a duel from its judgments",
+            "evaluation.duel.configuration:DuelReportConfig",
+        ),
+    ),
+)
+
 STAGES: dict[str, Stage] = {
     stage.name: stage
-    for stage in (PREPARE, SYNTHESISE, SFT, SAMPLE, JUDGE, SELECT, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
+    for stage in (PREPARE, SYNTHESISE, SFT, SAMPLE, JUDGE, SELECT, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE, DUEL)
 }
-"""In recipe order; the quickstart's recipe has no judge and no selection."""
+"""In recipe order; the quickstart's recipe has no judge, no selection and no duel."""
 
 _UNLISTED = Stage("", "", "")
 

@@ -21,6 +21,7 @@ from labeling_ui.exchange.arms import measure_arms
 from labeling_ui.exchange.passages import marked_answers
 from labeling_ui.exchange.single import decide_assessments, demonstrations_of, describe_assessed, write_assessed
 from labeling_ui.quality.aggregate import (
+    GOLD_RATER,
     AggregationConfig,
     AggregationResult,
     KnownAnswers,
@@ -104,7 +105,7 @@ def read_known_answers(store: Store) -> KnownAnswers:
         item = items[one.item_id]
         first, second = sorted((item.first_id, str(item.second_id)))
         side = 0 if one.preferred_id is None else 1 if one.preferred_id == first else -1
-        gold[item.pair_id, first, second] = Vote("gold", side)
+        gold[item.pair_id, first, second] = Vote(GOLD_RATER, side)
     settled = {_key(one): vote for one in store.adjudications() if (vote := as_vote(one)) is not None}
     return KnownAnswers(settled, gold)
 
@@ -141,26 +142,33 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
 def write_labels(
     store: Store, folder: Path, config: AggregationConfig, formats: Sequence[Format]
 ) -> tuple[Labels, dict[str, Any]]:
-    """Write the store's labels into a folder; returns them and the report.
+    """Write the store's labels into a folder; returns them and the report. Judgments of evaluation pairs are written as
+    judgments alone: training reads the other files.
 
     Raises:
         DataError: there are no judgments, or a rater to leave out does not exist.
     """
     labels = read_labels(store)
-    kept = _leave_out(labels.judgments, config.exclude_raters, labels.assessments)
+    evaluating = {pair.id for pair in labels.pairs if pair.purpose == "evaluation"}
+    everything = _leave_out(labels.judgments, config.exclude_raters, labels.assessments)
+    kept = [one for one in everything if one.pair_id not in evaluating]
     _check_flags(labels.judgments, config)
     assessed = decide_assessments(
         labels.single_answers,
         [one for one in labels.assessments if one.rater_id not in config.exclude_raters],
         labels.unseen,
     )
-    aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known_answers)
+    known_answers = labels.known_answers.without(evaluating)
+    aggregated = build_preferences(labels.pairs, group_judgments(kept), config, known_answers)
     left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
     rest = [one for one in kept if not any(_key(part) in left_out for part in one.pairwise())]
     edits = build_edits(labels.pairs, rest)
     marked = list(marked_answers(labels.pairs, rest))
-    report = build_report(labels, rest, aggregated, config)
+    of_duels = [one for one in everything if one.pair_id in evaluating]
+    report = build_report(labels, [*rest, *of_duels], aggregated, config)
     report["edits"] = len(edits)
+    if evaluating:
+        report["evaluation"] = {"pairs": len(evaluating), "judgments": len(of_duels)}
     demonstrations = [*(edit.demonstration for edit in edits), *demonstrations_of(assessed)]
     _write_records(folder, labels, aggregated, edits, demonstrations)
     if assessed:

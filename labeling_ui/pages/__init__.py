@@ -48,6 +48,7 @@ SCRIPTS = {
         "media.js",
         "disputes.js",
         "batches.js",
+        "duels.js",
         "items.js",
         "people.js",
         "documents.js",

@@ -343,6 +343,7 @@ async function refresh() {
     names = Object.fromEntries(raters.map((rater) => [rater.id, rater]));
     showStatus(status, waiting.length);
     showExport(since, status.judged);
+    await showDuels();
     await figures;
     showFigures();
     warn('');

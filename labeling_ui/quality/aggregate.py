@@ -7,7 +7,7 @@ sides do not matter. Judgments of different kinds are never aggregated together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
@@ -27,8 +27,10 @@ from labeling_ui.quality.reliability import (
 )
 from labeling_ui.quality.votes import Comparison
 from tiebreak.config import Section
-from tiebreak.records import MAX_STRENGTH, Completion, Judgment, Kind, Pair, Preference
+from tiebreak.records import MAX_STRENGTH, Completion, Judgment, Kind, Pair, Preference, PreferenceVote
 
+GOLD_RATER = "gold"
+"""the rater of gold answers"""
 REASONS = ("preferred", "tie", "both_bad", "split", "skipped", "few_votes", "unsure", "flagged", "gold")
 
 
@@ -59,6 +61,8 @@ class AggregationConfig(Section):
     answer's comparisons"""
     gold: Literal["drop", "keep"] = "drop"
     """drop: gold pairs only measure raters; keep: they also give a preference, their known answer"""
+    votes: bool = Field(default=False, exclude_if=lambda kept: not kept)
+    """write each rater's own vote into the preferences, for rater_em of *dpo*"""
 
     @model_validator(mode="after")
     def _weighs_judges(self) -> AggregationConfig:
@@ -261,6 +265,13 @@ class KnownAnswers:
     adjudicated: Mapping[Comparison, Vote] = field(default_factory=dict)
     gold: Mapping[Comparison, Vote] = field(default_factory=dict)
 
+    def without(self, pairs: Container[str]) -> KnownAnswers:
+        """Those of all other pairs."""
+        kept = (
+            {key: vote for key, vote in known.items() if key[0] not in pairs} for known in (self.adjudicated, self.gold)
+        )
+        return KnownAnswers(*kept)
+
 
 @dataclass(frozen=True)
 class AggregationResult:
@@ -390,17 +401,31 @@ def _places(groups: Sequence[Group]) -> dict[tuple[str, str], int]:
 
 
 def _as_preferences(pair: Pair, group: Group, verdict: Verdict, config: AggregationConfig) -> list[Preference]:
-    build = _preference_builder(pair, group, verdict)
+    build = _preference_builder(pair, group, verdict, with_votes=config.votes)
     if verdict.winner is not None and verdict.loser is not None:
         return [build(verdict.winner, verdict.loser)]
     if verdict.reason == "tie" and config.ties == "both_ways":
         even = replace(verdict, strength=0.0, confidence=0.5, weight=0.5)
-        build = _preference_builder(pair, group, even)
+        build = _preference_builder(pair, group, even, with_votes=config.votes)
         return [build(group.first, group.second), build(group.second, group.first)]
     return []
 
 
-def _preference_builder(pair: Pair, group: Group, verdict: Verdict) -> Callable[[str, str], Preference]:
+def _votes_on(winner: str, group: Group, verdict: Verdict) -> tuple[PreferenceVote, ...]:
+    """Each rater's vote, as one for or against the winner. A fixed answer is the only vote, as it overrides the others."""
+    if verdict.adjudicated or verdict.raters == (GOLD_RATER,):
+        return tuple(PreferenceVote(rater=rater, vote=1) for rater in verdict.raters)
+    side = 1 if winner == group.first else -1
+    cast = [vote for vote in first_votes(group) if not vote.skipped]
+    signs: dict[str, Literal[-1, 0, 1]] = {
+        vote.rater_id: 0 if not vote.value else 1 if vote.value * side > 0 else -1 for vote in cast
+    }
+    return tuple(PreferenceVote(rater=rater, vote=sign) for rater, sign in sorted(signs.items()))
+
+
+def _preference_builder(
+    pair: Pair, group: Group, verdict: Verdict, *, with_votes: bool = False
+) -> Callable[[str, str], Preference]:
     completions = {completion.id: completion for completion in pair.completions}
 
     def build(winner: str, loser: str) -> Preference:
@@ -414,6 +439,7 @@ def _preference_builder(pair: Pair, group: Group, verdict: Verdict) -> Callable[
             agreement=_rounded(verdict.agreement),
             confidence=_rounded(verdict.confidence),
             raters=verdict.raters,
+            votes=_votes_on(winner, group, verdict) if with_votes else None,
             weight=round(verdict.weight, 6),
             adjudicated=verdict.adjudicated,
             kind=group.kind,

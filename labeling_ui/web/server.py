@@ -26,11 +26,13 @@ from starlette.types import ASGIApp
 from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.pages import FILES, PageConfig, mount_pages
 from labeling_ui.quality.aggregate import AggregationConfig
+from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.store import Store
 from labeling_ui.web import (
     api,
     documents_api,
+    duels_api,
     export_api,
     items_api,
     lead_api,
@@ -56,6 +58,7 @@ ROUTERS = (
     work_api.router,
     export_api.router,
     media_api.router,
+    duels_api.router,
 )
 MATH_FONT = FILES / "fonts" / "noto-sans-math.woff2"
 KEEP_ALIVE_SECONDS = 75
@@ -99,6 +102,7 @@ def create_app(
         app.state.provider = Provider(oidc)
         app.include_router(oidc_router)
     app.state.metrics = Metrics()
+    app.state.duels = LiveDuels(store)
     app.add_middleware(Guard, page=page, metrics=app.state.metrics)
     for router in ROUTERS:
         app.include_router(router)

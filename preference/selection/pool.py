@@ -59,6 +59,11 @@ def read_pool(config: SelectConfig) -> Pool:
         DataError: there are fewer than are to be selected.
     """
     pairs = read_pairs(config.pairs, config.columns, "select")
+    if any(pair.purpose == "evaluation" for pair in pairs):
+        raise DataError(
+            f"pairs: {config.pairs} has evaluation pairs, whose judgments never reach training: select from the pairs of "
+            "'tiebreak sample'"
+        )
     every = [one for pair in pairs for one in _cut(pair)]
     first: dict[tuple[str, frozenset[str]], Candidate] = {}
     for one in every:

@@ -58,6 +58,7 @@ INPUTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"evaluation": "e", "runs": ["a"], "against": ["b", "c"]},
         {"evaluation": "e", "runs.0": "a", "against.0": "b", "against.1": "c"},
     ),
+    "duel": ({"evaluation": "e"}, {"evaluation": "e"}),
 }
 """A configuration, and the names of its inputs as manifests of the first versions have them."""
 
@@ -92,7 +93,7 @@ def test_commands_are_the_stages_in_order_and_what_stands_beside_them() -> None:
     assert names == ["init", "run", "rounds", *STAGES, *beside]
     recipe = read_yaml(REPOSITORY / "configs/quickstart/pipeline.yaml")
     assert [entry["stage"] for entry in recipe["stages"]] == [
-        name for name in STAGES if name not in ("judge", "select", "synthesise")
+        name for name in STAGES if name not in ("judge", "select", "synthesise", "duel")
     ]
 
 

@@ -47,6 +47,7 @@ OUR_COLUMNS = (
     "confidence",
     "agreement",
     "raters",
+    "votes",
     "adjudicated",
     "pair_id",
 )
@@ -137,6 +138,10 @@ def _is_strings(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
+def _are_votes(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, dict) and "rater" in one for one in value)
+
+
 def _always(_: object) -> bool:
     return True
 
@@ -148,6 +153,7 @@ _OURS: dict[str, Callable[[Any], bool]] = {
     "confidence": _is_number,
     "agreement": _is_number,
     "raters": _is_strings,
+    "votes": _are_votes,
     "adjudicated": lambda value: isinstance(value, bool),
     "kind": lambda value: value in get_args(Kind),
     "pair_id": lambda value: isinstance(value, str),

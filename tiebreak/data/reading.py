@@ -551,7 +551,8 @@ _ABOUT: dict[RecordKind, tuple[str, ...]] = {
     "demonstrations": (*_TEXT_FACTS, "weight"),
     "preferences": (
         *_TEXT_FACTS,
-        *("weight", "margin", "strength", "confidence", "agreement", "raters", "adjudicated", "kind", "pair_id"),
+        *("weight", "margin", "strength", "confidence", "agreement", "raters", "votes", "adjudicated"),
+        *("kind", "pair_id"),
         *("chosen_finished", "rejected_finished", "chosen_ids", "rejected_ids", "tokenizer_sha256", "selection"),
     ),
     "answers": (*_TEXT_FACTS, *COUNTED, "kind", "pair_id", "finished", "ids", "tokenizer_sha256"),

@@ -32,6 +32,8 @@ from labeling_ui.database.schema import (
 from labeling_ui.database.words import index_items, length_of, text_of
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.items import items_of, pairs_digest
+from tiebreak.assessments import read_pair
+from tiebreak.errors import counted
 from tiebreak.records import Pair, Record
 
 IDS_AT_ONCE = 500
@@ -167,7 +169,38 @@ def new_pairs(tx: Transaction, pairs: Sequence[Pair], source: Source, url: str) 
         if not there:
             check_id(pair.id, source)
             new[pair.id] = pair
+    _refuse_shared_prompts(tx.connection, list(new.values()), source, url)
     return list(new.values())
+
+
+EVALUATES = PAIRS.c.record.like('%"purpose":"evaluation"%')
+"""Whether a pair compares policies; a key with its quotes occurs nowhere else in a record."""
+
+
+def _refuse_shared_prompts(connection: sa.Connection, new: Sequence[Pair], source: Source, url: str) -> None:
+    """No prompt may be both trained on and evaluated on.
+
+    Raises:
+        StoreError: one has training pairs and evaluation pairs.
+    """
+    evaluating = {pair.prompt_id for pair in new if pair.purpose == "evaluation"}
+    training = {pair.prompt_id for pair in new if _is_learned(pair)}
+    if evaluating:
+        others = connection.scalars(sa.select(PAIRS.c.record).where(~EVALUATES))
+        training |= {pair.prompt_id for pair in map(read_pair, others) if _is_learned(pair)}
+    if training:
+        others = connection.scalars(sa.select(PAIRS.c.record).where(EVALUATES))
+        evaluating |= {pair.prompt_id for pair in map(read_pair, others)}
+    if shared := evaluating & training:
+        raise StoreError(
+            f"{counted(len(shared), 'prompt')} would have training pairs and evaluation pairs in {url} (adding "
+            f"{source.name}): the policies would be compared on what they learn from. Evaluate on held-out prompts"
+        )
+
+
+def _is_learned(pair: Pair) -> bool:
+    """Whether a policy is trained on it; its held-out pairs are only measured on."""
+    return pair.purpose == "training" and pair.split == "train"
 
 
 def check_id(name: str, source: Source) -> None:

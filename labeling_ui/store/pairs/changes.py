@@ -35,6 +35,7 @@ from labeling_ui.store.pairs.campaign import (
     steer,
     write_batch,
 )
+from tiebreak.assessments import read_pair
 from tiebreak.records import Pair
 
 _VERSION = re.compile(r"@(\d+)$")
@@ -147,7 +148,8 @@ def _replace(tx: Transaction, pair: Pair, old: str, source: Source, by: str | No
     items = tx.connection.execute(sa.select(ITEMS).where(ITEMS.c.pair_id == old)).all()
     if items[0].batch == CONVERSATIONS:
         raise RefusedError(f"pair {old} belongs to a conversation: withdraw it instead")
-    new = pair.model_copy(update={"id": next_version(old)})
+    purpose = read_pair(known_records(tx.connection, [old])[old]).purpose
+    new = pair.model_copy(update={"id": next_version(old), "purpose": purpose})
     check_id(new.id, source)
     ranking = items[0].task == "ranking"
     batch = find_batch(tx.connection, items[0].batch) or Batch(items[0].batch, overlap=int(tx.setting("overlap")))

@@ -1,0 +1,125 @@
+"""The report on a duel, from the judgments of its pairs.
+
+    tiebreak duel report --duel runs/x/duel --judgments runs/x/duel-label --output runs/x/duel-report
+
+It puts people's win rates and ratings beside what judges, the evaluation's reward model and its yardstick say of the same
+answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.duel.configuration import DuelReportConfig
+from evaluation.duel.figures import Program, build_figures, judge_of, programs_of
+from evaluation.duel.page import build_page, claim_of
+from tiebreak.command.launch import stage_main
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import is_run, read_records
+from tiebreak.errors import DataError, HandoffError
+from tiebreak.records import ExportedJudgment, Pair, write_json, write_text_atomically
+from tiebreak.runs.run import Run, read_manifest, start_run
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import track, track_again
+
+MEASURES = "answers.jsonl"
+"""in a duel's `final/`: what the evaluation measured of each compared answer"""
+
+
+def report(config: DuelReportConfig) -> None:
+    """The command."""
+    with start_run(config, "duel report", inputs_of(config)) as run:
+        if run.finished:
+            track_again(run)
+            say(f"{run.folder} holds this very report already: nothing to do")
+            return
+        final = _final_of(config.duel)
+        made: dict[str, Any] = json.loads((final / "report.json").read_text(encoding="utf-8"))
+        policies, pairs = list(made["policies"]), read_pairs(config.duel)
+        judgments = read_judgments(config.judgments, pairs)
+        people = [one for one in judgments if one.kind != "model"]
+        if not people:
+            raise DataError(f"judgments: no rater has judged a pair of {config.duel} in {config.judgments}")
+        rows = [json.loads(line) for line in (final / MEASURES).read_text(encoding="utf-8").splitlines()]
+        programs = [
+            *judges_of(config, pairs, judgments, policies),
+            *programs_of(rows, policies, made["yardstick_name"]),
+        ]
+        counts = {**made["counts"], "judged": len({one.pair_id for one in people if not one.skip})}
+        figures = {**build_figures(pairs, people, policies, programs, counts), "sources": made["policies"]}
+        write_report(run, figures)
+        run.facts |= {"kinds": figures["kinds"], "counts": figures["counts"], "metrics": to_metrics(figures)}
+        run.finish()
+        track(run)
+        say(claim_of(figures), *figures["caveats"], f"report: {(run.folder / 'report.html').resolve().as_uri()}")
+
+
+def inputs_of(config: DuelReportConfig) -> dict[str, str]:
+    """Its inputs, by name in the manifest."""
+    judges = {f"judges.{n}": source for n, source in enumerate(config.judges)}
+    return {"duel": config.duel, "judgments": config.judgments, **judges}
+
+
+def _final_of(duel: str) -> Path:
+    manifest = read_manifest(duel)
+    if manifest["stage"] != "duel":
+        raise HandoffError(f"duel: {duel} is a finished '{manifest['stage']}' run: give the folder of a duel run")
+    return Path(duel) / "final"
+
+
+def read_judgments(source: str, pairs: Sequence[Pair]) -> list[ExportedJudgment]:
+    """The judgments of these pairs.
+
+    Raises:
+        DataError: there are none.
+    """
+    file = Path(source) / "final" / "judgments.jsonl" if is_run(source) else Path(source)
+    ids = {pair.id for pair in pairs}
+    judgments = list(read_records(file, ExportedJudgment))
+    ours = [one for one in judgments if one.pair_id in ids and not one.repeat]
+    if not ours:
+        raise DataError(
+            f"judgments: none of {len(judgments)} in {source} is of the duel's pairs: serve them with 'tiebreak label "
+            "--pairs DUEL', let raters judge, and export"
+        )
+    return ours
+
+
+def judges_of(
+    config: DuelReportConfig, pairs: Sequence[Pair], judgments: Sequence[ExportedJudgment], policies: Sequence[str]
+) -> list[Program]:
+    """The judges of judge runs, and those in the label store."""
+    verdicts = [one for one in judgments if one.kind == "model"]
+    for source in config.judges:
+        if (stage := read_manifest(source)["stage"]) != "judge":
+            raise HandoffError(f"judges: {source} is a finished '{stage}' run: give the folder of a judge run")
+        verdicts += read_judgments(source, pairs)
+    by_judge: dict[str, list[ExportedJudgment]] = {}
+    for verdict in verdicts:
+        by_judge.setdefault(verdict.rater_id, []).append(verdict)
+    return [judge_of(name, pairs, own, policies) for name, own in sorted(by_judge.items())]
+
+
+def write_report(run: Run, figures: Mapping[str, Any]) -> None:
+    """Write `report.json`, also into `final/`, and `report.html`."""
+    write_json(run.final / "report.json", figures)
+    write_json(run.folder / "report.json", figures)
+    made_from = {name: one.source for name, one in run.inputs.items()}
+    write_text_atomically(run.folder / "report.html", build_page(figures, made_from))
+
+
+def to_metrics(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The manifest's figures: people's win rates."""
+    return {f"win_rate/{' vs '.join(one['policies'])}": one["people"]["value"] for one in figures["contests"]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak duel report`, or `python -m evaluation.duel.report`."""
+    stage_main("duel report", DuelReportConfig, report, arguments)
+
+
+if __name__ == "__main__":
+    main()

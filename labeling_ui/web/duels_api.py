@@ -1,0 +1,23 @@
+"""Duels for the leads, under /api/lead/.
+
+GET  duels      each comparison of two policies, and whether its judgments decide it yet
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from labeling_ui.quality.duels import LiveDuels
+from labeling_ui.web.context import viewing_session
+
+router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])
+
+
+@router.get("/duels")
+def duels(request: Request) -> list[dict[str, Any]]:
+    """Each comparison: `state` is first or second (is better), no difference (above `most`), or undecided (about `more`
+    pairs are missing)."""
+    live: LiveDuels = request.app.state.duels
+    return live()

@@ -1,0 +1,110 @@
+"""Evaluation pairs in a campaign: they share no prompt with training pairs, reach no training file, and the lead sees
+whether they are decided."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from label_support import answer, make_pair, open_store
+from support import read_rows, run_here, write_rows
+
+from labeling_ui.database.errors import StoreError
+from labeling_ui.quality.duels import LiveDuels
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.store import Store
+from tiebreak.records import Pair
+
+
+def duel_pair(n: int) -> Pair:
+    return make_pair(n).model_copy(update={"purpose": "evaluation", "split": "test"})
+
+
+def add(store: Store, pairs: list[Pair], overlap: int = 1, batch: str = "duel") -> int:
+    return store.add_pairs(pairs, overlap=overlap, seed=0, source="duel", source_id="d", batch=batch)
+
+
+def judge_all(store: Store, rater: str, value: int, edited: str | None = None) -> None:
+    """A vote for the first completion (value > 0) on every pair left."""
+    while (given := store.claim(rater)) is not None:
+        vote = -value if given.left_id.endswith("-0") else value
+        extra = {"edited_text": edited} if edited else {}
+        submission = Submission(client_id=given.id, pair_id=given.item_id, answer=vote, **extra)
+        store.submit(rater, submission)
+
+
+def test_judgments_of_evaluation_pairs_reach_no_training_file(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)])
+    add(store, [duel_pair(n) for n in range(10, 14)])
+    judge_all(store, "r0", 2, edited="a better answer")
+    store.close()
+    out = tmp_path / "label"
+    formats = ("--formats", "unpaired", "csv")
+    status, printed = run_here("label", "export", "--store", store.url, "--output", out, *formats)
+    assert status == 0, printed
+    assert len(read_rows(out / "final" / "judgments.jsonl")) == 7
+    trained = {"pair-0", "pair-1", "pair-2"}
+    for name in ("preferences", "edit_preferences", "unpaired"):
+        assert {row["pair_id"] for row in read_rows(out / "final" / f"{name}.jsonl")} == trained, name
+    asked = {row["prompt"]["messages"][0]["content"] for row in read_rows(out / "final" / "demonstrations.jsonl")}
+    assert asked == {f"question {n}?" for n in range(3)}
+    report = json.loads((out / "final" / "report.json").read_text())
+    assert report["evaluation"] == {"pairs": 4, "judgments": 4}
+    assert "after_filtering" not in report["agreement"]["human"]
+
+
+def test_a_settled_evaluation_pair_stays_out_too(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=2)
+    add(store, [duel_pair(10)], overlap=2)
+    judge_all(store, "r0", 2)
+    judge_all(store, "r1", -2)
+    store.add_rater("Zoe", rater_id="lead", role="lead")
+    opened = store.open_dispute("lead", "pair-10")
+    store.adjudicate("lead", answer(opened.assignment.item_id, 2))
+    store.close()
+    status, printed = run_here("label", "export", "--store", store.url, "--output", tmp_path / "label")
+    assert status == 0, printed
+    assert {row["pair_id"] for row in read_rows(tmp_path / "label" / "final" / "preferences.jsonl")} <= {"pair-0"}
+
+
+def test_no_prompt_is_both_trained_on_and_evaluated_on(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)])
+    with pytest.raises(StoreError, match="1 prompt would have training pairs and evaluation pairs"):
+        add(store, [duel_pair(0).model_copy(update={"id": "duel-0"}), duel_pair(1)])
+    assert add(store, [duel_pair(1)]) == 1
+    with pytest.raises(StoreError, match="compared on what they learn from"):
+        add(store, [make_pair(1).model_copy(update={"id": "train-1"})], batch="more")
+    held_out = make_pair(1).model_copy(update={"id": "held-1", "split": "validation"})
+    assert add(store, [held_out], batch="more") == 1
+    file = write_rows(tmp_path / "one.jsonl", [make_pair(1).model_copy(update={"id": "t"}).model_dump(mode="json")])
+    store.close()
+    status, printed = run_here("label", "import", "--pairs", file, "--store", store.url)
+    assert (status, "training pairs and evaluation pairs" in printed) == (1, True), printed
+
+
+def test_a_corrected_evaluation_pair_stays_one(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)])
+    add(store, [duel_pair(1)])
+    [made] = store.correct_pairs([make_pair(1, first="typo fixed")], source="fix", source_id="f")
+    [now] = [pair for pair in store.pairs() if pair.id == made.replaced_by]
+    assert now.purpose == "evaluation"
+
+
+def test_the_lead_sees_a_verdict_once_pairs_have_all_their_judgments(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(100)], raters=2)
+    live = LiveDuels(store)
+    assert live() == []
+    add(store, [duel_pair(n) for n in range(20)], overlap=2)
+    [seen] = live()
+    assert (seen["state"], seen["n"], seen["pairs"]) == ("undecided", 0, 20)
+    assert seen["policies"] == ["secret-model-0", "secret-model-1"]
+    judge_all(store, "r0", 2)
+    assert live()[0]["n"] == 0, "one of two judgments each"
+    judge_all(store, "r1", 1)
+    [seen] = live()
+    assert (seen["state"], seen["n"], seen["win_rate"], seen["more"]) == ("first", 20, 1.0, 0)
+    add(store, [duel_pair(n) for n in range(20, 22)], overlap=2)
+    assert live()[0]["pairs"] == 22
+    store.withdraw_pairs([f"pair-{n}" for n in range(18)], "typo")
+    assert (live()[0]["n"], live()[0]["pairs"]) == (2, 4)
