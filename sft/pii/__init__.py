@@ -1,1 +1,1 @@
-"""Personal data: finding it in text, and replacing it."""
+"""What replaces personal data in text; tiebreak.pii finds it."""

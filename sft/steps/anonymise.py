@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sft.configuration import PrepareConfig
-from sft.pii.detector import KINDS, Detector
-from sft.pii.finding import Finding
-from sft.pii.patterns import users_patterns
 from sft.pii.surrogates import surrogate
 from sft.pii.vault import secret_of, write_map
 from sft.steps.step import Entry, Ledger, Row, Step, Tally, empty_part, require_package
 from tiebreak.errors import ConfigError
+from tiebreak.pii.detector import KINDS, Detector
+from tiebreak.pii.finding import Finding
+from tiebreak.pii.patterns import users_patterns
 from tiebreak.records import Demonstration, Messages, prompt_id
 
 NAMES_NOT_SOUGHT = "names of people were not looked for: anonymise.model names a spaCy model that finds them"

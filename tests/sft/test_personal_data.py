@@ -17,13 +17,13 @@ from sentences import sentences
 from support import read_rows, write_rows
 
 from sft.configuration import PrepareConfig
-from sft.pii.detector import Detector
-from sft.pii.finding import Finding, settle, with_context
 from sft.pii.surrogates import surrogate
 from sft.prepare import prepare
 from sft.steps.anonymise import Anonymise, normal_form
 from sft.steps.step import Ledger, Row, Tally
 from tiebreak.errors import ConfigError
+from tiebreak.pii.detector import Detector
+from tiebreak.pii.finding import Finding, settle, with_context
 from tiebreak.records import Message, Prompt, prompt_id
 
 DETECTOR = Detector()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from sft.pii.finding import SURE, Finding, with_context
+from tiebreak.pii.finding import SURE, Finding, with_context
 
 RECOGNISERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "IbanRecognizer": ("IBAN", ()),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sft.pii.finding import Finding, with_context
+from tiebreak.pii.finding import Finding, with_context
 
 
 @dataclass(frozen=True)

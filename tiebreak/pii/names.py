@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sft.pii.finding import Finding
 from tiebreak.errors import ConfigError
+from tiebreak.pii.finding import Finding
 
 LABELS = {"PER": "PERSON", "PERSON": "PERSON"}
 

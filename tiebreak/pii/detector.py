@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sft.pii.finding import Finding, settle
-from sft.pii.names import Names
-from sft.pii.patterns import PATTERNS, Pattern, find_patterns
-from sft.pii.presidio import RECOGNISERS, Presidio
+from tiebreak.pii.finding import Finding, settle
+from tiebreak.pii.names import Names
+from tiebreak.pii.patterns import PATTERNS, Pattern, find_patterns
+from tiebreak.pii.presidio import RECOGNISERS, Presidio
 
 KINDS = tuple(
     sorted({pattern.kind for pattern in PATTERNS} | {kind for kind, _ in RECOGNISERS.values()} | {"PHONE", "PERSON"})
