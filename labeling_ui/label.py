@@ -75,7 +75,7 @@ from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
 from tiebreak.terminal import Cell, has_colours, paint, show, table
-from tiebreak.tracking.recorder import track_again
+from tiebreak.tracking.recorder import tracked
 
 if TYPE_CHECKING:
     from labeling_ui.pages import PageConfig
@@ -126,9 +126,8 @@ def _dispatch(words: list[str]) -> None:
 def label_by_simulation(config: LabelConfig) -> None:
     """Simulated raters judge all pairs; then the preferences are exported."""
     pairs = read_some_pairs(config)
-    with start_run(config, "label") as run:
+    with start_run(config, "label") as run, tracked(run):
         if run.finished:
-            track_again(run)
             print(f"{run.folder} is already finished: nothing to do")
             return
         store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
@@ -497,10 +496,9 @@ def _export(words: list[str]) -> None:
         store = Store.open(arguments.store)
         config = _config_of_store(store, arguments.output, arguments)
     since = store.since_export()
-    with start_run(config, "label") as run:
+    with start_run(config, "label") as run, tracked(run):
         if run.finished:
             _check_exported(store, run)
-            track_again(run)
             print(f"{run.folder} already holds this export: nothing to do")
         else:
             print(describe(export(store, run, config.aggregation, config.formats), run))

@@ -37,14 +37,13 @@ from tiebreak.records import (
 )
 from tiebreak.runs.run import Run, clear_partial, in_batches, start_run, that_drops
 from tiebreak.terminal import is_main_process, say
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 
 def sample(config: SampleConfig) -> None:
     """The stage."""
-    with start_run(config, "sample") as run:
+    with start_run(config, "sample") as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
         prompts = choose_prompts(config, Rules.of(run))
@@ -66,7 +65,6 @@ def sample(config: SampleConfig) -> None:
         write_json(run.final / "report.json", {"counts": counts})
         run.facts["counts"] = counts
         run.finish()
-        track(run)
         clear_partial(run)
         say(f"{len(pairs)} pairs from {len(prompts)} prompts and {len(drawn)} completions{_remarks(counts)}")
 

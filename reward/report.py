@@ -39,7 +39,7 @@ from tiebreak.records import (
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import Run, read_manifest, start_run, that_drops
 from tiebreak.terminal import say
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 from tiebreak.training.labels import is_tie
 
 if TYPE_CHECKING:
@@ -186,9 +186,9 @@ def report(config: RewardReportConfig) -> None:
     if source.probed is None:
         raise HandoffError(f"{config.reward_model} is a base model: give the folder of a finished reward run")
     preferences = config.preferences or _own_preferences(config.reward_model)
-    with start_run(config, "reward report", {"reward_model": config.reward_model, "preferences": preferences}) as run:
+    inputs = {"reward_model": config.reward_model, "preferences": preferences}
+    with start_run(config, "reward report", inputs) as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} holds this very report already: nothing to do")
             return
         trained = read_manifest(config.reward_model)["config"]
@@ -217,7 +217,6 @@ def report(config: RewardReportConfig) -> None:
         written = write_report(run, marked, trace_origin(preferences), config.reward_model)
         run.facts |= {"metrics": report_metrics(written), "kinds": written["kinds"]}
         run.finish()
-        track(run)
 
 
 def _own_preferences(reward_model: str) -> str:

@@ -56,14 +56,13 @@ from tiebreak.records import (
 from tiebreak.runs.requirements import ANONYMISED
 from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import Cell, has_colours, say, table
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 
 def prepare(config: PrepareConfig) -> None:
     """The stage."""
-    with start_run(config, "prepare") as run:
+    with start_run(config, "prepare") as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
         work = Store(run.folder / WORK, run.fingerprint)
@@ -74,7 +73,6 @@ def prepare(config: PrepareConfig) -> None:
             raise
         work.remove()
         run.finish()
-        track(run)
         say_report(run, report)
 
 

@@ -1,4 +1,5 @@
-"""A W&B server on this machine: it keeps the history rows of each run as W&B does, by their place, and answers the rest.
+"""A W&B server on this machine: it keeps the history rows of each run as W&B does, by their place, artifacts by name with
+their versions and aliases, and answers the rest. It is no W&B: what it does not know, it refuses.
 
 Kinds: `whole`; `refuses` every key (401); `silent`: takes a request and never answers.
 """
@@ -26,6 +27,10 @@ class WandbServer:
         """run id → its final figures"""
         self.upserts: list[dict[str, Any]] = []
         """variables of every request that opened or changed a run"""
+        self.artifacts: dict[str, list[dict[str, Any]]] = {}
+        """name → versions, each with id, type, aliases, and the run that logged it"""
+        self.used: list[tuple[str, str]] = []
+        """(id of a run, id of an artifact that it used)"""
         self.requests: list[str] = []
         self._closed = threading.Event()
         handler = type("Bound", (_Handler,), {"wandb": self})
@@ -104,9 +109,86 @@ class WandbServer:
             return {"upsertBucket": {"bucket": bucket, "inserted": name not in self.history}}
         if operation == "Viewer":
             return {"viewer": {"id": "v", "entity": "us", "username": "us", "flags": "{}", "teams": {"edges": []}}}
+        if operation == "CreateArtifact":
+            return {"createArtifact": {"artifact": self._create_artifact(given["input"])}}
+        if operation == "ArtifactMembershipByName":
+            return {"project": {"artifactCollectionMembership": self._membership(given["name"])}}
+        if operation == "UseArtifact":
+            asked_for = given.get("input") or given
+            self.used.append((asked_for["runName"], asked_for["artifactID"]))
+            return {"useArtifact": {"artifact": {"id": asked_for["artifactID"]}}}
+        if operation == "UpdateArtifact":
+            return {"updateArtifact": {"artifact": self._fragment(*self._by_id(given["input"]["artifactID"]))}}
+        if operation == "AddAliases":
+            for one in given["input"]["aliases"]:
+                self._by_id(given["input"]["artifactID"])[1]["aliases"].append(one["alias"])
+            return {"addAliases": {"success": True}}
         if operation == "ArtifactType":
             return {"project": {"artifact": None, "artifactType": None}}
         return None
+
+    def _create_artifact(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """A version, complete at once: files are not asked for."""
+        names = (asked.get("artifactCollectionName"), *(asked.get("artifactCollectionNames") or []))
+        name = str(next(one for one in names if one))
+        versions = self.artifacts.setdefault(name, [])
+        aliases = [one["alias"] for one in asked.get("aliases") or []]
+        for version in versions:
+            version["aliases"] = [alias for alias in version["aliases"] if alias not in aliases]
+        identity = f"{name}-{len(versions)}"
+        own = {"id": identity, "type": asked["artifactTypeName"], "aliases": aliases, "run": asked["runName"]}
+        versions.append(own)
+        return {"id": identity, "state": "COMMITTED", "artifactSequence": {"id": name, "latestArtifact": None}}
+
+    def _by_id(self, identity: str) -> tuple[str, dict[str, Any]]:
+        each = ((name, one) for name, versions in self.artifacts.items() for one in versions)
+        return next(found for found in each if found[1]["id"] == identity)
+
+    def _membership(self, asked: str) -> dict[str, Any] | None:
+        name, _, alias = asked.partition(":")
+        found = next((one for one in self.artifacts.get(name, []) if alias in one["aliases"]), None)
+        if found is None:
+            return None
+        collection = self._collection(name)
+        aliases = [{"__typename": "ArtifactAlias", "id": alias, "alias": alias} for alias in found["aliases"]]
+        number = self.artifacts[name].index(found)
+        return {
+            "__typename": "ArtifactCollectionMembership",
+            "id": f"membership-{found['id']}",
+            "versionIndex": number,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "aliases": aliases,
+            "artifactCollection": collection,
+            "artifact": self._fragment(name, found),
+        }
+
+    def _collection(self, name: str) -> dict[str, Any]:
+        project = {"id": "p", "internalId": "p", "name": "tiebreak", "entity": {"name": "us"}}
+        return {"__typename": "ArtifactSequence", "name": name, "project": project}
+
+    def _fragment(self, name: str, found: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "__typename": "Artifact",
+            "id": found["id"],
+            "artifactSequence": self._collection(name),
+            "versionIndex": self.artifacts[name].index(found),
+            "artifactType": {"name": found["type"]},
+            "description": None,
+            "metadata": "{}",
+            "ttlDurationSeconds": 0,
+            "ttlIsInherited": True,
+            "tags": [],
+            "historyStep": None,
+            "state": "COMMITTED",
+            "size": 0,
+            "digest": "d",
+            "digestAlgorithm": "MANIFEST_MD5",
+            "commitHash": "c",
+            "fileCount": 0,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "updatedAt": "2026-01-01T00:00:00Z",
+            "aliases": [],
+        }
 
     def _bucket(self, run_id: str) -> dict[str, Any] | None:
         rows = self.rows(run_id)

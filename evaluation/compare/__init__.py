@@ -31,7 +31,7 @@ from tiebreak.page.numbers import digits_for, p_value
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import run as runs
 from tiebreak.terminal import Cell, has_colours, paint, prints, show, table
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     chains = [read_chain(folder) for folder in config.against]
     report = build_report(evaluation, links, against, config.title, chains)
     next_step = config.next_step or judge_by_hand(config, links, report["kinds"])
-    with runs.start_run(config, "compare") as run:
+    with runs.start_run(config, "compare") as run, tracked(run):
         if not run.finished:
             write_json(run.final / "report.json", {key: value for key, value in report.items() if key != "timings"})
         if not run.finished or not all((run.folder / name).is_file() for name in ("report.json", "report.html")):
@@ -68,9 +68,6 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         if not run.finished:
             run.facts |= {"kinds": report["kinds"], "verdicts": report["headline"]["verdicts"], "next": next_step}
             run.finish()
-            track(run)
-        else:
-            track_again(run)
     report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     in_recipe = "TIEBREAK_GROUP" in os.environ  # whose last lines name the next command
     print_summary(report, run.folder / "report.html", "" if in_recipe else next_step)

@@ -34,7 +34,7 @@ from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run
 from tiebreak.terminal import say
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 
 class Judge(Protocol):
@@ -54,9 +54,8 @@ class Judge(Protocol):
 def judge(config: JudgeConfig) -> None:
     """The stage."""
     asked_of = build_judge(config)
-    with start_run(config, "judge") as run:
+    with start_run(config, "judge") as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
         pairs = choose_pairs(config)
@@ -78,7 +77,6 @@ def judge(config: JudgeConfig) -> None:
             "metrics": report["metrics"],
         }
         run.finish()
-        track(run)
         clear_partial(run)
         say_report(run, report)
 

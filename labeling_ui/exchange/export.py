@@ -53,7 +53,6 @@ from tiebreak.records import (
     write_text_atomically,
 )
 from tiebreak.runs.run import Run
-from tiebreak.tracking.recorder import track
 
 Format = Literal["parquet", "datasets", "unpaired", "csv"]
 
@@ -134,7 +133,6 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
         "event_log_head": labels.head,
     }
     run.finish()
-    track(run)
     store.mark_export(labels.head, str(run.folder))
     return report
 

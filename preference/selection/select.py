@@ -34,7 +34,7 @@ from tiebreak.errors import counted
 from tiebreak.records import Pair, Split, content_id, write_json, write_jsonl
 from tiebreak.runs.run import Run, clear_partial, start_run
 from tiebreak.terminal import say
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -51,9 +51,8 @@ class Chosen:
 
 def select(config: SelectConfig) -> None:
     """The stage."""
-    with start_run(config, "select") as run:
+    with start_run(config, "select") as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
         pool = read_pool(config)
@@ -72,7 +71,6 @@ def select(config: SelectConfig) -> None:
         write_json(run.final / "report.json", report)
         run.facts |= {"counts": report["counts"], "selection": {"strategy": name_of(config), "arms": report["arms"]}}
         run.finish()
-        track(run)
         clear_partial(run)
         say(*lines_of(report))
 

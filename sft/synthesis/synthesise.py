@@ -44,7 +44,7 @@ from tiebreak.records import (
 )
 from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import say
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 LONGEST = 4000
 """characters of a prompt or an answer"""
@@ -71,9 +71,8 @@ class Made:
 def synthesise(config: SynthesiseConfig) -> None:
     """The stage."""
     writer = build_writer(config)
-    with start_run(config, "synthesise") as run:
+    with start_run(config, "synthesise") as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
         material, tests = read_material(config)
@@ -86,7 +85,6 @@ def synthesise(config: SynthesiseConfig) -> None:
         run.facts |= {"counts": report["counts"], "synthetic": {"rows": len(made), "of": len(made), "reviewed": 0}}
         write_text_atomically(run.folder / "report.html", build_page(report))
         run.finish()
-        track(run)
         _say_report(config, run, report)
 
 
@@ -199,7 +197,7 @@ def _detector() -> Callable[[str], bool] | None:
     """Finds personal data; None where Presidio is not installed."""
     if importlib.util.find_spec("presidio_analyzer") is None:
         return None
-    from sft.pii.detector import Detector
+    from tiebreak.pii.detector import Detector
 
     detector = Detector()
     return lambda text: any(one.is_sure for one in detector.find(text))

@@ -1,9 +1,11 @@
-"""Monitors through SFT, DPO and PPO on tiny models: they see, warn, alert and stop, and change no weight."""
+"""Monitors through SFT, DPO, KTO and PPO on tiny models: they see, warn, alert and stop, and change no weight."""
 
 from __future__ import annotations
 
+import http.server
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import pytest
 from support import TINY_TRAINING, read_rows, run_here, write_config
 
 from tiebreak.config.monitors import MonitorConfig
+from tiebreak.tracking.wandb_copy import records_in
 from tiebreak.training.monitors import crossing
 
 
 def train(stage: str, output: Path, tiny_model: Path, raw_data: Path, **values: Any) -> tuple[int, str]:
-    data = {"sft": ("demonstrations", "demonstrations.jsonl"), "dpo": ("preferences", "preferences.jsonl")}[stage]
+    data = ("preferences", "preferences.jsonl") if stage != "sft" else ("demonstrations", "demonstrations.jsonl")
     settings = {
         "output": output,
         "policy": tiny_model,
@@ -25,8 +28,11 @@ def train(stage: str, output: Path, tiny_model: Path, raw_data: Path, **values: 
         "training": {**TINY_TRAINING, "max_steps": 3},
         "sampling": {"temperature": 0.7, "max_new_tokens": 6},
         "tracking": {"mode": "disabled"},
+        **({"algorithm": "kto"} if stage == "kto" else {}),
     } | values
-    return run_here(stage, "--config", write_config(output.parent / f"{output.name}.yaml", **settings))
+    return run_here(
+        "dpo" if stage == "kto" else stage, "--config", write_config(output.parent / f"{output.name}.yaml", **settings)
+    )
 
 
 def monitored(output: Path) -> list[tuple[int, float]]:
@@ -34,7 +40,7 @@ def monitored(output: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["monitor/length"]) for row in rows if "monitor/length" in row]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "dpo", "kto"])
 def test_a_monitor_sees_warns_and_alerts_and_changes_no_weight(
     stage: str, tmp_path: Path, tiny_model: Path, raw_data: Path
 ) -> None:
@@ -58,12 +64,74 @@ def test_a_monitor_sees_warns_and_alerts_and_changes_no_weight(
         ("refusal", 3, "alert"),
     ]
     assert facts["stopped"] is False
-    if stage == "dpo":
+    if stage != "sft":
         return
     assert train(stage, plain, tiny_model, raw_data)[0] == 0
     assert "monitors" not in json.loads((plain / "manifest.json").read_text())["config"]
     weights = "final/adapter_model.safetensors"
     assert (watched / weights).read_bytes() == (plain / weights).read_bytes()
+
+
+def test_completions_at_every_evaluation_beside_the_references_change_no_weight(
+    tmp_path: Path, tiny_model: Path, raw_data: Path
+) -> None:
+    training = {**TINY_TRAINING, "max_steps": 3, "eval_steps": 2}
+    shown, plain = tmp_path / "shown", tmp_path / "plain"
+    tracking = {"mode": "disabled", "completions": 2}
+    status, printed = train("dpo", shown, tiny_model, raw_data, training=training, tracking=tracking)
+    assert status == 0, printed
+    rows = read_rows(shown / "completions.jsonl")
+    assert [row["step"] for row in rows] == [0, 0, 2, 2, 3, 3]
+    assert len({row["prompt_id"] for row in rows}) == 2
+    before = {row["prompt_id"]: row["completion"] for row in rows if row["step"] == 0}
+    assert all(row["before_training"] == before[row["prompt_id"]] for row in rows)
+    assert any(row["completion"] != row["before_training"] for row in rows)
+    off = {"mode": "disabled", "completions": 0}
+    assert train("dpo", plain, tiny_model, raw_data, training=training, tracking=off)[0] == 0
+    assert not (plain / "completions.jsonl").exists()
+    weights = "final/adapter_model.safetensors"
+    assert (shown / weights).read_bytes() == (plain / weights).read_bytes()
+    ids = [json.loads((one / "manifest.json").read_text())["id"] for one in (shown, plain)]
+    assert ids[0] == ids[1]  # the same run to whatever is made from it
+
+
+def test_an_alert_reaches_wandb_and_a_webhook_that_fails_ends_nothing(
+    tmp_path: Path, tiny_model: Path, raw_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, read back from W&B's file; a second webhook refuses the connection."""
+    heard: list[dict[str, Any]] = []
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *words: Any) -> None:
+            """Nothing."""
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr("tiebreak.tracking.recorder.LONGEST_WAIT", 300.0)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monitors = [
+        {"yardstick": name, "every_steps": 3, "prompts": 2, "alert_above": -1, "webhook": f"http://127.0.0.1:{port}/x"}
+        for name, port in (("length", server.server_address[1]), ("refusal", 9))
+    ]
+    output = tmp_path / "alerting"
+    status, printed = train("sft", output, tiny_model, raw_data, monitors=monitors, tracking={"mode": "offline"})
+    server.shutdown()
+    server.server_close()
+    assert status == 0, printed
+    assert [(one["monitor"], one["step"], one["run"]) for one in heard] == [
+        ("length", 0, str(output)),
+        ("length", 3, str(output)),
+    ]
+    assert "the monitor's webhook 127.0.0.1 failed" in printed
+    assert [row["step"] for row in read_rows(output / "alerts.jsonl")] == [0, 0, 3, 3]
+    (path,) = (output / "wandb").glob("offline-run-*/run-*.wandb")
+    alerts = [record for record in records_in(path) if b"above -1" in record and b": monitor" in record]
+    assert len(alerts) == 4
 
 
 def test_a_monitor_stops_the_training_and_the_run_is_finished(tmp_path: Path, tiny_model: Path, raw_data: Path) -> None:
@@ -82,7 +150,8 @@ def test_a_monitor_stops_the_training_and_the_run_is_finished(tmp_path: Path, ti
     [
         ({"yardstick": "rouge"}, "rouge needs more than answers"),
         ({"yardstick": "refusl"}, "did you mean refusal?"),
-        ({"yardstick": "refusal", "alert_above": 0.1}, "command: it is for alert_above and alert_below"),
+        ({"yardstick": "refusal", "command": ["x"]}, "command: it is for alerts: give alert_above or alert_below"),
+        ({"yardstick": "refusal", "warn_above": 0, "webhook": "http://x"}, "webhook: it is for alerts"),
     ],
 )
 def test_a_wrong_monitor_is_refused(

@@ -10,6 +10,7 @@ is the same run as
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from tiebreak.process.stopping import heeding_signals
 from tiebreak.runs.agreement import require_placeable, require_same_values
 from tiebreak.shipped import find_shipped, shipped_names
 from tiebreak.stages import STAGES, Command, find_stage
+from tiebreak.tracking.contents import COMMAND
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -69,6 +71,7 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
 
             say_end(stage, config, words)
 
+    os.environ[COMMAND] = shlex.join(["tiebreak", *stage.split(), *words])
     with heeding_signals():
         exit_with_message(run, resumes=True, folder=lambda: outputs[0] if outputs else None)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

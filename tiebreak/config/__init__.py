@@ -158,6 +158,11 @@ class TrackingConfig(Section):
     """W&B group of runs; `tiebreak run` sets one per recipe run"""
     tags: list[str] = []
     """W&B tags; `tiebreak run` adds the recipe's name"""
+    completions: int = Field(default=4, ge=0)
+    """held-out prompts that a policy in training answers before the first step and at every evaluation during training
+    (training.eval_steps), for the table of completions; 0: none"""
+    log_model: bool = False
+    """also upload trained models, such as adapters, as files of the run's artifact"""
 
 
 class ChatSettings(Section):

@@ -14,8 +14,8 @@ class MonitorConfig(Section):
     """One yardstick on answers to held-out prompts, and what happens if its mean crosses a threshold."""
 
     yardstick: str
-    """name of a yardstick that needs only texts: refusal, keywords:FILE, language:CODE, length, repetition, tone,
-    distinct_n, instructions:FILE or another; see docs/evaluation.md"""
+    """name of a yardstick that needs only texts: refusal, keywords:FILE, toxic_words, pii, language:CODE, length,
+    repetition, tone, distinct_n, instructions:FILE or another; see docs/evaluation.md"""
     every_steps: int = Field(default=10, ge=1)
     """optimizer steps between measurements; the first is before the first step"""
     prompts: int = Field(default=16, ge=1)
@@ -25,11 +25,13 @@ class MonitorConfig(Section):
     warn_below: float | None = None
     """print a warning if the mean is below this"""
     alert_above: float | None = None
-    """also run `command` if the mean is above this"""
+    """alert if the mean is above this: in W&B, by `command` and by `webhook`"""
     alert_below: float | None = None
-    """also run `command` if the mean is below this"""
+    """alert if the mean is below this"""
     command: list[str] = []
     """a program and its arguments, run on an alert; the message is added as the last argument"""
+    webhook: str | None = Field(default=None, pattern=r"^https?://", exclude_if=lambda url: url is None)
+    """address that an alert is posted to, as JSON with `text`, `monitor`, `mean`, `step` and `run`"""
     stop_above: float | None = None
     """stop training if the mean is above this; the policy of that step is saved"""
     stop_below: float | None = None
@@ -52,8 +54,9 @@ class MonitorConfig(Section):
                 f"yardstick: {self.yardstick} needs more than answers: monitors take yardsticks of texts alone"
             )
         alerts = self.alert_above is not None or self.alert_below is not None
-        if alerts != bool(self.command):
-            raise ValueError("command: it is for alert_above and alert_below; give both, or neither")
+        for key in ("command", "webhook"):
+            if getattr(self, key) and not alerts:
+                raise ValueError(f"{key}: it is for alerts: give alert_above or alert_below")
         return self
 
 

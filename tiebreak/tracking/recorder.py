@@ -12,22 +12,21 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import secrets
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tiebreak.config import TrackingConfig
 from tiebreak.records import write_json, write_jsonl
-from tiebreak.runs.run import MANIFEST, RUN_FILE, Run, git_commit, read_metrics
+from tiebreak.runs.run import MANIFEST, Run, read_metrics
 from tiebreak.terminal import is_main_process, say
-from tiebreak.tracking.wandb_copy import FACTS_FILE, FOLDER, STATE_FILE, artifact_name, read_json
+from tiebreak.tracking.contents import ALERTS, FACTS_FILE, FOLDER, STATE_FILE, read_json, read_rows
+from tiebreak.tracking.facts import facts_of, wanted_mode
 
 LONGEST_WAIT = 28.0
 """seconds that a stage waits for W&B at its end, in total"""
@@ -45,12 +44,15 @@ class RunRecorder:
         self._last_step, self._last_time = 0, time.monotonic()
 
     def keep_up_to(self, step: int) -> None:
-        """Drop rows past `step`, which a resumed run computes again."""
-        self._last_step = step
+        """Drop rows past `step`, which a resumed run computes again, and start the copy to W&B."""
+        self._last_step, self._last_time = step, time.monotonic()
         if not is_main_process():
             return
         if self.run.metrics.exists():
             write_jsonl(self.run.metrics, [row for row in read_metrics(self.run.folder) if row["step"] <= step])
+        alerts = self.run.folder / ALERTS
+        if alerts.exists():
+            write_jsonl(alerts, [row for row in read_rows(alerts) if row["step"] <= step])
         self._copy.start()  # not before: it reads the rows
 
     def row(self, step: int, metrics: Mapping[str, Any], beside_seconds: float | None = None) -> None:
@@ -75,6 +77,35 @@ class RunRecorder:
             file.flush()
         self._copy.check()
 
+    def leave_out(self, seconds: float) -> None:
+        """Time since the last row that is no part of a step's."""
+        self._last_time += seconds
+
+    def extend_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Add rows of one `step` to a table. Rows of the same or later steps, of an interrupted attempt, are replaced."""
+        if is_main_process() and rows:
+            path = self.run.folder / f"{name}.jsonl"
+            write_jsonl(path, [*(row for row in read_rows(path) if row["step"] < rows[0]["step"]), *rows])
+
+    def alert(self, step: int, message: str) -> None:
+        """An alert, in the run folder and in W&B, which notifies the user."""
+        if not is_main_process():
+            return
+        try:
+            with (self.run.folder / ALERTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "message": message}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            say(f"warning: {ALERTS} cannot be written ({error.strerror})")
+
+    def start(self) -> None:
+        """Start the copy to W&B of a stage that logs no rows."""
+        if is_main_process():
+            self._copy.start()
+
+    def leave(self) -> None:
+        """The stage has ended early: so does the copy."""
+        self._copy.leave()
+
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table of examples, as a file in the run folder and in W&B."""
         if is_main_process():
@@ -87,9 +118,27 @@ class RunRecorder:
             self._copy.finish()
 
 
-def track(run: Run) -> None:
-    """Copy a finished run without training to W&B."""
-    RunRecorder(run).finish()
+@contextmanager
+def tracked(run: Run) -> Iterator[None]:
+    """The copy to W&B of a stage that trains nothing, from its start to the run's end:
+
+    with start_run(config, "sample") as run, tracked(run):
+
+    A finished run's copy is completed if it was not.
+    """
+    if run.finished:
+        track_again(run)
+        yield
+        return
+    recorder = RunRecorder(run)
+    recorder.start()
+    try:
+        yield
+    finally:
+        if not run.finished:
+            recorder.leave()
+    if run.finished:
+        recorder.finish()
 
 
 def track_again(run: Run) -> None:
@@ -165,6 +214,10 @@ class WandbCopy:
                 self.check_message()
                 return
 
+    def leave(self) -> None:
+        """Let the copy end as that of an interrupted run."""
+        self._close_pipe()
+
     def check_message(self) -> None:
         """Print its final report."""
         message = read_json(self._folder / FOLDER / STATE_FILE).get("message", "")
@@ -237,73 +290,3 @@ class WandbCopy:
             )
         finally:
             os.close(theirs)
-
-
-def wanted_mode(run: Run) -> str:
-    """`disabled`, `offline` or `online` from configuration or environment; otherwise `auto`: online if W&B has a login."""
-    if run.config.tracking.mode != "auto":
-        return run.config.tracking.mode
-    named = {"dryrun": "offline", "run": "online", "shared": "online"}
-    mode = os.environ.get("WANDB_MODE", "").strip().lower()
-    if not mode and os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "on", "yes", "true"):
-        return "disabled"  # transformers' variable
-    mode = named.get(mode, mode)
-    return mode if mode in ("online", "offline", "disabled") else "auto"
-
-
-def _run_id(asked: str) -> str:
-    """A run's id in characters that W&B takes."""
-    return re.sub(r"[:;,#?/'\s]", "-", asked.strip()) or secrets.token_hex(4)
-
-
-def facts_of(run: Run) -> dict[str, Any]:
-    """A run's metadata for W&B. Keys of `tracking` that differ from their default override W&B's own variables, which
-    override the default; tags are combined."""
-    return _facts(
-        run.folder,
-        {
-            "stage": run.stage,
-            "fingerprint": run.fingerprint,
-            "config": run.config.model_dump(mode="json"),
-            "inputs": {name: vars(one) for name, one in run.inputs.items()},
-        },
-    )
-
-
-def facts_in(folder: Path) -> dict[str, Any]:
-    """Those of a run whose folder had no room for W&B's; {} if it has no run."""
-    record = read_json(folder / MANIFEST) or read_json(folder / RUN_FILE)
-    return _facts(folder, record) if {"stage", "fingerprint", "config", "inputs"} <= record.keys() else {}
-
-
-def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    config, environment = record["config"], os.environ
-    tracking = TrackingConfig(**config.get("tracking", {}))
-    before = read_json(folder / FOLDER / FACTS_FILE)
-    before = before if before.get("fingerprint") == record["fingerprint"] else {}
-    default = TrackingConfig.model_fields["project"].default
-    project = tracking.project if tracking.project != default else environment.get("WANDB_PROJECT") or default
-    group = tracking.group or environment.get("WANDB_RUN_GROUP") or environment.get("TIEBREAK_GROUP")
-    alone = "TIEBREAK_GROUP" not in environment  # one id cannot identify all stages of a recipe
-    seed = (config.get("training") or {}).get("seed")
-    tags = [
-        record["stage"],
-        *tracking.tags,
-        *environment.get("WANDB_TAGS", "").split(","),
-        *([f"seed-{seed}"] if seed is not None else []),
-        git_commit() or "",
-    ]
-    inputs = [one for one in record["inputs"].values() if one["kind"] == "run"]
-    return {
-        "fingerprint": record["fingerprint"],
-        "run_id": before.get("run_id") or _run_id(environment.get("WANDB_RUN_ID", "") if alone else ""),
-        "stage": record["stage"],
-        "project": project,
-        "group": group or before.get("group"),
-        "job_type": environment.get("WANDB_JOB_TYPE") or record["stage"],
-        "name": environment.get("WANDB_NAME") or f"{record['stage']}-{record['fingerprint'][:8]}",
-        "tags": list(dict.fromkeys(tag.strip()[:64] for tag in tags if tag.strip())),
-        "config": config,
-        "artifact": artifact_name(folder),
-        "inputs": {artifact_name(Path(one["source"])): one["id"] for one in inputs},
-    }

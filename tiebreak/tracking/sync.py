@@ -1,6 +1,6 @@
 """Send runs to W&B that were not copied, or not completely.
 
-tiebreak wandb sync runs/quickstart/dpo …            finished or interrupted runs
+tiebreak wandb sync runs/quickstart            finished and interrupted runs, inputs first
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from pathlib import Path
 from tiebreak.errors import ConfigError, MachineError
 from tiebreak.process.ending import exit_with_message
 from tiebreak.records import write_json
-from tiebreak.runs.run import MANIFEST
-from tiebreak.tracking.recorder import facts_in
-from tiebreak.tracking.wandb_copy import FACTS_FILE, FOLDER, Copy, note, one_line, read_json, tidy_environment
+from tiebreak.runs.run import MANIFEST, RUN_FILE
+from tiebreak.tracking.contents import FACTS_FILE, FOLDER, in_order, read_json
+from tiebreak.tracking.facts import facts_in
+from tiebreak.tracking.wandb_copy import Copy, note, one_line, tidy_environment
+from tiebreak.tracking.workspace import save_workspace
 
 
 def sync(folders: Sequence[str]) -> None:
-    """Send runs to W&B, each to the W&B run that it started.
+    """Send runs to W&B, each to the W&B run that it started, inputs first, so that artifacts can be linked.
+
+    Args:
+        folders: run folders, or folders of them.
 
     Raises:
         ConfigError: no folder, or one without a run.
@@ -27,7 +32,7 @@ def sync(folders: Sequence[str]) -> None:
     if not folders:
         raise ConfigError("no runs given: tiebreak wandb sync runs/quickstart/dpo")
     tidy_environment("online")
-    for folder in map(Path, folders):
+    for folder in in_order([run for named in folders for run in runs_in(Path(named))]):
         _require_facts(folder)
         copy, manifest = Copy(folder, "online"), read_json(folder / MANIFEST)
         try:
@@ -40,6 +45,15 @@ def sync(folders: Sequence[str]) -> None:
             raise MachineError(f"W&B rejects {folder}: {one_line(error)}") from error
         note(folder, state="done", mode="online", manifest_id=manifest.get("id"), message="")
         print(f"sent {folder}: {copy.sent} rows", flush=True)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it has a run, or none below it has; otherwise the runs below it."""
+    if any((folder / name).is_file() for name in (MANIFEST, RUN_FILE)):
+        return [folder]
+    below = {path.parent for name in (MANIFEST, RUN_FILE) for path in folder.glob(f"*/**/{name}")}
+    inner = {"final", "checkpoints", FOLDER}
+    return sorted(path for path in below if not inner & set(path.relative_to(folder).parts)) or [folder]
 
 
 def _require_facts(folder: Path) -> None:
@@ -63,13 +77,16 @@ def _require_facts(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`tiebreak wandb sync RUN …`"""
+    """`tiebreak wandb sync FOLDER …` and `tiebreak wandb workspace GROUP`"""
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> None:
-        if words[:1] != ["sync"]:
-            raise ConfigError("usage: tiebreak wandb sync RUN …")
-        sync(words[1:])
+        if words[:1] == ["workspace"]:
+            save_workspace(words[1:])
+        elif words[:1] == ["sync"]:
+            sync(words[1:])
+        else:
+            raise ConfigError("usage: tiebreak wandb sync FOLDER …, or tiebreak wandb workspace GROUP")
 
     exit_with_message(run)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -21,16 +20,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-FOLDER = "wandb"
-"""of a run folder; W&B's own name for it"""
-FACTS_FILE, STATE_FILE = "tiebreak.json", "state.json"
+from tiebreak.tracking.contents import (
+    ALERTS,
+    FACTS_FILE,
+    FOLDER,
+    KL_OF,
+    STATE_FILE,
+    STEP,
+    SUMMARIES,
+    best_policy,
+    model_files,
+    read_json,
+    read_line,
+    read_rows,
+    reports_in,
+    row_of,
+    summary_of,
+    tables_in,
+)
+
 SECONDS_A_CALL = 120.0
 """longest duration of a W&B call while the stage works"""
-MOST_ROWS = 200
-"""of a table"""
-STEP = "train/global_step"
-_NO_FIGURES = {"config", "inputs", "outputs", "packages", "model", "fingerprint", "stage", "metrics", "id", "format"}
-"""of a manifest"""
 
 
 class Deadline:
@@ -70,6 +80,10 @@ class Copy:
         self.sent = 0
         """rows of metrics.jsonl"""
         self._offset = 0
+        self._counted: dict[str, Any] = {}
+        """the last row with a count of tokens"""
+        self._alerts = 0
+        """alerts sent"""
         self.run: Any = None
         self.lacks = ""
         """what W&B did not accept"""
@@ -91,14 +105,25 @@ class Copy:
             job_type=facts["job_type"],
             name=facts["name"],
             tags=facts["tags"],
+            notes=facts.get("notes"),
             config=facts["config"],
             dir=None if os.environ.get("WANDB_DIR") and not self.moved else str(self.folder),
             mode=cast("Any", self.mode),
             settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **settings),
         )
-        self.run.define_metric(STEP)
-        self.run.define_metric("*", step_metric=STEP)
+        self._define_metrics()
         self.already = self.run.starting_step
+        if self.already:  # an earlier copy has sent those that were there
+            self._alerts = len(read_rows(self.folder / ALERTS))
+
+    def _define_metrics(self) -> None:
+        """The charts' horizontal axes, and the summaries of each figure."""
+        summary = SUMMARIES if aggregates() else None
+        self.run.define_metric(STEP)
+        for pattern in ("train/*", "eval/*"):
+            self.run.define_metric(pattern, step_metric=STEP, summary=summary)
+        for name, kl in KL_OF.items():
+            self.run.define_metric(name, step_metric=kl, summary=summary)
 
     def send_rows(self) -> None:
         """The rows added since the last call. An incomplete line waits for its end."""
@@ -112,9 +137,17 @@ class Copy:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
+                row = json.loads(line)
                 if self.sent >= self.already:
-                    self.run.log(row_of(json.loads(line)), step=self.sent)
+                    self.run.log(row_of(row, self._counted), step=self.sent)
+                self._counted = row if row.get("num_tokens") is not None else self._counted
                 self.sent += 1
+        self._send_alerts()
+
+    def _send_alerts(self) -> None:
+        for row in read_rows(self.folder / ALERTS)[self._alerts :]:
+            self._alerts += 1
+            self.run.alert(title=f"{self.facts['name']}: monitor", text=row["message"], level="WARN")
 
     def _end_if_replaced(self) -> None:
         """The folder belongs to a later copy, or to another run."""
@@ -125,7 +158,7 @@ class Copy:
 
     def send_result(self, manifest: Mapping[str, Any]) -> None:
         """A finished run's remaining data: final figures, tables and an artifact."""
-        self.run.summary.update(summary_of(self.folder, manifest))
+        self.run.summary.update(summary_of(self.folder, manifest, aggregated=aggregates()))
         try:
             self._send_tables()
             self._send_artifact(manifest)
@@ -135,27 +168,32 @@ class Copy:
     def _send_tables(self) -> None:
         import wandb
 
-        for path in tables_in(self.folder):
-            columns, rows = table_of(path)
-            self.run.log({path.stem: wandb.Table(columns=columns, data=rows)})
+        for name, (columns, rows) in tables_in(self.folder):
+            self.run.log({name: wandb.Table(columns=columns, data=rows)})
 
     def _send_artifact(self, manifest: Mapping[str, Any]) -> None:
         import wandb
 
         artifact = wandb.Artifact(self.facts["artifact"], type=self.facts["stage"], metadata=dict(manifest))
-        for path in (self.folder / "manifest.json", *reports_in(self.folder)):
+        models = model_files(self.folder) if self.facts.get("log_model") else []
+        for path in (self.folder / "manifest.json", *reports_in(self.folder), *models):
             artifact.add_file(str(path), name=str(path.relative_to(self.folder)))
         if self.mode == "online":
             self._link()
-        self.run.log_artifact(artifact, aliases=["latest", manifest["id"]])
+        self.run.log_artifact(artifact, aliases=["latest", manifest["id"], *self.facts.get("aliases", [])])
 
     def _link(self) -> None:
-        """Link the run's inputs. Inputs that were run offline are missing in W&B, which loses only the link."""
+        """Link the run's inputs, and name an evaluation's best policy `best`. Inputs that were run offline are missing
+        in W&B, which loses only the link."""
         import wandb
 
+        best = self.facts.get("keys", {}).get(f"policy_{best_policy(self.folder)}")
         for name, identity in self.facts["inputs"].items():
             with contextlib.suppress(wandb.Error, ValueError):
-                self.run.use_artifact(f"{name}:{identity}")
+                used = self.run.use_artifact(f"{name}:{identity}")
+                if name == best and "best" not in used.aliases:
+                    used.aliases.append("best")
+                    used.save()
 
     def end(self, finished: bool) -> None:
         """Close the W&B run; an offline copy replaces earlier ones.
@@ -178,6 +216,11 @@ class Copy:
                 if path != own:
                     shutil.rmtree(path, ignore_errors=True)
         self.path = own
+
+
+def aggregates() -> bool:
+    """Whether W&B summarises figures as min, max and last. A sweep's objective must be a plain number."""
+    return "WANDB_SWEEP_ID" not in os.environ
 
 
 _LOST_ROWS = "filestream: fatal error: "
@@ -256,97 +299,6 @@ def refused_folder(folder: Path) -> str:
         return f"WANDB_DIR={named} cannot be written ({error.strerror}), so W&B's files are in {folder / FOLDER}"
 
 
-def row_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl under the names that transformers uses in W&B."""
-    return {wandb_name(key): value for key, value in row.items() if key not in ("step", "step_seconds")} | {
-        STEP: row["step"]
-    }
-
-
-def wandb_name(key: str) -> str:
-    """eval_loss becomes eval/loss, loss becomes train/loss."""
-    return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
-
-
-def summary_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's final figures; logged ones under the names of their rows."""
-    logged = set().union(*_rows(folder / "metrics.jsonl"))
-    metrics = manifest.get("metrics") or {}
-    figures = {"manifest_id": manifest["id"]}
-    figures |= {wandb_name(key) if key in logged else key: value for key, value in flat(metrics).items()}
-    figures |= flat({key: value for key, value in manifest.items() if key not in _NO_FIGURES})
-    report = read_json(folder / "report.json") or read_json(folder / "final" / "report.json")
-    return {
-        f"report/{key}": value for key, value in flat(report, depth=3).items() if not isinstance(value, str)
-    } | figures
-
-
-def flat(values: Mapping[str, Any], depth: int = 4, prefix: str = "") -> dict[str, Any]:
-    """Numbers and strings of nested mappings, by path; lists are left out."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and depth > 1:
-            found |= flat(value, depth - 1, f"{prefix}{key}/")
-        elif isinstance(value, (bool, int, float, str)):
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def tables_in(folder: Path) -> list[Path]:
-    """Files with examples."""
-    beside = [path for path in sorted(folder.glob("*.jsonl")) if path.name != "metrics.jsonl"]
-    return [*beside, *(path for path in (folder / "final" / "completions.jsonl",) if path.is_file())]
-
-
-def reports_in(folder: Path) -> list[Path]:
-    """Files of reports."""
-    names = ("report.html", "report.json", "final/report.json", "final/completions.jsonl")
-    return [folder / name for name in names if (folder / name).is_file()]
-
-
-def table_of(path: Path) -> tuple[list[str], list[list[Any]]]:
-    """Columns and first rows of a file of examples; for a conversation, the last message."""
-    rows = _rows(path)[:MOST_ROWS]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    return columns, [[_cell(row.get(column)) for column in columns] for row in rows]
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list) and value and isinstance(value[-1], dict) and "content" in value[-1]:
-        return str(value[-1]["content"])
-    return value if isinstance(value, (bool, int, float, str, type(None))) else json.dumps(value)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-    return rows
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON; {} if it is missing or incomplete."""
-    try:
-        return read_line(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def read_line(text: str) -> dict[str, Any]:
-    """A JSON object; {} if the text is none."""
-    with contextlib.suppress(ValueError):
-        found = json.loads(text)
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
-def artifact_name(folder: Path) -> str:
-    """The folder's artifact name: a stage that is run again becomes its next version."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(folder.resolve().parts[-2:]))[-100:]
-
-
 def is_replaced(folder: Path, identity: str) -> bool:
     """Whether another copy of this folder has started since."""
     return bool(identity) and read_json(folder / FOLDER / FACTS_FILE).get("copy", identity) != identity
@@ -359,6 +311,13 @@ def note(folder: Path, **state: Any) -> None:
     with contextlib.suppress(OSError):
         temporary.write_text(json.dumps(state), encoding="utf-8")
         temporary.replace(path)
+
+
+def default_entity() -> str:
+    """The user or team of the login; W&B raises without one."""
+    import wandb
+
+    return str(wandb.Api().default_entity)
 
 
 # --- beside a stage ---

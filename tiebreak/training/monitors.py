@@ -9,35 +9,30 @@ are the monitors' own. A yardstick that fails is reported, and does not end the 
 
 from __future__ import annotations
 
+import http.client
+import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import urlsplit
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tiebreak.chat.chat import Chat, renderable
-from tiebreak.config import SamplingConfig
 from tiebreak.config.monitors import MonitorConfig
 from tiebreak.errors import ConfigError
 from tiebreak.measures.yardsticks.inputs import YardstickInput
 from tiebreak.measures.yardsticks.registry import Measure, build_measure
-from tiebreak.packed.generation import row_seed, sample_completions
-from tiebreak.packed.sharding import at_own_pace
-from tiebreak.records import Prompt, content_id
 from tiebreak.runs.placement import require_own_pace
 from tiebreak.runs.run import read_metrics
 from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.answers import HeldOutAnswers
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-COMMAND_SECONDS = 30
-ANSWERS_AT_ONCE = 16
+COMMAND_SECONDS, WEBHOOK_SECONDS = 30, 10
 
 
 def find_monitors(configs: Sequence[MonitorConfig], beside: Path | None) -> list[Measure]:
@@ -69,22 +64,12 @@ class Monitor(TrainerCallback):
         self,
         configs: Sequence[MonitorConfig],
         measures: Sequence[Measure],
-        *,
-        trainer: Trainer,
-        model: Callable[[], Any],
-        chat: Chat,
-        prompts: Sequence[Prompt],
-        sampling: SamplingConfig,
+        answers: HeldOutAnswers,
         recorder: RunRecorder,
-        max_tokens: int,
     ) -> None:
         self.watched = list(zip(configs, measures, strict=True))
-        self.trainer, self.model, self.chat = trainer, model, chat
-        self.sampling, self.recorder = sampling, recorder
-        distinct = {prompt.id: prompt for prompt in prompts}.values()
-        ranked = sorted(distinct, key=lambda prompt: content_id("rank", prompt.id))
-        fitting = [(prompt, ids) for prompt, ids in renderable(ranked, chat) if len(ids) < max_tokens]
-        self.prompts = fitting[: max(config.prompts for config in configs)]
+        self.answers, self.recorder = answers, recorder
+        self.prompts = answers.prompts
         if not self.prompts:
             raise ConfigError("monitors: there are no held-out prompts to answer: hold some out, or leave monitors out")
 
@@ -114,7 +99,7 @@ class Monitor(TrainerCallback):
 
     def _look(self, state: TrainerState, control: TrainerControl, due: list[tuple[MonitorConfig, Measure]]) -> None:
         started, step = time.monotonic(), state.global_step
-        texts = self._answer(max(config.prompts for config, _ in due))
+        texts = self.answers.draw(max(config.prompts for config, _ in due))
         figures = {}
         for config, measure in due:
             mean = self._mean(config, measure, texts)
@@ -125,28 +110,10 @@ class Monitor(TrainerCallback):
         if figures:
             self.recorder.row(step, figures, beside_seconds=time.monotonic() - started)
 
-    @torch.no_grad()
-    def _answer(self, count: int) -> list[str]:
-        asked, model, trainer = self.prompts[:count], self.model(), self.trainer
-        was_training = model.training
-        model.eval()
-        with at_own_pace(trainer.model_wrapped, model), trainer.accelerator.autocast():
-            sampled = sample_completions(
-                model,
-                [ids for _, ids in asked],
-                [row_seed("monitor", prompt.id) for prompt, _ in asked],
-                self.sampling,
-                stop_ids=self.chat.stop_ids,
-                pad_id=self.chat.pad_id,
-                batch_size=ANSWERS_AT_ONCE,
-            )
-        model.train(was_training)
-        return [self.chat.read(one.ids).text for one in sampled]
-
     def _mean(self, config: MonitorConfig, measure: Measure, texts: Sequence[str]) -> float | None:
         assert measure.function is not None
         values: list[float] = []
-        for (prompt, _), text in zip(self.prompts[: config.prompts], texts, strict=False):
+        for prompt, text in zip(self.prompts[: config.prompts], texts, strict=False):
             try:
                 (value,) = measure.function(YardstickInput(prompt), [text])
             except Exception as error:  # noqa: BLE001 - a user's function must not end a training
@@ -161,14 +128,16 @@ class Monitor(TrainerCallback):
             return
         message = f"monitor {config.yardstick}: {mean:.3g} at step {step}, {limit}"
         say("", f"{message}: training ends here" if action == "stop" else message)
-        if action == "alert":
-            self._alert(config.command, message)
+        if action == "alert" and is_main_process():
+            self.recorder.alert(step, message)
+            self._run(config.command, message)
+            self._post(config, message, mean, step)
         if action == "stop":
             control.should_training_stop = True
             control.should_save = False  # a run resumed from here would continue training
 
-    def _alert(self, command: Sequence[str], message: str) -> None:
-        if not is_main_process():
+    def _run(self, command: Sequence[str], message: str) -> None:
+        if not command:
             return
         try:
             done = subprocess.run([*command, message], capture_output=True, timeout=COMMAND_SECONDS, check=False)
@@ -177,3 +146,15 @@ class Monitor(TrainerCallback):
             return
         if done.returncode:
             say(f"the monitor's command {command[0]} ended with status {done.returncode}")
+
+    def _post(self, config: MonitorConfig, message: str, mean: float, step: int) -> None:
+        if config.webhook is None:
+            return
+        alert = {"text": message, "monitor": config.yardstick, "mean": mean, "step": step}
+        body = json.dumps(alert | {"run": str(self.recorder.run.folder)}).encode()
+        request = urllib.request.Request(config.webhook, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
+                pass
+        except (OSError, http.client.HTTPException) as error:
+            say(f"the monitor's webhook {urlsplit(config.webhook).hostname} failed: {error}")

@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from transformers import Trainer
@@ -29,10 +30,13 @@ from tiebreak.models.merging import is_merged, start_of, write_merged
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.records import Prompt
+from tiebreak.runs.checkpoints import step_of
+from tiebreak.runs.placement import of_process
 from tiebreak.runs.run import Run, start_run, that_drops
 from tiebreak.stages import find_stage
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.answers import CompletionsTable, HeldOutAnswers
 from tiebreak.training.configuration import TrainedConfig
 from tiebreak.training.finite import NotFiniteLossError, name_rows
 from tiebreak.training.monitors import Monitor, find_monitors
@@ -141,23 +145,36 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
     # --- common
 
     def _watch(self, trainer: Trainer, recorder: RunRecorder) -> Monitor | None:
-        """Add the monitors, before the run's own callback, which marks checkpoints complete."""
+        """Add the monitors, and the table of completions at every evaluation, before the run's own callback, which marks
+        checkpoints complete."""
         configs = getattr(self.config, "monitors", [])
-        if not configs:
+        shown = self._completions_shown()
+        if not configs and not shown:
             return None
-        monitor = Monitor(
-            configs,
-            find_monitors(configs, self.config.config_folder),
+        answers = HeldOutAnswers(
             trainer=trainer,
             model=lambda: self.model_of(trainer),
             chat=self.chat,
             prompts=self.held_out_prompts(),
             sampling=cast("Any", self.config).sampling,
-            recorder=recorder,
             max_tokens=cast("Any", self.config).training.max_length_tokens,
+            most=max([shown, *(config.prompts for config in configs)]),
         )
+        if shown and answers.asked:
+            trainer.add_callback(CompletionsTable(answers, recorder, shown))
+        if not configs:
+            return None
+        measures = find_monitors(configs, self.config.config_folder)
+        monitor = Monitor(configs, measures, answers=answers, recorder=recorder)
         trainer.add_callback(monitor)
         return monitor
+
+    def _completions_shown(self) -> int:
+        """Prompts that a policy answers at every evaluation. FSDP's sharded weights do not allow it."""
+        samples = getattr(self.config, "sampling", None) is not None and find_stage(self.name).makes == "policy"
+        if not samples or not self.config.training.eval_steps or of_process().distributed == "fsdp":
+            return 0
+        return self.config.tracking.completions
 
     def refused_step(self, error: NotFiniteLossError, rows: Rows[Row]) -> HandoffError:
         """The message for a loss that is not a number."""
@@ -223,6 +240,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         if is_merged(self.config.adapter):
             self.source = write_merged(self.found, self.run.folder)
         recorder = RunRecorder(self.run)
+        recorder.keep_up_to(step_of(Path(self.run.checkpoint)) if self.run.checkpoint else 0)
         trainer = self.build(rows, recorder)
         monitor = self._watch(trainer, recorder)
         try:

@@ -21,8 +21,10 @@ from wandb_stand_in import KEY, WandbServer
 
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.runs.run import read_metrics, start_run
-from tiebreak.tracking.recorder import LONGEST_WAIT, RunRecorder, facts_of, is_copied, track, track_again, wanted_mode
-from tiebreak.tracking.wandb_copy import read_json, records_in, rows_lacking
+from tiebreak.tracking.contents import in_order, judgments_by_rater, read_json, summary_of
+from tiebreak.tracking.facts import facts_of, round_of, wanted_mode
+from tiebreak.tracking.recorder import LONGEST_WAIT, RunRecorder, is_copied, track_again, tracked
+from tiebreak.tracking.wandb_copy import records_in, rows_lacking
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,13 @@ def offline_copy(folder: Path) -> list[dict[str, Any]]:
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
     lines = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
     return [json.loads(line) for line in lines]
+
+
+def final_figures(records: list[dict[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for one in records:
+        summary |= one["summary"]["update"] if one["type"] == "summary" else {}
+    return summary
 
 
 def steps_in(records: list[dict[str, Any]]) -> list[int]:
@@ -187,12 +196,12 @@ def test_a_resumed_run_is_one_run_offline_with_each_step_once(tmp_path: Path) ->
         for one in records
         if one["type"] == "metric"
     }
-    assert metrics["*"]["step_metric"] == "train/global_step"
-    summary: dict[str, Any] = {}
-    for one in records:
-        summary |= one["summary"]["update"] if one["type"] == "summary" else {}
-    assert summary["train/loss"] == 0.025
-    assert "loss" not in summary
+    assert {metrics[name]["step_metric"] for name in ("train/*", "eval/*")} == {"train/global_step"}
+    assert metrics["eval/*"]["summary"].keys() >= {"min", "max", "last"}
+    assert metrics["eval/objective/scores"]["step_metric"] == "eval/objective/kl"
+    summary = final_figures(records)
+    assert "loss" not in summary  # of the last row, which W&B summarises itself
+    assert not any(key.startswith("kept/") for key in summary)
     assert (summary["held_out_accuracy"], summary["counts/train"]) == (0.75, 7)
     (artifact,) = [
         one["artifact"] for one in records if one["type"] == "artifact" and one["artifact"]["type"] == "study"
@@ -233,13 +242,17 @@ def test_an_offline_run_is_sent_later_by_its_folder(tmp_path: Path) -> None:
     (tmp_path / "moved").mkdir()
     (tmp_path / "dpo").rename(tmp_path / "moved" / "dpo")
     with WandbServer() as server:
+        summaries = []
         for _ in range(2):  # a second time nothing is sent twice
             succeed("wandb", "sync", tmp_path / "moved" / "dpo", environment=server.environment())
+            summaries += [dict(summary) for summary in server.summary.values()]
         (rows,) = (server.rows(run) for run in server.history)
         assert [row["train/global_step"] for row in rows] == [1, 2, 3]
-        (summary,) = server.summary.values()
-        assert summary["train/loss"] == 0.25
-    refused = run_command("wandb", "sync", tmp_path, environment={"WANDB_API_KEY": KEY})
+        summary = summaries[0]
+        assert summary["train/loss"] == {"min": pytest.approx(1 / 3), "max": 1, "last": pytest.approx(1 / 3)}
+        assert summary["kept/train/loss"] == 0.25  # that of the saved policy, which is not the last one's
+    (tmp_path / "empty").mkdir()
+    refused = run_command("wandb", "sync", tmp_path / "empty", environment={"WANDB_API_KEY": KEY})
     assert refused.returncode == 2
     assert "holds no run: it has neither manifest.json nor run.json" in refused.stderr
 
@@ -546,27 +559,126 @@ def test_other_processes_of_a_launch_write_nothing(recorder: RunRecorder, monkey
     assert not (recorder.run.folder / "samples.jsonl").exists()
 
 
-def test_a_stage_that_trains_nothing_reads_back_from_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_trains_nothing_is_in_wandb_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TIEBREAK_GROUP", "recipe-1")
     config = StageConfig(output=str(tmp_path / "run"), tracking=TrackingConfig(mode="offline", tags=["mine"]))
-    run = start_run(config, "study", {})
-    run.facts |= {"metrics": {"sft": {"rubric_mean": 0.7125}}, "preferences": 12, "verdicts": {"dpo": "wins"}}
     row = {"prompt_id": "p", "messages": [{"role": "user", "content": "Why is it pale?"}], "rubric": {"units": True}}
-    (run.final / "completions.jsonl").write_text(json.dumps(row) + "\n")
-    (run.final / "report.json").write_text('{"agreement": {"alpha": 0.625}}')
-    run.finish()
-    track(run)
-    sent = json.dumps(offline_copy(tmp_path / "run"))
-    for fact in (
-        "recipe-1",
-        '"study"',
-        "mine",
-        '"sft/rubric_mean": 0.7125',
-        '"preferences": 12',
-        '"verdicts/dpo": "wins"',
-    ):
-        assert fact in sent
-    for fact in ('"report/agreement/alpha": 0.625', "final/report.json", "completions.jsonl", "manifest.json"):
-        assert fact.removeprefix("final/") in sent
-    (table,) = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/*.json")
-    assert json.loads(table.read_text())["data"] == [["p", "Why is it pale?", '{"units": true}']]
+    judged = [
+        {"rater_id": rater, "guideline_version": version, "kind": "human", "answer": answer, "seconds_active": seconds}
+        for rater, version, answer, seconds in (("ann", "v1", 0, 4.0), ("ann", "v1", 2, 6.0), ("ben", "v2", -3, None))
+    ]
+    with start_run(config, "study", {}) as run, tracked(run):
+        wait_for(lambda: list((run.folder / "wandb").glob("offline-run-*/run-*.wandb")))  # long before it ends
+        run.facts |= {"metrics": {"sft": {"rubric_mean": 0.7125}}, "preferences": 12, "verdicts": {"dpo": "wins"}}
+        (run.final / "completions.jsonl").write_text(json.dumps(row) + "\n")
+        (run.final / "judgments.jsonl").write_text("".join(json.dumps(one) + "\n" for one in judged))
+        report = {"agreement": {"alpha": 0.625}, "policies": {"sft": {"rubric_mean": 0.7125}}, "worst": [{"spread": 1}]}
+        (run.folder / "report.json").write_text(json.dumps(report))
+        run.finish()
+    records = offline_copy(tmp_path / "run")
+    sent, summary = json.dumps(records), final_figures(records)
+    assert [fact for fact in ("recipe-1", '"study"', "mine", "manifest.json", "report.json") if fact not in sent] == []
+    assert summary["sft/rubric_mean"] == 0.7125
+    assert (summary["preferences"], summary["verdicts/dpo"], summary["report/agreement/alpha"]) == (12, "wins", 0.625)
+    assert "report/policies/sft/rubric_mean" not in summary  # not twice
+    tables = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/*.json")
+    found = {path.name.rsplit("_", 2)[0]: json.loads(path.read_text()) for path in tables}
+    assert found["completions"]["data"] == [["p", "Why is it pale?", '{"units": true}']]
+    assert [row[:5] for row in found["judgments"]["data"]] == [
+        ["ann", "v1", "human", 2, 1],
+        ["ben", "v2", "human", 1, 0],
+    ]
+    assert found["worst_mistakes"]["data"] == [[1]]
+
+
+def test_an_interrupted_stage_that_trains_nothing_ends_its_wandb_run(tmp_path: Path) -> None:
+    config = StageConfig(output=str(tmp_path / "run"), tracking=TrackingConfig(mode="offline"))
+    with pytest.raises(ValueError, match="bad data"), start_run(config, "study", {}) as run, tracked(run):
+        raise ValueError("bad data")
+    wait_for(lambda: read_json(tmp_path / "run" / "wandb" / "state.json").get("state") == "done")
+    records = offline_copy(tmp_path / "run")
+    assert [one["exit"]["exit_code"] for one in records if one["type"] == "exit"] == [1]
+
+
+def test_artifacts_are_linked_from_stage_to_stage_on_a_stand_in_server(tmp_path: Path) -> None:
+    """SFT and DPO offline, then their evaluation; `sync` of the folder sends them inputs first."""
+
+    def make(stage: str, inputs: dict[str, str], report: dict[str, Any], **tracking: Any) -> Path:
+        folder = tmp_path / "round-2" / stage
+        config = StageConfig(output=str(folder), tracking=TrackingConfig(mode="offline", **tracking))
+        with start_run(config, stage, {key: str(tmp_path / "round-2" / one) for key, one in inputs.items()}) as run:
+            (run.final / "adapter_model.safetensors").write_text(stage)
+            (run.final / "report.json").write_text(json.dumps(report))
+            run.finish()
+        return folder
+
+    make("sft", {}, {}, log_model=True)
+    make("dpo", {"policy": "sft"}, {})
+    means = {"sft": {"yardstick_mean": 0.5}, "dpo": {"yardstick_mean": 0.75}}
+    make("aevaluate", {"policy_sft": "sft", "policy_dpo": "dpo"}, {"policies": means})  # the first by name
+    with WandbServer() as server:
+        for _ in range(2):  # a second time adds no input
+            succeed("wandb", "sync", tmp_path, environment=server.environment())
+        assert [server.artifacts[f"round-2-{name}"][0]["type"] for name in ("sft", "dpo")] == ["sft", "dpo"]
+        version = {name: server.artifacts[f"round-2-{name}"][-1] for name in ("sft", "dpo", "aevaluate")}
+        assert "round-2" in version["sft"]["aliases"]
+        assert "latest" in version["sft"]["aliases"]
+        assert any("best" in one["aliases"] for one in server.artifacts["round-2-dpo"])
+        assert not any("best" in one["aliases"] for one in server.artifacts["round-2-sft"])
+        sft = {one["id"] for one in server.artifacts["round-2-sft"]}
+        used = {(run, one) for run, one in server.used if run == version["dpo"]["run"]}
+        assert {one for _, one in used} <= sft
+        assert used
+        assert {one.rpartition("-")[0] for run, one in server.used if run == version["aevaluate"]["run"]} == {
+            "round-2-sft",
+            "round-2-dpo",
+        }
+
+
+def test_the_metadata_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIEBREAK_COMMAND", "tiebreak study --config a.yaml")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+    monkeypatch.setattr("tiebreak.tracking.facts.git_commit", lambda: "abc123+")
+    config = StageConfig(output=str(tmp_path / "round-3" / "run"), tracking=TrackingConfig(mode="offline"))
+    run = start_run(config, "study", {"prompts": str(tmp_path / "prompts.jsonl")})
+    facts = facts_of(run)
+    assert facts["notes"] == "tiebreak study --config a.yaml"
+    assert facts["tags"] == ["study", "abc123+", "dirty", "round-3"]
+    assert facts["config"]["input_ids"] == {"prompts": run.inputs["prompts"].id}
+    assert (facts["config"]["processes"], facts["config"]["distributed"]) == (1, "none")
+    monkeypatch.setenv("WANDB_NOTES", "mine")
+    assert facts_of(run)["notes"] == "mine"
+    assert round_of(tmp_path / "rounds" / "dpo") == ""
+
+
+def test_a_sweeps_objective_is_a_plain_number(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "eval_loss": 2.0}\n{"step": 2, "eval_loss": 3.0}\n')
+    manifest = {"id": "m", "metrics": {"eval_loss": 2.0, "held_out": 0.5}}
+    assert summary_of(tmp_path, manifest, aggregated=False)["eval/loss"] == 2.0
+    assert summary_of(tmp_path, manifest) == {"manifest_id": "m", "kept/eval/loss": 2.0, "held_out": 0.5}
+
+
+def test_runs_are_sent_behind_their_inputs(tmp_path: Path) -> None:
+    made = {"a": ("3", ["2", "1"]), "b": ("2", ["1"]), "c": ("1", []), "d": ("4", ["9"])}
+    for name, (identity, inputs) in made.items():
+        (tmp_path / name).mkdir()
+        record = {"id": identity, "inputs": {f"i{one}": {"id": one} for one in inputs}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(record))
+    assert [path.name for path in in_order([tmp_path / name for name in made])] == ["c", "b", "a", "d"]
+
+
+def test_judgments_by_rater_by_hand() -> None:
+    rows = [{"rater_id": "r", "kind": "human", "answer": 0, "seconds_active": s, "skip": s == 9.0} for s in (2.0, 9.0)]
+    (row,) = judgments_by_rater(rows)
+    assert row == {
+        "rater": "r",
+        "guideline_version": "",
+        "kind": "human",
+        "judgments": 2,
+        "ties": 2,
+        "both_bad": 0,
+        "skips": 1,
+        "seconds_median": 5.5,
+    }

@@ -1,0 +1,251 @@
+"""What W&B receives of a run folder: rows, final figures, tables, files, and names. Imports no W&B."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = "wandb"
+"""of a run folder; W&B's own name for it"""
+FACTS_FILE, STATE_FILE = "tiebreak.json", "state.json"
+ALERTS = "alerts.jsonl"
+"""file of a run folder with the monitors' alerts"""
+COMMAND = "TIEBREAK_COMMAND"
+"""variable with a stage's command, for the notes of its W&B run"""
+MOST_ROWS = 200
+"""of a table"""
+STEP = "train/global_step"
+SECONDS, TOKENS = "train/step_seconds", "train/tokens_per_second"
+KL_OF = {
+    "train/objective/scores": "train/objective/kl",
+    "eval/objective/scores": "eval/objective/kl",
+    "train/guard/score": "train/objective/kl",
+}
+"""figures that W&B draws against the policy's KL: how much score it bought for how much change"""
+SUMMARIES = "min,max,last"
+_NO_FIGURES = {"config", "inputs", "outputs", "packages", "model", "fingerprint", "stage", "metrics", "id", "format"}
+"""of a manifest"""
+
+Row = dict[str, Any]
+Table = tuple[list[str], list[list[Any]]]
+"""columns and rows"""
+
+
+# --- rows ---
+
+
+def row_of(row: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Row:
+    """A row of metrics.jsonl under the names that transformers uses in W&B.
+
+    Args:
+        before: the last row with a count of trained tokens, to compute tokens a second of the whole launch.
+    """
+    named = {wandb_name(key): value for key, value in row.items() if key not in ("step", "step_seconds")}
+    rate = tokens_per_second(row, before or {})
+    return (
+        named
+        | ({SECONDS: row["step_seconds"]} if row.get("step_seconds") is not None else {})
+        | ({TOKENS: rate} if rate is not None else {})
+        | {STEP: row["step"]}
+    )
+
+
+def tokens_per_second(row: Mapping[str, Any], before: Mapping[str, Any]) -> float | None:
+    """Tokens trained on between two rows, per second; None if they are not counted.
+
+    >>> tokens_per_second({"step": 4, "num_tokens": 900, "step_seconds": 0.5}, {"step": 2, "num_tokens": 500})
+    400.0
+    """
+    steps = row["step"] - before.get("step", 0)
+    tokens, seconds = row.get("num_tokens"), row.get("step_seconds")
+    if tokens is None or not seconds or steps <= 0:
+        return None
+    return float((tokens - before.get("num_tokens", 0)) / (steps * seconds))
+
+
+def wandb_name(key: str) -> str:
+    """eval_loss becomes eval/loss, loss becomes train/loss."""
+    return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
+
+
+# --- final figures ---
+
+
+def summary_of(folder: Path, manifest: Mapping[str, Any], *, aggregated: bool = True) -> Row:
+    """A run's final figures. Nothing is in it twice.
+
+    Args:
+        aggregated: W&B summarises logged figures itself, as min, max and last. A logged figure is then left out, unless
+            that of the saved policy is not the last one: it is `kept/NAME`.
+    """
+    last: Row = {}
+    for row in read_rows(folder / "metrics.jsonl"):
+        last |= {key: value for key, value in row.items() if value is not None}
+    figures = {"manifest_id": manifest["id"]}
+    for key, value in flat(manifest.get("metrics") or {}).items():
+        if key not in last:
+            figures[key] = value
+        elif not aggregated:
+            figures[wandb_name(key)] = value
+        elif last[key] != value:
+            figures[f"kept/{wandb_name(key)}"] = value
+    figures |= flat({key: value for key, value in manifest.items() if key not in _NO_FIGURES})
+    report = read_json(folder / "report.json") or read_json(folder / "final" / "report.json")
+    return {
+        f"report/{key}": value
+        for key, value in flat(report, depth=3).items()
+        if not isinstance(value, str) and not _is_among(figures, key, value)
+    } | figures
+
+
+def _is_among(figures: Row, key: str, value: Any) -> bool:
+    """Whether a report's figure is a figure of the manifest: under its own name, or without its section's."""
+    names = (key, key.partition("/")[2], f"held_out_{key}")
+    return any(name in figures and figures[name] == value for name in names)
+
+
+def flat(values: Mapping[str, Any], depth: int = 4, prefix: str = "") -> Row:
+    """Numbers and strings of nested mappings, by path; lists are left out."""
+    found: Row = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and depth > 1:
+            found |= flat(value, depth - 1, f"{prefix}{key}/")
+        elif isinstance(value, (bool, int, float, str)):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+# --- tables ---
+
+
+def tables_in(folder: Path) -> Iterator[tuple[str, Table]]:
+    """Tables by name: files of examples, judgments by rater and version of the guidelines, the reward model's worst
+    mistakes."""
+    beside = [path for path in sorted(folder.glob("*.jsonl")) if path.name != "metrics.jsonl"]
+    for path in (*beside, folder / "final" / "completions.jsonl"):
+        if path.is_file():
+            yield path.stem, table_of(read_rows(path))
+    if judged := judgments_by_rater(read_rows(folder / "final" / "judgments.jsonl")):
+        yield "judgments", table_of(judged)
+    if mistakes := read_json(folder / "report.json").get("worst"):
+        yield "worst_mistakes", table_of(mistakes)
+
+
+def judgments_by_rater(judgments: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row for each rater and version of the guidelines."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for one in judgments:
+        key = (str(one.get("rater_id", "")), str(one.get("guideline_version", "")), str(one.get("kind", "")))
+        groups.setdefault(key, []).append(one)
+    return [
+        {
+            "rater": rater,
+            "guideline_version": version,
+            "kind": kind,
+            "judgments": len(own),
+            "ties": sum(one.get("answer") == 0 for one in own),
+            "both_bad": sum(bool(one.get("both_bad")) for one in own),
+            "skips": sum(bool(one.get("skip")) for one in own),
+            "seconds_median": _median([one["seconds_active"] for one in own if one.get("seconds_active")]),
+        }
+        for (rater, version, kind), own in sorted(groups.items())
+    ]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return round(statistics.median(values), 1) if values else None
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Columns and first rows of examples; for a conversation, the last message."""
+    shown = rows[:MOST_ROWS]
+    columns = list(dict.fromkeys(key for row in shown for key in row))
+    return columns, [[_cell(row.get(column)) for column in columns] for row in shown]
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and "content" in value[-1]:
+        return str(value[-1]["content"])
+    return value if isinstance(value, (bool, int, float, str, type(None))) else json.dumps(value)
+
+
+# --- files, names ---
+
+
+def reports_in(folder: Path) -> list[Path]:
+    """Files of reports."""
+    names = ("report.html", "report.json", "final/report.json", "final/completions.jsonl")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a trained run's model, without a merged copy; none of a stage that trains nothing."""
+    final = folder / "final"
+    files = [path for path in sorted(final.glob("*")) if path.is_file() and not path.name.startswith(".")]
+    return files if any(path.suffix == ".safetensors" for path in files) else []
+
+
+def artifact_name(folder: Path) -> str:
+    """The folder's artifact name: a stage that is run again becomes its next version."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(folder.resolve().parts[-2:]))[-100:]
+
+
+def best_policy(folder: Path) -> str:
+    """The policy with the highest mean in an evaluation, by its name there; empty where nothing was evaluated."""
+    policies = read_json(folder / "final" / "report.json").get("policies")
+    if not isinstance(policies, dict):
+        return ""
+    means = {name: one.get("yardstick_mean") for name, one in policies.items() if isinstance(one, dict)}
+    measured = {name: mean for name, mean in means.items() if isinstance(mean, int | float)}
+    return max(measured, key=lambda name: measured[name], default="")
+
+
+def in_order(folders: Sequence[Path]) -> list[Path]:
+    """Folders of runs, each behind those that it was made from."""
+    records = {folder: read_json(folder / "manifest.json") for folder in dict.fromkeys(folders)}
+    by_id = {record["id"]: folder for folder, record in records.items() if "id" in record}
+    ordered: dict[Path, None] = {}
+
+    def place(folder: Path) -> None:
+        for one in (records[folder].get("inputs") or {}).values():
+            if (source := by_id.get(one.get("id"))) not in (None, folder) and source not in ordered:
+                place(source)
+        ordered.setdefault(folder)
+
+    for folder in records:
+        place(folder)
+    return list(ordered)
+
+
+# --- reading ---
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole rows of a JSON Lines file; [] if it is missing."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows
+
+
+def read_json(path: Path) -> Row:
+    """A file's JSON; {} if it is missing or incomplete."""
+    try:
+        return read_line(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def read_line(text: str) -> Row:
+    """A JSON object; {} if the text is none."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
