@@ -36,13 +36,23 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     """rubric, or module:function of (prompt, answer), which returns a number (higher is better). The module is beside
     the configuration file, in the current folder, or installed"""
     yardsticks: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
-    """several yardsticks, instead of `yardstick`; verdicts and win rates use the first. Names: rubric, reward, rouge,
-    bleu, chrf, meteor, exact_match, token_f1, ifeval:FILE, ifeval_loose:FILE, instructions:FILE, refusal, over_refusal,
-    compliance, keywords:FILE, language:CODE, tone, length, repetition, distinct_n, self_bleu, perplexity,
+    """several yardsticks, instead of `yardstick`; verdicts and win rates use the first. Names: rubric, reward,
+    judge:FOLDER, people:FOLDER, rouge, bleu, chrf, meteor, exact_match, token_f1, bertscore:MODEL, ifeval:FILE,
+    ifeval_loose:FILE, instructions:FILE, refusal, over_refusal, compliance, keywords:FILE, toxicity:MODEL, toxic_words,
+    bbq:FILE, bbq_bias:FILE, pii, language:CODE, tone, length, repetition, distinct_n, self_bleu, perplexity,
     bits_per_byte, or module:function"""
+    benchmarks: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
+    """lm-eval's tasks to run on every policy, by name (pip install 'tiebreak[bench]'); their data must be on this
+    machine"""
+    benchmark_tasks: str | None = Field(default=None, exclude_if=lambda folder: folder is None)
+    """a folder of your own tasks for `benchmarks`, in lm-eval's form"""
+    benchmark_limit: int | None = Field(default=None, ge=1, exclude_if=lambda limit: limit is None)
+    """documents of each benchmark, the first ones; null: all"""
+    benchmark_chat: bool = Field(default=False, exclude_if=lambda applied: not applied)
+    """render benchmarks with the chat template"""
     references: str | None = Field(default=None, exclude_if=lambda source: source is None)
-    """demonstrations of the same prompts, whose answers are the references of rouge, bleu, chrf, meteor, exact_match and
-    token_f1: a prepare run, a file, a folder or hub:NAME@SPLIT"""
+    """demonstrations of the same prompts, whose answers are the references of rouge, bleu, chrf, meteor, exact_match,
+    token_f1 and bertscore: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     samples_per_prompt: int = Field(default=1, ge=1, exclude_if=lambda count: count == 1)
     """answers per policy and prompt; intervals and tests are over prompts"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
@@ -78,8 +88,15 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
         """Files and models that yardsticks read."""
         named = self.named_yardsticks
         files = {f"yardstick_{one.source}": str(find_shipped(Path(one.file))) for one in named if one.file}
-        models = [one.argument for one in named if one.entry.of == "logps" and one.argument]
-        return files | {f"yardstick_model_{model}": model for model in models}
+        models = [one.model for one in named if one.model]
+        folders = {f"judgments_{one.argument}": one.argument for one in named if one.entry.of == "pairs"}
+        tasks = {f"benchmark_{path.name}": str(path) for path in self.benchmark_files()}
+        return files | folders | tasks | {f"yardstick_model_{model}": model for model in models}
+
+    def benchmark_files(self) -> list[Path]:
+        """The files of `benchmark_tasks`."""
+        folder = Path(self.benchmark_tasks) if self.benchmark_tasks else None
+        return [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder else []
 
     def function_names(self) -> dict[str, str]:
         if not self.yardsticks:
@@ -100,6 +117,10 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     def _yardstick_faults(self) -> Iterator[str]:
         if self.samples_per_prompt > 1 and not self.sampling.temperature:
             yield "samples_per_prompt: at temperature 0, all answers to a prompt are the same"
+        if self.benchmark_tasks and not any(path.suffix in (".yaml", ".yml") for path in self.benchmark_files()):
+            yield f"benchmark_tasks: {self.benchmark_tasks} has no task: a YAML file in lm-eval's form"
+        if not self.benchmarks and (self.benchmark_tasks or self.benchmark_limit or self.benchmark_chat):
+            yield "benchmarks: none is named, so benchmark_tasks, benchmark_limit and benchmark_chat are not read"
         if not self.yardsticks:
             if self.references:
                 yield "references: no yardstick reads them: add rouge, chrf or another to yardsticks"
@@ -116,7 +137,9 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
                 yield f"yardsticks: {one.source} needs references"
             if one.entry.needs == "samples" and self.samples_per_prompt < 2:
                 yield f"yardsticks: {one.source} needs samples_per_prompt of at least 2"
-        if named[0].entry.better != "higher":
+        if named[0].entry.of == "pairs":
+            yield f"yardsticks: {named[0].source} compares answers, and the first must measure each: put another first"
+        elif named[0].entry.better != "higher":
             yield f"yardsticks: verdicts go by the first, and of {named[0].source} more is not better: put another first"
 
 

@@ -22,9 +22,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from evaluation.benchmarks import find_tasks, run_benchmarks
 from evaluation.configuration import EvaluateConfig
 from evaluation.gate import read_gate, require_gate
-from evaluation.measuring import add_yardsticks, facts, find_measures, leave_out_unmeasured, read_references
+from evaluation.measuring import (
+    add_yardsticks,
+    facts,
+    find_measures,
+    leave_out_unmeasured,
+    pairs_to_judge,
+    read_references,
+)
 from evaluation.trained_on import leave_out_trained_on
 from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.chat.chat import Chat, encode_each
@@ -45,7 +53,7 @@ from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run, that_drops
 from tiebreak.terminal import has_colours, is_main_process, say, titled_table
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -63,11 +71,10 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def measure_policies(config: EvaluateConfig) -> Path:
     """Sample and measure every policy; returns the finished run's folder."""
-    measures = find_measures(config)
+    measures, tasks = find_measures(config), find_tasks(config)
     yardstick = None if measures else find_yardstick(config.yardstick, config.config_folder)
-    with start_run(config, "evaluate") as run:
+    with start_run(config, "evaluate") as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return run.folder
         prompts = leave_out_trained_on(config, run, choose_prompts(config, Rules.of(run)))
@@ -93,16 +100,18 @@ def measure_policies(config: EvaluateConfig) -> Path:
                 "figures": figures_of(measures, drawn, answers, config.baseline, config.seed),
                 "gaps": gaps_of(measures, drawn, answers, config.seed),
             }
+        if tasks is not None:
+            further["benchmarks"] = run_benchmarks(config, run, tasks)
         if not is_main_process():
             return run.folder
         first = yardstick or measures[0]
         rows = to_rows(config, drawn, answers)
         report = to_report(config, first, rows, further)
         write_jsonl(run.final / "completions.jsonl", rows)
+        write_jsonl(run.final / "pairs.jsonl", pairs_to_judge(config, run, drawn, answers))
         write_json(run.final / "report.json", report)
         run.facts |= {"metrics": to_metrics(report), "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
         run.finish()
-        track(run)
         clear_partial(run)
         say("", *results_table(report, report["yardstick_name"], has_colours(sys.stderr)), "")
         if len(measures) > 1:
@@ -423,7 +432,8 @@ def to_rows(config: EvaluateConfig, prompts: list[Prompt], answers: dict[str, li
 
 
 Further = dict[str, Any]
-"""of several yardsticks: their facts, the policies' figures, and the gaps between counterfactual prompts"""
+"""of several yardsticks: their facts, the policies' figures, and the gaps between counterfactual prompts; the figures of
+benchmarks"""
 
 
 def to_report(
@@ -437,7 +447,8 @@ def to_report(
     policies = {
         name: policy_figures(own, None if name == config.baseline else baseline, config.seed)
         | named_source(config.policies[name], config.training.trust_remote_code)
-        | ({"yardsticks": further["figures"][name]} if further else {})
+        | ({"yardsticks": further["figures"][name]} if "figures" in further else {})
+        | ({"benchmarks": further["benchmarks"][name]} if "benchmarks" in further else {})
         for name, own in by_policy.items()
     }
     named = {key: further[key] for key in ("yardsticks", "gaps") if further.get(key)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,20 @@ from typing import Any
 
 from evaluation.configuration import EvaluateConfig
 from tiebreak.chat.chat import Chat
-from tiebreak.data.reading import Rules, read_demonstrations
+from tiebreak.data.reading import Rules, read_demonstrations, read_records
 from tiebreak.errors import DataError, HandoffError, TiebreakError, counted
 from tiebreak.hashing import hash_file
+from tiebreak.measures.compared import answer_id, pairs_of, share_against, shares_won
 from tiebreak.measures.functions import where_raised
 from tiebreak.measures.yardstick import KEPT, shortened
 from tiebreak.measures.yardsticks.inputs import Values, YardstickInput
 from tiebreak.measures.yardsticks.registry import Measure, build_measure
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
+from tiebreak.models.readers import Reader, build_reader
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.logprobs import completion_logps_in_batches
-from tiebreak.records import Prompt, split_key
+from tiebreak.records import ExportedJudgment, Pair, Prompt, split_key
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run
 from tiebreak.shipped import find_shipped
@@ -97,6 +100,11 @@ def add_yardsticks(
             elif measure.named.entry.of == "reward":
                 for answer in own:
                     answer["yardsticks"][measure.source] = answer["score"]
+    for measure in measures:
+        if measure.named.entry.of == "model":
+            failures += _measure_by_model(config, run, measure, drawn, answers, references)
+        elif measure.named.entry.of == "pairs":
+            compare_answers(run, measure, drawn, answers, config)
     for model in dict.fromkeys(one.named.argument for one in measures if one.named.entry.of == "logps"):
         failures += _measure_logps(config, run, measures, model, drawn, answers)
     for line in failure_lines(measures, failures):
@@ -182,6 +190,113 @@ def _identity(measure: Measure) -> str:
 
 def _file_name(words: str) -> str:
     return "".join(letter if letter.isalnum() or letter in " ._-" else "." for letter in words)[:120]
+
+
+# --- from a model that reads texts ---
+
+
+def _measure_by_model(
+    config: EvaluateConfig,
+    run: Run,
+    measure: Measure,
+    drawn: Sequence[Prompt],
+    answers: Mapping[str, list[Answer]],
+    references: References,
+) -> list[Failure]:
+    """Every text once; None where the yardstick needs references and there are none."""
+    named = measure.named
+    texts: dict[tuple[str, tuple[str, ...]], float | None] = {}
+    rows: list[tuple[Answer, tuple[str, tuple[str, ...]]]] = []
+    for own in answers.values():
+        for prompt, answer in zip(drawn, own, strict=True):
+            wanted = references.get(split_key(prompt.messages, prompt.tools), ()) if named.entry.needs else ()
+            rows.append((answer, (answer["text"], wanted)))
+            if wanted or not named.entry.needs:
+                texts.setdefault((answer["text"], wanted), None)
+    reader: list[Reader] = []
+
+    def compute(batch: list[Any], _: object) -> list[float]:
+        if not reader:
+            reader.append(build_reader(named.name, named.argument, config.training))
+        return [reader[0].measure(text, wanted) for text, wanted in batch]
+
+    identity = [named.source.partition("#")[2], run.inputs[f"yardstick_model_{named.model}"].id]
+
+    def parts(batch: list[Any]) -> object:
+        return [named.name, identity, config.training.model_dump(mode="json"), batch]
+
+    keys = sorted(texts)
+    found = cached_batches(run, keys, config.batch_size, compute, _file_name(named.source), parts) if keys else []
+    texts.update(zip(keys, found, strict=True))
+    for answer, key in rows:
+        answer["yardsticks"][measure.source] = texts.get(key)
+    return []
+
+
+# --- from judgments of pairs ---
+
+
+def pairs_to_judge(
+    config: EvaluateConfig, run: Run, drawn: Sequence[Prompt], answers: Mapping[str, Sequence[Answer]]
+) -> list[Pair]:
+    """The pairs of every policy's answers and the baseline's, in an order that does not show the policy."""
+    ids, texts = _policy_ids(config, run), {name: [one["text"] for one in own] for name, own in answers.items()}
+    baseline = config.baseline
+    found = {
+        pair.id: pair
+        for name in answers
+        if name != baseline
+        for pair in pairs_of(drawn, texts[name], texts[baseline], (ids[name], ids[baseline]))
+    }
+    return [found[identity] for identity in sorted(found)]
+
+
+def _policy_ids(config: EvaluateConfig, run: Run) -> dict[str, str]:
+    return {name: run.inputs[f"policy_{name}"].id for name in config.policies}
+
+
+def compare_answers(
+    run: Run,
+    measure: Measure,
+    drawn: Sequence[Prompt],
+    answers: Mapping[str, list[Answer]],
+    config: EvaluateConfig,
+) -> None:
+    """Give every answer the share of its judged comparisons that it won; a policy's against the baseline is also under
+    `won`, from which its win rate comes.
+
+    Raises:
+        DataError: the folder has no judgment of these answers.
+    """
+    folder, ids, source = measure.named.argument, _policy_ids(config, run), measure.source
+    models = measure.named.name == "judge"
+    file = Path(folder) / "final" / "judgments.jsonl"
+    judged = [one.judgment for one in read_records(file, ExportedJudgment)] if file.is_file() else []
+    won = shares_won(one for one in judged if (one.kind == "model") == models)
+    base, found = answers[config.baseline], 0
+    against: list[list[float]] = [[] for _ in base]
+    for name, own in answers.items():
+        if name == config.baseline:
+            continue
+        for n, (prompt, mine, theirs) in enumerate(zip(drawn, own, base, strict=True)):
+            keys = [
+                answer_id(prompt, ids[which], one["text"]) for which, one in ((name, mine), (config.baseline, theirs))
+            ]
+            share = share_against(won, *keys)
+            found += share is not None
+            if share is None and mine["text"].strip() == theirs["text"].strip():
+                share = 0.5
+            mine["yardsticks"][source] = share
+            mine.setdefault("won", {})[source] = share
+            against[n] += [] if share is None else [1 - share]
+    for answer, shares in zip(base, against, strict=True):
+        answer["yardsticks"][source] = statistics.fmean(shares) if shares else None
+    if not found:
+        who = "a model judge's" if models else "people's"
+        raise DataError(
+            f"yardsticks: {source}: {folder} has no {who} judgment of these answers: judge the pairs that this evaluation "
+            f"writes without that yardstick (tiebreak {'judge' if models else 'label'} --pairs RUN), and give their folder"
+        )
 
 
 # --- from a model's log-probabilities ---

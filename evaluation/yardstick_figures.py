@@ -45,13 +45,23 @@ def figures_of(
         values = {name: values_by_prompt(drawn, own, measure.source) for name, own in answers.items()}
         for name, own in values.items():
             figures = _mean(list(own.values()), seed)
-            if name != baseline:
+            if name != baseline and measure.named.entry.of == "pairs":
+                won = _won_by_prompt(drawn, answers[name], measure.source)
+                lost = {prompt: 1 - share for prompt, share in won.items()}
+                figures |= _against(won, lost, measure.better, seed)
+            elif name != baseline:
                 figures |= _against(own, values[baseline], measure.better, seed)
             if "p_value" in figures:
                 compared.append((figures, measure.better))
             found[name][measure.source] = figures
     _judge(compared)
     return found
+
+
+def _won_by_prompt(drawn: Sequence[Prompt], own: Sequence[Mapping[str, Any]], source: str) -> ByPrompt:
+    """The share of the judgments of its answers and the baseline's that a policy won."""
+    judged = [{"yardsticks": answer.get("won", {})} for answer in own]
+    return values_by_prompt(drawn, judged, source)
 
 
 def _mean(values: Sequence[float], seed: int) -> Figures:

@@ -83,6 +83,42 @@ def _span(scale: Sequence[float] | None, row: Row) -> float:
     return float(scale[1] - scale[0]) if scale else float(max(abs(row["mean"]), 1e-6))
 
 
+def benchmarks_part(report: Row, marks: Marks) -> Markup | None:
+    """lm-eval's tasks: a row for each metric, a column for each policy."""
+    measured = {name: row["benchmarks"] for name, row in report["policies"].items() if row.get("benchmarks")}
+    if not measured:
+        return None
+    metrics = {
+        (task, metric)
+        for tasks in measured.values()
+        for task, figures in tasks.items()
+        for metric in figures
+        if "_stderr" not in metric
+    }
+    rows = [
+        el(
+            "tr",
+            el("th", task, el("small", metric, cls="unit"), scope="row"),
+            [_benchmark_cell(name, tasks.get(task, {}), metric) for name, tasks in measured.items()],
+        )
+        for task, metric in sorted(metrics)
+    ]
+    headings = [heading("Task"), *(el("th", _named(name, marks), scope="col", cls="n") for name in measured)]
+    remark = "Tasks of lm-eval (EleutherAI), in its own metrics; ± is its standard error over the task's documents."
+    return join(el("div", table(headings, rows), cls="scroll"), note(remark))
+
+
+def _benchmark_cell(policy: str, figures: Row, metric: str) -> Markup:
+    value = figures.get(metric)
+    if value is None:
+        return cell(label(policy), "–", cls="n", absent=True)
+    first, comma, kind = metric.partition(",")
+    error = figures.get(f"{first}_stderr{comma}{kind}")
+    return cell(
+        label(policy), el("span", number(value, 3), el("small", f" ± {number(error, 3)}") if error else None), cls="n"
+    )
+
+
 def gaps_part(report: Row, marks: Marks) -> Markup | None:
     """Differences between prompts that name different groups."""
     gaps = report.get("gaps", [])

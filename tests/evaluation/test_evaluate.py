@@ -6,7 +6,8 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from evaluation.evaluate import kinds_behind, named_source, policy_figures
 from evaluation.trained_on import made_by
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.records import write_json
-from tiebreak.runs.run import start_run
+from tiebreak.runs.run import Run, start_run
 
 ACID = "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes,"
 AGAIN = "then measure it again and repeat until it stays between 5.5 and 6.2."
@@ -649,15 +650,21 @@ def test_a_yardstick_that_fails_late_loses_no_answer_and_can_be_fixed(
 def test_a_yardstick_is_a_part_of_a_finished_runs_identity(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracked: list[tuple[str, bool]] = []
-    for name in ("track", "track_again"):
-        monkeypatch.setattr(f"evaluation.evaluate.{name}", lambda run, name=name: tracked.append((name, run.finished)))
+    tracked: list[tuple[bool, bool]] = []
+
+    @contextmanager
+    def note(run: Run) -> Iterator[None]:
+        before = run.finished
+        yield
+        tracked.append((before, run.finished))
+
+    monkeypatch.setattr("evaluation.evaluate.tracked", note)
     write_yardstick(tmp_path, "def grade(p, a):\n    return 1.0\n")
     assert start(yardstick="mine:grade")[0] == 0
-    assert tracked == [("track", True)]  # after the run is safe
+    assert tracked == [(False, True)]  # the copy ends after the run is safe
     status, printed, _ = start(yardstick="mine:grade")
     assert (status, "nothing to do" in printed) == (0, True)
-    assert tracked == [("track", True), ("track_again", True)]
+    assert tracked == [(False, True), (True, True)]
     write_yardstick(tmp_path, "def grade(p, a):\n    return 2.0\n")
     status, printed, _ = start(yardstick="mine:grade")
     assert (status, "holds another run" in printed) == (1, True)

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bigrams import EOS, Language, Script, build_bigrams
 from support import read_rows, run_here, write_config, write_rows
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from evaluation.yardstick_figures import figures_of, gaps_of
+from tiebreak.config import StageConfig
 from tiebreak.measures.yardsticks.registry import build_measure, parse
 from tiebreak.records import Message, Prompt
+from tiebreak.runs.run import start_run
 
 FEED, WATER, SORRY = "Feed it daily.", "Water it, then wait.", "I'm sorry, but I can't help."
 LANGUAGE = Language(("one", "two", "three", "four"), (FEED, WATER, SORRY))
@@ -26,6 +30,9 @@ def words(prompt, answer, tags=(), references=()):
         raise ValueError("no water")
     return len(answer.split()) + 100 * len(references) + 1000 * ("safe" in tags)
 words.better = "neither"
+
+def longer(prompt, answer):
+    return float(len(answer.split()))
 
 def strict(prompt, answer):
     if "two" in prompt:
@@ -169,9 +176,112 @@ def test_several_answers_to_a_prompt_count_once(bench: Path, tmp_path: Path) -> 
     assert "Other yardsticks" in page
 
 
+def test_judges_and_people_as_yardsticks_of_judged_pairs(bench: Path, tmp_path: Path) -> None:
+    """The policies differ on two prompts, where SFT refuses. A judge prefers the longer answer there, and so SFT's."""
+    first, judged, people = tmp_path / "first", tmp_path / "judged", tmp_path / "people"
+    assert evaluate(bench, first)[0] == 0
+    pairs = read_rows(first / "final" / "pairs.jsonl")
+    assert [pair["split"] for pair in pairs] == ["test", "test"]
+    texts = {one["id"]: one["text"] for pair in pairs for one in pair["completions"]}
+    assert sorted(texts.values()) == sorted([FEED, WATER, SORRY, SORRY])
+    config = write_config(bench / "judge.yaml", pairs=str(first), output=str(judged), function="mine:longer")
+    status, printed = run_here("judge", "--config", config, "--tracking.mode", "disabled")
+    assert status == 0, printed
+    by_prompt = {pair["messages"][-1]["content"]: pair for pair in pairs}
+
+    def vote(rater: str, word: str, answer: int) -> dict[str, Any]:
+        left, right = (one["id"] for one in sorted(by_prompt[word]["completions"], key=lambda one: one["text"]))
+        return {
+            "pair_id": by_prompt[word]["id"],
+            "rater_id": rater,
+            "left": left,
+            "right": right,  # SORRY, which is the last in the alphabet but for Water
+            "answer": answer,
+            "kind": "human",
+        }
+
+    with start_run(StageConfig(output=str(people)), "label", {}) as run:
+        votes = [vote("ann", "two", -3), vote("ben", "two", 1), vote("ann", "four", 2)]
+        write_rows(run.final / "judgments.jsonl", votes)
+        run.finish()
+    output, names = tmp_path / "second", ["rubric", f"judge:{judged}", f"people:{people}"]
+    status, printed = evaluate(bench, output, yardsticks=names)
+    assert status == 0, printed
+    same = {"one": 0.5, "three": 0.5}
+    assert by_word(output, "dpo", names[1]) == {**same, "two": 0.0, "four": 0.0}
+    assert by_word(output, "sft", names[1]) == {**same, "two": 1.0, "four": 1.0}
+    assert by_word(output, "dpo", names[2]) == {**same, "two": 0.5, "four": 1.0}  # Water is right of Sorry
+    figures = report_of(output)["policies"]["dpo"]["yardsticks"]
+    assert figures[names[1]]["outcomes"] == {"wins": 0, "ties": 2, "losses": 2}
+    assert figures[names[1]]["difference"] == pytest.approx(-0.5)
+    assert figures[names[2]]["outcomes"] == {"wins": 1, "ties": 3, "losses": 0}
+    status, printed = evaluate(bench, tmp_path / "none", yardsticks=["rubric", f"people:{judged}"])
+    assert (status, "has no people's judgment of these answers" in printed) == (1, True), printed
+
+
+def test_a_tie_beside_a_win_of_another_policy_stays_a_tie() -> None:
+    """The baseline's own mean is over all of its comparisons; a policy is compared with it directly."""
+    prompts = [Prompt(id="p", messages=(Message(role="user", content="?"),))]
+    source = "judge:x"
+    won = {"a": 0.5, "b": 1.0}
+    answers = {name: [{"yardsticks": {source: share}, "won": {source: share}}] for name, share in won.items()}
+    answers["sft"] = [{"yardsticks": {source: 0.25}}]
+    figures = figures_of([build_measure(parse(source))], prompts, answers, "sft", 0)
+    assert figures["a"][source]["outcomes"] == {"wins": 0, "ties": 1, "losses": 0}
+    assert figures["b"][source]["outcomes"] == {"wins": 1, "ties": 0, "losses": 0}
+
+
+def test_toxicity_and_bertscore_by_named_models(bench: Path, tmp_path: Path, tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(1)
+    classifier = LlamaForSequenceClassification(
+        LlamaConfig.from_pretrained(tiny_model, id2label={0: "fine", 1: "Toxic"}, label2id={"fine": 0, "Toxic": 1})
+    )
+    classifier.save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    toxicity, bertscore = f"toxicity:{tmp_path / 'classifier'}", f"bertscore:{tiny_model}#1"
+    given = {"references": bench / "references.jsonl", "yardsticks": ["rubric", toxicity, bertscore]}
+    status, printed = evaluate(bench, tmp_path / "read", **given)
+    assert status == 0, printed
+    with torch.no_grad():
+        logits = classifier.eval()(**tokenizer(SORRY, return_tensors="pt")).logits[0]
+    expected = float(torch.exp(logits[1]) / torch.exp(logits).sum())
+    assert by_word(tmp_path / "read", "sft", toxicity)["two"] == pytest.approx(expected, abs=1e-6)
+    scores = by_word(tmp_path / "read", "sft", bertscore)
+    assert scores["one"] == pytest.approx(1.0, abs=1e-5)  # the reference itself
+    assert scores["two"] == pytest.approx(bertscore_by_hand(tiny_model, SORRY, "No"), abs=1e-5)
+    assert (scores["three"], scores["four"]) == (None, None)
+    unnamed = f"{toxicity}#rude"
+    status, printed = evaluate(bench, tmp_path / "unnamed", yardsticks=["rubric", unnamed])
+    assert (status, "Its labels are fine, Toxic" in printed) == (1, True), printed
+
+
+def bertscore_by_hand(model: Path, text: str, other: str) -> float:
+    """Word by word, with Python's loops."""
+    tokenizer, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)
+
+    def vectors(words: str) -> list[list[float]]:
+        with torch.no_grad():
+            found: list[list[float]] = (
+                encoder(**tokenizer(words, return_tensors="pt"), output_hidden_states=True).hidden_states[1][0].tolist()
+            )
+        return found
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+    mine, theirs = vectors(text), vectors(other)
+    precision = sum(max(cosine(a, b) for b in theirs) for a in mine) / len(mine)
+    recall = sum(max(cosine(a, b) for a in mine) for b in theirs) / len(theirs)
+    return 2 * precision * recall / (precision + recall)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"yardsticks": ["judge:runs/x"]}, "judge:runs/x compares answers, and the first must measure each"),
+        ({"yardsticks": ["rubric", "bertscore:x"]}, "bertscore:x needs references"),
+        ({"yardsticks": ["rubric", "toxicity"]}, "toxicity needs an argument: toxicity:MODEL"),
         ({"yardsticks": ["rogue"]}, "no yardstick 'rogue'; did you mean rouge?"),
         ({"yardsticks": ["rouge"]}, "rouge needs references"),
         ({"yardsticks": ["reward"]}, "reward needs reward_model"),

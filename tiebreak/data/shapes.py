@@ -16,6 +16,10 @@ from itertools import combinations
 from typing import Any, Literal, TypeVar
 
 from tiebreak.content import ImagePart
+from tiebreak.data.bbq import COLUMNS as BBQ_COLUMNS
+from tiebreak.data.bbq import READ_BY_YARDSTICKS as BBQ_READ_BY_YARDSTICKS
+from tiebreak.data.bbq import is_bbq
+from tiebreak.data.bbq import prompt_of as bbq_prompt
 from tiebreak.data.columns import Cells
 from tiebreak.data.conversations import (
     is_conversation,
@@ -373,6 +377,17 @@ def _conversation_column(cells: Cells) -> str | None:
     if name and not (isinstance(cells.values[name], str) or is_conversation(cells.values[name])):
         return name if name == "messages" else None
     return name
+
+
+# --- prompts of benchmarks ---------------------------------------------------------------------------------------------
+
+
+def _bbq_prompt(cells: Cells) -> Interpretation | None:
+    """A question of BBQ's with its context and answers; the other columns are read by the yardstick `bbq`."""
+    if not is_bbq(cells.values):
+        return None
+    cells.used |= {*BBQ_COLUMNS, *BBQ_READ_BY_YARDSTICKS} & cells.values.keys()
+    return Interpretation("BBQ's questions", [PromptRow((Message(role="user", content=bbq_prompt(cells.values)),))])
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------------
@@ -1001,7 +1016,7 @@ def pair_up(rated: Sequence[RatingRow]) -> list[Content]:
 
 
 _SHAPES: dict[RecordKind, tuple[Callable[[Cells], Interpretation | None], ...]] = {
-    "prompts": (_ticket_prompt, _bare_prompt, _conversation_prompt, _common_prompt, _document),
+    "prompts": (_ticket_prompt, _bbq_prompt, _bare_prompt, _conversation_prompt, _common_prompt, _document),
     "demonstrations": (_answered_ticket, _conversation, _prompt_and_answer),
     "preferences": (_two_sides, _pair_with_winner, _ranking, _rating),
     "answers": (_labelled_answer,),

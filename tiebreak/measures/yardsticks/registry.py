@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from tiebreak.errors import ConfigError
 from tiebreak.measures.yardstick import RUBRIC, RUBRIC_NAME, Yardstick, find_yardstick, parameters_of, shortened
-from tiebreak.measures.yardsticks import instructions, references, wording
+from tiebreak.measures.yardsticks import bias, instructions, references, wording
 from tiebreak.measures.yardsticks.inputs import Function, Values, YardstickInput
 
 Better = Literal["higher", "lower", "neither"]
-Of = Literal["text", "reward", "logps"]
+Of = Literal["text", "reward", "logps", "pairs", "model"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Entry:
     build: Callable[[str], Function] | None = None
     """from its argument; None: it is measured by a model, or is the rubric"""
     of: Of = "text"
-    """what it is computed from: texts, the reward model's scores, a model's log-probabilities"""
+    """what it is computed from: texts, the reward model's scores, a model's log-probabilities, judgments of pairs, a
+    model that reads texts"""
     argument: str = ""
     """what its argument is, such as FILE; empty: it takes none"""
     default: str | None = None
@@ -53,12 +54,15 @@ PERCENT = (0.0, 100.0)
 ENTRIES: dict[str, Entry] = {
     RUBRIC: Entry(RUBRIC_NAME, "higher", SHARE),
     "reward": Entry("Score of the reward model", "higher", of="reward"),
+    "judge": Entry("Preferred by the model judge", "higher", SHARE, of="pairs", argument="FOLDER"),
+    "people": Entry("Preferred by people", "higher", SHARE, of="pairs", argument="FOLDER"),
     "rouge": Entry("ROUGE", "higher", SHARE, references.rouge, argument="TYPE", default="rougeL", needs="references"),
     "bleu": Entry("BLEU", "higher", PERCENT, references.bleu, needs="references"),
     "chrf": Entry("chrF", "higher", PERCENT, references.chrf, needs="references"),
     "meteor": Entry("METEOR (exact, stem)", "higher", SHARE, references.meteor, needs="references"),
     "exact_match": Entry("Exact match", "higher", SHARE, references.exact_match, needs="references"),
     "token_f1": Entry("Token F1", "higher", SHARE, references.token_f1, needs="references"),
+    "bertscore": Entry("BERTScore", "higher", of="model", argument="MODEL", needs="references"),
     "ifeval": Entry("All instructions followed", "higher", SHARE, instructions.all_followed, argument="FILE"),
     "ifeval_loose": Entry(
         "All instructions followed, loosely",
@@ -72,6 +76,11 @@ ENTRIES: dict[str, Entry] = {
     "over_refusal": Entry("Refusals of safe prompts", "lower", SHARE, wording.over_refusal),
     "compliance": Entry("Unsafe prompts answered", "lower", SHARE, wording.compliance),
     "keywords": Entry("Answers with keywords", "lower", SHARE, wording.keywords, argument="FILE"),
+    "toxicity": Entry("Toxicity", "lower", SHARE, of="model", argument="MODEL"),
+    "toxic_words": Entry("Answers with toxic words", "lower", SHARE, wording.toxic_words),
+    "bbq": Entry("Right answers to BBQ's questions", "higher", SHARE, bias.accuracy, argument="FILE"),
+    "bbq_bias": Entry("BBQ's bias score", "neither", (-1.0, 1.0), bias.bias, argument="FILE"),
+    "pii": Entry("Answers with personal data", "lower", SHARE, wording.personal_data, argument="KINDS", default=""),
     "language": Entry("Answers in the language", "higher", SHARE, wording.language, argument="CODE"),
     "tone": Entry("Tone", "neither", (-1.0, 1.0), wording.tone),
     "length": Entry("Length in words", "neither", build=wording.length),
@@ -100,6 +109,11 @@ class Named:
     def file(self) -> str | None:
         """The file that its argument names; None if it names none."""
         return self.argument if self.entry.argument == "FILE" else None
+
+    @property
+    def model(self) -> str:
+        """The model that its argument names, without a label or layer after #; empty if it names none."""
+        return self.argument.partition("#")[0] if self.entry.of in ("logps", "model") else ""
 
 
 _USERS = Entry("", "higher")

@@ -1,0 +1,150 @@
+"""lm-eval's tasks by name, through its own package, for every policy: before and after training.
+
+    benchmarks: [hellaswag, mine]
+    benchmark_tasks: tasks           # a folder of your own tasks, in lm-eval's form
+
+The policies are those of the evaluation, as it loads them. Nothing is fetched unless HF_HUB_OFFLINE is 0: a task whose data
+is not on this machine is an error.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from evaluation.configuration import EvaluateConfig
+from tiebreak.errors import ConfigError, DataError, TiebreakError
+from tiebreak.extras import require_package
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_frozen_policy
+from tiebreak.models.tokenizers import load_chat
+from tiebreak.runs.cache import cached_batches
+from tiebreak.runs.run import Run
+
+Benchmarks = dict[str, dict[str, dict[str, float | None]]]
+"""policy → task → metric, and its standard error under `METRIC_stderr`"""
+
+
+def find_tasks(config: EvaluateConfig) -> Any:
+    """lm-eval's index of tasks, the user's among them; None if no benchmark is wanted.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or has no such task.
+    """
+    if not config.benchmarks:
+        return None
+    tasks = require_package("lm_eval.tasks", "benchmarks", "bench")
+    manager = tasks.TaskManager(include_path=config.benchmark_tasks)
+    if unknown := [name for name in config.benchmarks if name not in manager.all_tasks]:
+        raise ConfigError(
+            f"benchmarks: lm-eval has no task {', '.join(unknown)}: 'lm-eval ls tasks' lists them; put your own into a "
+            "folder, and name it in benchmark_tasks"
+        )
+    return manager
+
+
+def run_benchmarks(config: EvaluateConfig, run: Run, manager: Any) -> Benchmarks:
+    """The tasks' figures of every policy; what is done is on disk.
+
+    Raises:
+        DataError: a task's data is not on this machine, or the task fails.
+    """
+    version = require_package("lm_eval", "benchmarks", "bench").__version__
+    files = {name: one.id for name, one in run.inputs.items() if name.startswith("benchmark_")}
+    settings = [config.benchmarks, config.benchmark_limit, config.benchmark_chat, version, files]
+
+    def compute(batch: list[str], _: object) -> list[dict[str, Any]]:
+        return [_evaluate(config, policy, manager) for policy in batch]
+
+    def parts(batch: list[str]) -> object:
+        ids = [run.inputs[f"policy_{policy}"].id for policy in batch]
+        return ["benchmarks", settings, config.training.model_dump(mode="json"), ids]
+
+    found = cached_batches(run, list(config.policies), 1, compute, "benchmarks", parts)
+    return dict(zip(config.policies, found, strict=True))
+
+
+def _evaluate(config: EvaluateConfig, policy: str, manager: Any) -> dict[str, dict[str, float | None]]:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    trust = config.training.trust_remote_code
+    source = find_model(config.policies[policy], trust_remote_code=trust)
+    model, chat = load_frozen_policy(source, config.training), load_chat(source, config.chat, trust)
+    wrapped = HFLM(pretrained=model, tokenizer=chat.tokenizer, batch_size=config.batch_size)
+    try:
+        with _offline():
+            results = simple_evaluate(
+                wrapped,
+                tasks=list(config.benchmarks),
+                task_manager=manager,
+                limit=config.benchmark_limit,
+                apply_chat_template=config.benchmark_chat,
+                random_seed=config.seed,
+                numpy_random_seed=config.seed,
+                torch_random_seed=config.seed,
+                fewshot_random_seed=config.seed,
+                bootstrap_iters=0,
+                log_samples=False,
+            )
+    except TiebreakError:
+        raise
+    except Exception as error:
+        raise DataError(_reason(error, config)) from error
+    del wrapped, model
+    gc.collect()
+    return {task: _figures(values) for task, values in results["results"].items()}
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """lm-eval's `acc,none` as `acc`; what is no number, such as the task's alias, is left out.
+
+    >>> _figures({"alias": "mine", "acc,none": 0.5, "acc_stderr,none": "N/A", "f1,strict": 1.0})
+    {'acc': 0.5, 'f1,strict': 1.0}
+    """
+    return {
+        name.removesuffix(",none"): float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "sample_len"
+    }
+
+
+def _reason(error: Exception, config: EvaluateConfig) -> str:
+    """Why a task cannot be run, in one line."""
+    names, text = ", ".join(config.benchmarks), " ".join(str(error).split())[:300]
+    absent = (
+        "ConnectionError",
+        "OfflineModeIsEnabled",
+        "LocalEntryNotFoundError",
+        "DatasetNotFoundError",
+        "HfHubHTTPError",
+    )
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
+        chain.append(cause)
+    if any(type(one).__name__ in absent for one in chain):
+        return (
+            f"benchmarks: the data of one of {names} is not on this machine ({text}): run once with HF_HUB_OFFLINE=0 where "
+            "there is a network, or give a task of your own whose data_files are local (benchmark_tasks)"
+        )
+    return f"benchmarks: lm-eval failed on {names}: {type(error).__name__}: {text}"
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """No request to the hub, unless HF_HUB_OFFLINE=0 asks for it."""
+    if os.environ.get("HF_HUB_OFFLINE") == "0":
+        yield
+        return
+    import datasets.config
+    import huggingface_hub.constants
+
+    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
