@@ -188,6 +188,16 @@ CHAT = Command(
     sources=(),
 )
 
+EXPLAIN = Command(
+    "explain",
+    "tiebreak.explain.command",
+    "show which words and training pairs made a score or an answer",
+    "tiebreak.explain.configuration:ExplainArguments",
+    heavy=True,
+    positional="RUN",
+    sources=(),
+)
+
 SERVE = Command(
     "serve",
     "tiebreak.serving.serve",
@@ -204,12 +214,21 @@ WANDB = Command(
     "upload runs that could not reach W&B while they ran",
     subcommands=(
         Command("sync", "tiebreak.tracking.sync", "upload a run folder to W&B", positional="FOLDER", sources=()),
+        Command(
+            "workspace",
+            "tiebreak.tracking.sync",
+            "save a W&B workspace and report of a recipe's runs",
+            "tiebreak.tracking.workspace:WorkspaceArguments",
+            positional="GROUP",
+            sources=(),
+        ),
     ),
 )
 
 _RECIPES = {command.name: command for command in (INIT, RUN, ROUNDS)}
 _BESIDE = {
-    command.name: command for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPORT, CARD, AUDIT, SERVE, WANDB)
+    command.name: command
+    for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPLAIN, EXPORT, CARD, AUDIT, SERVE, WANDB)
 }
 
 COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)

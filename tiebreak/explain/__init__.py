@@ -1,0 +1,1 @@
+"""Why a model scored or wrote an answer as it did: words, tokens, and the training pairs that made it so."""
