@@ -89,7 +89,20 @@ def test_an_entry_names_what_there_is(stage: Stage) -> None:
 
 def test_commands_are_the_stages_in_order_and_what_stands_beside_them() -> None:
     names = list(COMMANDS)
-    beside = ["plan", "raters", "data", "inspect", "lineage", "chat", "export", "card", "audit", "serve", "wandb"]
+    beside = [
+        "plan",
+        "raters",
+        "data",
+        "inspect",
+        "lineage",
+        "chat",
+        "explain",
+        "export",
+        "card",
+        "audit",
+        "serve",
+        "wandb",
+    ]
     assert names == ["init", "run", "rounds", *STAGES, *beside]
     recipe = read_yaml(REPOSITORY / "configs/quickstart/pipeline.yaml")
     assert [entry["stage"] for entry in recipe["stages"]] == [

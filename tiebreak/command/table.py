@@ -211,9 +211,15 @@ SERVE = Command(
 WANDB = Command(
     "wandb",
     "tiebreak.tracking.sync",
-    "upload runs that could not reach W&B while they ran",
+    "upload runs that could not reach W&B while they ran; save a workspace of them",
     subcommands=(
-        Command("sync", "tiebreak.tracking.sync", "upload a run folder to W&B", positional="FOLDER", sources=()),
+        Command(
+            "sync",
+            "tiebreak.tracking.sync",
+            "upload run folders to W&B, inputs first",
+            positional="FOLDERS…",
+            sources=(),
+        ),
         Command(
             "workspace",
             "tiebreak.tracking.sync",
