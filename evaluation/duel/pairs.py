@@ -24,7 +24,7 @@ from tiebreak.measures.duels import SHARED
 from tiebreak.records import Completion, Message, Pair, content_id, write_json, write_jsonl
 from tiebreak.runs.run import Run, read_manifest, start_run
 from tiebreak.terminal import say
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 Row = Mapping[str, Any]
 
@@ -45,9 +45,8 @@ class Evaluated:
 
 def duel(config: DuelConfig) -> None:
     """The stage."""
-    with start_run(config, "duel") as run:
+    with start_run(config, "duel") as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
         evaluated = read_evaluation(config)
@@ -69,7 +68,6 @@ def duel(config: DuelConfig) -> None:
 def _finish(run: Run, summary: Row) -> None:
     run.facts |= {"counts": summary["counts"], "policies": summary["policies"]}
     run.finish()
-    track(run)
     counts = summary["counts"]
     compared = f"{counted(counts['pairs'], 'pair')} of {len(summary['policies'])} policies"
     lines = [f"{compared} on {counted(counts['prompts'], 'prompt')}"]

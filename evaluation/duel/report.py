@@ -23,7 +23,7 @@ from tiebreak.errors import DataError, HandoffError
 from tiebreak.records import ExportedJudgment, Pair, write_json, write_text_atomically
 from tiebreak.runs.run import Run, read_manifest, start_run
 from tiebreak.terminal import say
-from tiebreak.tracking.recorder import track, track_again
+from tiebreak.tracking.recorder import tracked
 
 MEASURES = "answers.jsonl"
 """in a duel's `final/`: what the evaluation measured of each compared answer"""
@@ -31,9 +31,8 @@ MEASURES = "answers.jsonl"
 
 def report(config: DuelReportConfig) -> None:
     """The command."""
-    with start_run(config, "duel report", inputs_of(config)) as run:
+    with start_run(config, "duel report", inputs_of(config)) as run, tracked(run):
         if run.finished:
-            track_again(run)
             say(f"{run.folder} holds this very report already: nothing to do")
             return
         final = _final_of(config.duel)
@@ -53,7 +52,6 @@ def report(config: DuelReportConfig) -> None:
         write_report(run, figures)
         run.facts |= {"kinds": figures["kinds"], "counts": figures["counts"], "metrics": to_metrics(figures)}
         run.finish()
-        track(run)
         say(claim_of(figures), *figures["caveats"], f"report: {(run.folder / 'report.html').resolve().as_uri()}")
 
 
