@@ -3,8 +3,6 @@
 The library (tiebreak.library) is imported when one of its names is: `import tiebreak` loads no torch.
 """
 
-import importlib
-
 __version__ = "0.1.0"
 
 _PLACES = {
@@ -21,6 +19,8 @@ _PLACES = {
 def __getattr__(name: str) -> object:
     if name not in _PLACES:
         raise AttributeError(f"module 'tiebreak' has no attribute {name!r}")
+    import importlib  # not at the top: see tiebreak.__main__
+
     return getattr(importlib.import_module(_PLACES[name]), name)
 
 

@@ -1,9 +1,9 @@
 """`python -m tiebreak`, and the console script `tiebreak`.
 
-Ctrl-C ends it in silence before the command line is there to answer it: Python itself would print a traceback.
+Until the command line handles Ctrl-C, it ends the process in silence here. Nothing can do that for Python's own start
+(site, and the script that an installer writes): there, for some hundredths of a second, Python prints its traceback. So
+this module and the package import next to nothing.
 """
-
-from __future__ import annotations
 
 import os
 import signal
