@@ -46,6 +46,8 @@ function showExport(since, judged) {
   find('.since').textContent = since ? `${say('export.since', { where: since.where, at: timeOf(since.at_ms) })} ${counts.join(', ')}.` : words['export.none'];
   find('.zip').hidden = !judged || desk.dataset.role !== 'lead';
   find('.zip').href = `${base}/api/lead/export.zip`;
+  find('.log').hidden = desk.dataset.role !== 'lead';
+  find('.log').href = `${base}/api/lead/audit.csv`;
 }
 
 // Cumulative judgments by day, and a dashed line to the day when all will be in at last week's mean pace.

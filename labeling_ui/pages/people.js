@@ -67,10 +67,19 @@ async function showPay(form) {
   find('.paid').hidden = false;
   refill(find('.paid tbody'), ...Object.entries(byRater).sort(([a], [b]) => nameOf(a).localeCompare(nameOf(b))).map(([id, rows]) => make('tr', {},
     make('th', { scope: 'row' }, nameOf(id)),
-    ...[whole(new Set(rows.map((row) => row.day)).size), whole(sum(rows, 'judgments')), whole(sum(rows, 'rejected')), hours(rows, 'active_seconds').toFixed(2), hours(rows, 'idle_seconds').toFixed(2),
+    ...[whole(new Set(rows.map((row) => row.day)).size), whole(sum(rows, 'judgments')), whole(sum(rows, 'rejected')), hours(rows, 'active_seconds').toFixed(2), hours(rows, 'idle_seconds').toFixed(2), breaksOf(report.days.filter((day) => day.rater_id === id)),
       rate ? (hours(rows, 'active_seconds') * rate).toFixed(2) : '–', report.clocks[id] ?? '–'].map((cell) => make('td', {}, String(cell))))));
-  find('.csv').hidden = false;
-  find('.csv').href = `${base}/api/lead/work.csv?${about}`;
+  for (const [name, link] of [['days', '.csv.days'], ['work', '.csv.batch']]) {
+    find(link).hidden = false;
+    find(link).href = `${base}/api/lead/${name}.csv?${about}`;
+  }
+}
+
+// Pauses of five minutes or more, and their sum.
+function breaksOf(days) {
+  const count = days.reduce((total, day) => total + day.breaks, 0);
+  const minutes = days.reduce((total, day) => total + day.break_seconds, 0) / 60;
+  return count ? `${whole(count)} · ${say('time.minutes', { minutes: whole(Math.round(minutes)) })}` : '–';
 }
 
 desk.addEventListener('submit', (event) => {

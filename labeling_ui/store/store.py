@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -50,8 +50,9 @@ from labeling_ui.database.schema import (
     flush_to_disk,
 )
 from labeling_ui.store.answers import Answer, Draft, Submission
-from labeling_ui.store.figures import exported
+from labeling_ui.store.figures import audit, exported
 from labeling_ui.store.figures import progress as counts
+from labeling_ui.store.figures.audit import AuditEntry
 from labeling_ui.store.figures.exported import SinceExport
 from labeling_ui.store.figures.progress import BatchProgress, PastJudgment, Progress, Work
 from labeling_ui.store.leads import adjudication, documents, erasing, finding, rejecting
@@ -577,6 +578,17 @@ class Store:
         """Whether a rater has withdrawn their consent."""
         with self.glancing() as connection:
             return documents.has_withdrawn(connection, rater_id)
+
+    def audit(self, first: date, last: date) -> Iterator[AuditEntry]:
+        """The events of the days (UTC) from the first to the last, in parts, so that nothing waits for the reader."""
+        after = 0
+        while True:
+            with self.reading() as connection:
+                part = audit.entries(connection, after, first, last)
+            if not part:
+                return
+            yield from part
+            after = part[-1].seq
 
     # --- personal data -------------------------------------------------------------------------------------------------
 

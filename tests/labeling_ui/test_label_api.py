@@ -141,7 +141,10 @@ def test_every_lead_route_is_for_leads_and_every_change_needs_the_token(campaign
 
 
 FOR_LEADS = {
-    *(f"/api/lead/{name}" for name in ("invitations", "work", "work.csv", "export.zip", "raters/x/erase")),
+    *(
+        f"/api/lead/{name}"
+        for name in ("invitations", "work", "work.csv", "days.csv", "audit.csv", "export.zip", "raters/x/erase")
+    ),
 }
 FOR_REVIEWERS = {"/api/lead/adjudications", "/api/lead/disputes/sample"}
 JUDGING = {"/api/next", "/api/judgments", "/api/drafts/pair-0"}

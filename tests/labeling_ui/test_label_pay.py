@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from datetime import date
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import pytest
 from label_support import answer, make_pair, open_store
 from test_label_api import Campaign, no_pages  # noqa: F401
 
+from labeling_ui.exchange.worksheets import days_table
+from labeling_ui.label import main
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.figures import pay
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
+from labeling_ui.web.accounts import add_account
 
 DAY_MS = 86_400_000
 FIRST = 20_000  # days since 1970: 2024-10-04
@@ -70,4 +74,79 @@ def test_the_table_for_spreadsheets_has_the_pay_and_no_formula(tmp_path: Path, m
     assert (row["name"], row["batch"], row["active_hours"], row["pay"]) == ("one", "'=1+1", "0.5000", "10.00")
     assert campaign.call("lead", "GET", "/api/lead/work?first=x").status_code == 422
     assert campaign.call("lead", "GET", "/api/lead/work").json()["work"][0]["judgments"] == 1
+    store.close()
+
+
+def test_a_day_has_its_breaks_and_the_time_on_changed_answers(tmp_path: Path) -> None:
+    """A minute each, until 10:00, 10:01, 10:20 (taken back), 10:21 and 10:26: a break from 10:01 to 10:20."""
+    now = [FIRST * DAY_MS + 10 * 3_600_000 - 60_000]
+    store = open_store(tmp_path, [make_pair(n) for n in range(8)], raters=1, clock=lambda: now[0])
+    judge(store, now, 60.0)
+    judge(store, now, 60.0)
+    now[0] += 18 * 60_000
+    store.undo("r0", judge(store, now, 60.0))
+    judge(store, now, 60.0)
+    now[0] += 4 * 60_000
+    store.reject(Selection(judgment_ids=(judge(store, now, 60.0),)), "careless")
+    head, row = csv.reader(days_table(store, date(2024, 10, 4), date(2024, 10, 4), 30.0).splitlines())
+    store.close()
+    day = dict(zip(head, row, strict=True))
+    assert (day["begin"], day["end"]) == ("2024-10-04T09:59:00.000Z", "2024-10-04T10:26:00.000Z")
+    assert (day["breaks"], day["break_hours"]) == ("1", f"{19 / 60:.4f}"), "four minutes are none"
+    assert (day["judgments"], day["rejected"]) == ("3", "1")
+    assert day["hours_on_answers_changed_or_taken_back"] == f"{60 / 3600:.4f}"
+    assert (day["active_hours"], day["pay"]) == (f"{300 / 3600:.4f}", "2.50"), "30 an hour, five minutes"
+    assert day["clock_ahead_seconds"] == "7.0"
+
+
+def test_an_audit_has_every_event_and_no_word_that_anybody_wrote(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(4)], overlap=2, raters=2)
+    given = store.claim("r0")
+    assert given is not None
+    wrote = answer(given.item_id, 1, "a").model_dump() | {"rationale": "SECRET one", "edited_text": "SECRET two"}
+    store.submit("r0", Submission.model_validate(wrote))
+    store.publish("guidelines", "1", "SECRET three")
+    store.set_standing("r1", "stopped", "SECRET four")
+    at = ["--store", f"sqlite:///{tmp_path}/labels.sqlite"]
+    main(["audit", "--output", str(tmp_path / "audit.csv"), *at])
+    text = (tmp_path / "audit.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [int(row["seq"]) for row in rows] == list(range(1, store.status()["events"] + 1))
+    assert rows[-1]["hash"] == store.head()
+    assert not any(word in text for word in ("SECRET", "rater 0")), "pseudonyms, and no texts"
+    (judged,) = [row for row in rows if row["event"] == "submitted"]
+    assert (judged["rater"], json.loads(judged["details"])["judgment"]["answer"]) == ("r0", 1)
+    main(["audit", "--output", str(tmp_path / "none.csv"), "--until", "2020-01-01", *at])
+    assert len((tmp_path / "none.csv").read_text().splitlines()) == 1
+    store.close()
+
+
+def test_what_leads_do_on_the_page_the_commands_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_store(tmp_path, [make_pair(0)], overlap=2, raters=2)
+    zoe = add_account(store, "Zoe", "lead", "a long enough password")
+    at = ["--store", f"sqlite:///{tmp_path}/labels.sqlite"]
+    main(["standing", "--rater", "rater 1", "--set", "stopped", "--reason", "careless", *at])
+    assert store.standing("r1") == "stopped"
+    main(["standing", "--rater", "r1", "--set", "qualified", *at])
+    main(["standing", "--json", "true", *at])
+    assert '"standing": "qualified"' in capsys.readouterr().out
+    for rater in ("r0", "r1"):
+        given = store.claim(rater)
+        assert given is not None
+        store.submit(rater, answer(given.item_id, 3 if given.left_id == "0-0" else -3, rater))
+    main(["sample", "--count", "3", *at])
+    assert "drew 1 pair" in capsys.readouterr().out
+    seen = store.open_dispute(zoe.id, "pair-0").assignment
+    store.adjudicate(zoe.id, answer("pair-0", -1, "z"))
+    main(["settled", "--json", "true", *at])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["pair"], row["answer"], row["by"]) == ("pair-0", seen.left_id, "Zoe")
+    main(["work", "--output", str(tmp_path / "work.csv"), "--by", "batch", *at])
+    assert "r0,rater 0," in (tmp_path / "work.csv").read_text()
+    capsys.readouterr()
+    main(["inspections", *at])
+    assert capsys.readouterr().out == "none\n"
+    with pytest.raises(SystemExit):
+        main(["work", "--output", str(tmp_path / "no" / "folder.csv"), *at])
+    assert "cannot write" in capsys.readouterr().err
     store.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 
 import sqlalchemy as sa
@@ -73,6 +73,46 @@ def _rest(
         left[0] -= counts[2]
         left[1] -= counts[3]
     return {key: (max(0, active), max(0, idle)) for key, (active, idle) in rest.items() if active > 0 or idle > 0}
+
+
+BREAK_MS = 5 * 60_000
+"""A pause between two judgments that counts as a break."""
+
+
+@dataclass(frozen=True)
+class Presence:
+    """A rater's day (UTC): when they began and ended, and how long they paused between."""
+
+    rater_id: str
+    day: str
+    first_ms: int
+    """the beginning of the first judgment"""
+    last_ms: int
+    breaks: int
+    break_seconds: float
+
+
+def presences(connection: Connection, first: date, last: date) -> list[Presence]:
+    """Each rater's days, by day and rater. A break is a pause of five minutes or more before a judgment begins."""
+    since, until = _midnight_ms(first), _midnight_ms(last) + DAY_MS
+    parts = []
+    for table in (JUDGMENTS, REJECTIONS):
+        spent = (table.c.active_ms + table.c.idle_ms).label("spent")
+        within = sa.and_(table.c.at_ms >= since, table.c.at_ms < until, ~table.c.id.like("imported-%"))
+        parts.append(sa.select(table.c.rater_id, table.c.at_ms.label("at_ms"), spent).where(within))
+    days: dict[tuple[int, str], Presence] = {}
+    for row in connection.execute(sa.union_all(*parts).order_by(sa.text("at_ms"))):
+        number = row.at_ms // DAY_MS
+        begun = max(row.at_ms - int(row.spent), number * DAY_MS)
+        seen = days.get((number, row.rater_id))
+        if seen is None:
+            days[number, row.rater_id] = Presence(row.rater_id, _day(number), begun, row.at_ms, 0, 0.0)
+            continue
+        pause = begun - seen.last_ms
+        paused = pause >= BREAK_MS
+        breaks, seconds = seen.breaks + paused, seen.break_seconds + (pause / 1000 if paused else 0.0)
+        days[number, row.rater_id] = replace(seen, last_ms=row.at_ms, breaks=breaks, break_seconds=seconds)
+    return [days[key] for key in sorted(days)]
 
 
 def clocks(connection: Connection) -> dict[str, float]:

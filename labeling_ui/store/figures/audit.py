@@ -1,0 +1,60 @@
+"""The log as an auditor reads it: who did what and when, under pseudonyms and without what anybody wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from labeling_ui.database.schema import EVENTS, HOUR_MS
+
+DAY_MS = 24 * HOUR_MS
+AT_ONCE = 5_000
+TEXTS = frozenset({"text", "messages", "name", "rationale", "edited_text", "spans", "links", "reason", "redacted"})
+"""Parts of events that people wrote, or that only matter to `verify`."""
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """An event of the log."""
+
+    seq: int
+    at_ms: int
+    kind: str
+    rater_id: str
+    """the pseudonym of whoever acted, or of the rater acted on; empty: the configuration or the command line"""
+    item_id: str
+    details: dict[str, Any]
+    hash: str
+    """of the event and all before it: as the export's manifest has it"""
+
+
+def entries(connection: Connection, after: int, first: date, last: date) -> list[AuditEntry]:
+    """The next `AT_ONCE` events after the number `after`, of the days (UTC) from the first to the last."""
+    since, until = midnight_ms(first), midnight_ms(last) + DAY_MS
+    query = sa.select(EVENTS).where(EVENTS.c.seq > after, EVENTS.c.at_ms >= since, EVENTS.c.at_ms < until)
+    return [_as_entry(row) for row in connection.execute(query.order_by(EVENTS.c.seq).limit(AT_ONCE))]
+
+
+def _as_entry(row: Any) -> AuditEntry:
+    who, item = row.rater_id or "", row.item_id or ""
+    return AuditEntry(row.seq, row.at_ms, row.kind, who, item, without_texts(json.loads(row.payload)), row.hash)
+
+
+def without_texts(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """An event's contents without what anybody wrote; the judgment's answer stays."""
+    return {name: _plain(value) for name, value in payload.items() if name not in TEXTS}
+
+
+def _plain(value: Any) -> Any:
+    return without_texts(value) if isinstance(value, dict) else value
+
+
+def midnight_ms(day: date) -> int:
+    """The beginning of a day (UTC)."""
+    return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
