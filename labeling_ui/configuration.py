@@ -21,6 +21,7 @@ from labeling_ui.store.work.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Criteri
 from labeling_ui.store.work.assigning import LEASE_SECONDS
 from labeling_ui.store.work.standing import QualifyConfig, StopConfig
 from labeling_ui.web.oidc_config import OidcConfig
+from labeling_ui.web.webhook import WebhookConfig
 from labeling_ui.worker import ConverseConfig
 from tiebreak.assessments import SingleTask
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag
@@ -75,6 +76,8 @@ class LabelConfig(StageConfig):
     columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
     """names of columns, as Tiebreak's name: the name in the file of pairs, such as {prompt: question, response_a:
     left}; null: ignore the column"""
+    webhook: WebhookConfig | None = Field(default=None, exclude_if=lambda hook: hook is None)
+    """address to which the server reports judgments, finished batches, disputes and stopped raters, signed"""
     media: str | None = Field(default=None, exclude_if=lambda folder: folder is None)
     """folder of the images and recordings of the pairs; they are checked, cleaned of EXIF and copied into the store"""
     require_alt: bool = Field(default=False, exclude_if=lambda asked: not asked)

@@ -297,6 +297,7 @@ def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
             made.append(Campaign(name, create_app(store, build_page(under), config.aggregation, limit, config.oidc)))
             _greet(store, under, new, pairs, answers)
             stack.enter_context(_answering(config))
+            stack.enter_context(_reporting(store, config))
         door = replace(build_page(server), title="Tiebreak")
         with contextlib.suppress(KeyboardInterrupt):
             run_server(CampaignServer(made, door, limit), listening, believed_proxies(server), server.prefix)
@@ -344,7 +345,7 @@ def _serve_store(
 
     app = create_app(store, build_page(config), config.aggregation, oidc=config.oidc)
     _greet(store, config, new, pairs, answers)
-    with contextlib.suppress(KeyboardInterrupt), _answering(config):
+    with contextlib.suppress(KeyboardInterrupt), _answering(config), _reporting(store, config):
         run_server(app, listening, believed_proxies(config), config.prefix)
     show("", f"saved: {store.judged()} judgments in {store.url}")
 
@@ -387,6 +388,15 @@ def believed_proxies(config: LabelConfig) -> Sequence[str]:
         return config.proxies
     named = os.environ.get("FORWARDED_ALLOW_IPS", "")
     return [one.strip() for one in named.split(",") if one.strip()] or (LOOPBACK_PROXIES if config.hosts else ())
+
+
+def _reporting(store: Store, config: LabelConfig) -> contextlib.AbstractContextManager[object]:
+    """Sends news to the webhook, if one is configured, while the page is served."""
+    if config.webhook is None:
+        return contextlib.nullcontext()
+    from labeling_ui.web.webhook import Webhook
+
+    return Webhook(store, config.webhook, config.title)
 
 
 @contextlib.contextmanager

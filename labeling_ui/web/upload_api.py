@@ -34,7 +34,10 @@ SHOWN = 3
 router = APIRouter(prefix="/api/lead/pairs")
 
 
-@router.post("/upload")
+_FILE = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
+
+
+@router.post("/upload", openapi_extra=_FILE)
 async def upload(
     desk: DeskOf,
     _lead: LeadWritingSession,

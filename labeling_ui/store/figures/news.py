@@ -1,0 +1,123 @@
+"""What happened in a campaign since a place in its log, as a webhook reports it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from labeling_ui.database.schema import EVENTS, ITEMS, JUDGMENTS
+
+NewsKind = Literal["judgments", "batch_finished", "dispute", "rater_stopped"]
+NEWS_KINDS: tuple[NewsKind, ...] = ("judgments", "batch_finished", "dispute", "rater_stopped")
+EVENTS_AT_ONCE = 1_000
+IDS_AT_ONCE = 500
+_READ = ("submitted", "standing_changed")
+
+
+@dataclass(frozen=True)
+class News:
+    """One thing that happened."""
+
+    kind: NewsKind
+    seq: int
+    """its event in the log"""
+    at_ms: int
+    about: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The same whenever it is sent again."""
+        return f"{self.kind}-{self.about.get('batch', '')}{self.seq}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far the log has been read."""
+
+    seq: int = 0
+    judgments: int = 0
+    """submitted until then"""
+    finished: tuple[str, ...] = field(default=())
+    """batches that were finished then"""
+
+
+def read_news(connection: Connection, place: Place, every: int) -> tuple[list[News], Place]:
+    """What happened after a place, and the place after it: at most `EVENTS_AT_ONCE` events further.
+
+    Args:
+        every: the number of judgments after which they are news.
+    """
+    columns = (EVENTS.c.seq, EVENTS.c.at_ms, EVENTS.c.kind, EVENTS.c.rater_id, EVENTS.c.item_id, EVENTS.c.payload)
+    query = sa.select(*columns).where(EVENTS.c.seq > place.seq, EVENTS.c.kind.in_(_READ)).order_by(EVENTS.c.seq)
+    rows = connection.execute(query.limit(EVENTS_AT_ONCE)).all()
+    if not rows:
+        return [], place
+    news, judged = [], place.judgments
+    for row in rows:
+        if row.kind == "standing_changed":
+            news += _stopped(row)
+            continue
+        judged += 1
+        if judged % every == 0:
+            news.append(News("judgments", row.seq, row.at_ms, {"judgments": judged}))
+        news += _disputed(connection, row)
+    touched = _batches_of(connection, [row.item_id for row in rows if row.item_id])
+    finished = {name for name in touched if _is_finished(connection, name)}
+    last = rows[-1]
+    news += [
+        News("batch_finished", last.seq, last.at_ms, {"batch": name}) for name in sorted(finished - {*place.finished})
+    ]
+    return news, Place(last.seq, judged, tuple(sorted({*place.finished} - touched | finished)))
+
+
+def present_place(connection: Connection) -> Place:
+    """The end of the log: what was before is no news."""
+    seq = connection.scalar(sa.select(sa.func.max(EVENTS.c.seq))) or 0
+    count = sa.select(sa.func.count()).select_from(EVENTS).where(EVENTS.c.kind == "submitted")
+    batches = connection.scalars(sa.select(ITEMS.c.batch).distinct()).all()
+    finished = [name for name in batches if _is_finished(connection, name)]
+    return Place(seq, connection.scalar(count) or 0, tuple(sorted(finished)))
+
+
+def _stopped(row: Any) -> list[News]:
+    payload = json.loads(row.payload)
+    if payload.get("standing") not in ("stopped", "failed"):
+        return []
+    return [News("rater_stopped", row.seq, row.at_ms, {"rater_id": row.rater_id, "standing": payload["standing"]})]
+
+
+def _disputed(connection: Connection, row: Any) -> list[News]:
+    """Whether this judgment is the first against another one of its item: opposite sides."""
+    votes = connection.execute(
+        sa.select(JUDGMENTS.c.vote, JUDGMENTS.c.seq)
+        .where(JUDGMENTS.c.item_id == row.item_id, JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None))
+        .order_by(JUDGMENTS.c.seq)
+    ).all()
+    until = [one.vote for one in votes if one.seq <= row.seq]
+    if not _opposed(until) or _opposed([one.vote for one in votes if one.seq < row.seq]):
+        return []
+    return [News("dispute", row.seq, row.at_ms, {"item_id": row.item_id})]
+
+
+def _opposed(votes: Sequence[int]) -> bool:
+    return any(vote > 0 for vote in votes) and any(vote < 0 for vote in votes)
+
+
+def _batches_of(connection: Connection, item_ids: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for begin in range(0, len(item_ids), IDS_AT_ONCE):
+        some = ITEMS.c.id.in_(item_ids[begin : begin + IDS_AT_ONCE])
+        found |= set(connection.scalars(sa.select(ITEMS.c.batch).where(some).distinct()))
+    return found
+
+
+def _is_finished(connection: Connection, batch: str) -> bool:
+    """Whether all pairs of a batch have their judgments."""
+    votes = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
+    unfinished = sa.select(ITEMS.c.id).where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0, votes < ITEMS.c.overlap)
+    return connection.execute(unfinished.limit(1)).first() is None
