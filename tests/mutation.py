@@ -69,7 +69,7 @@ _STDERR = os.dup(2)
 _DATA_SETS = [
     f"tests/tiebreak/data/test_{name}.py"
     for name in ("formats", "files", "splits", "odd_rows", "rows_by_hand", "pairs", "images", "command")
-]
+] + ["tests/data_sets"]
 _CHAT = ["tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"]
 _LONG_TESTS = (
     *("test_ppo_never_trains_on_a_held_out_prompt", "test_evaluate_refuses_what_its_policy_was_trained_on"),
@@ -111,7 +111,7 @@ TESTS = {
         "tests/tiebreak/data/test_images.py",
     ],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
-    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs")},
+    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs", "trees")},
 }
 """The code, and the tests that answer for it: those that run in their own process alone."""
 

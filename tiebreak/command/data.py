@@ -39,6 +39,7 @@ from tiebreak.data.reading import (
 from tiebreak.data.shapes import RecordKind
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
+from tiebreak.data.trees import holds_trees
 from tiebreak.errors import ConfigError, DataError, HandoffError, counted
 from tiebreak.extras import INSTALL, has_training_packages
 from tiebreak.process.ending import exit_with_message
@@ -155,6 +156,8 @@ _BY_COLUMNS: tuple[RecordKind, ...] = ("preferences", "demonstrations", "prompts
 def guess_kind(source: str, rules: Rules = DEFAULT) -> RecordKind:
     """The kind of a source's records, from the columns of its first rows."""
     table = read_source(source, "preferences")
+    if holds_trees(table):
+        return "preferences"
     guesses = Counter(shapes.guess(Cells(row, rules.columns, table.of_text)) for _, row in table.rows[:100])
     return max(_BY_COLUMNS, key=lambda kind: guesses[kind]) if guesses else "prompts"
 

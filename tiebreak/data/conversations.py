@@ -164,6 +164,18 @@ def is_conversation(value: object) -> bool:
     )
 
 
+def turns_without_roles(value: object) -> list[dict[str, str]] | None:
+    """The messages of a conversation that names no speakers: texts in turn (LIMA), or pairs of `input` and `output`
+    (Capybara); None if it is none."""
+    if not isinstance(value, list) or not value:
+        return None
+    if all(isinstance(turn, Mapping) and turn.keys() == {"input", "output"} for turn in value):
+        value = [turn[part] for turn in value for part in ("input", "output")]
+    if len(value) < 2 or not all(isinstance(text, str) for text in value):
+        return None
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(value)]
+
+
 LIST_COLUMNS = ("tools", "images", "answers", "responses", "completions", "conversations", "messages", "raters", "tags")
 
 

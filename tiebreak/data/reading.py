@@ -25,6 +25,7 @@ from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
 from tiebreak.data.synthetic import SYNTHETIC, check_reviewed
 from tiebreak.data.text import BadRow, Row, Table
+from tiebreak.data.trees import open_trees
 from tiebreak.errors import DataError, RunError, counted
 from tiebreak.records import (
     Demonstration,
@@ -330,8 +331,12 @@ def read(source: str, wanted: RecordKind, rules: Rules = DEFAULT) -> Reading:
         DataError: the source as a whole cannot be read, or has none of the columns named in `columns`.
     """
     table = read_source(source, wanted)
+    try:
+        table, left_out = open_trees(table, wanted)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     require_columns(columns_of(table, rules), rules, source)
-    reading = Reading(source, wanted, rules.stage)
+    reading = Reading(source, wanted, rules.stage, left_out=+left_out)
     _take_table(reading, table, rules)
     reading.bad.sort(key=lambda one: _place(one.where))
     return reading

@@ -27,6 +27,7 @@ from tiebreak.data.conversations import (
     is_transcript,
     to_messages,
     to_tools,
+    turns_without_roles,
 )
 from tiebreak.data.documents import DOCUMENT
 from tiebreak.data.images import IMAGES, has_placeholders, place_images, read_images
@@ -56,7 +57,8 @@ PAIRS = (
     ),
     ("human_ref_A", "human_ref_B"),
 )
-WINNERS = ("preferred", "preference", "winner", "choice", "better_response_id", "label", "labels")
+WINNERS = ("preferred", "preference", "winner", "choice", "better_response_id", "label", "labels", "result")
+"""the last three are often about something else, so they count only beside two answers that nobody calls chosen"""
 SIGNED_WINNERS = ("overall_preference", "preference_strength")
 """HelpSteer's: −3 (the first is much better) … 0 (a tie) … 3 (the second is)."""
 SIDE_SCORES = (
@@ -160,7 +162,11 @@ def interpret(cells: Cells, wanted: RecordKind) -> Interpretation:
 
 
 def _flatten(cells: Cells) -> None:
-    """Questions within an object (WebGPT's `full_text`), and prompts and answers as lists of turns (LMSYS's arena)."""
+    """Questions within an object (WebGPT's `full_text`), conversations without roles (Capybara, LIMA), and prompts and
+    answers as lists of turns (LMSYS's arena)."""
+    for name in CONVERSATIONS:
+        if (messages := turns_without_roles(cells.values.get(name))) is not None:
+            cells.values[name] = messages
     question = cells.values.get("question")
     if isinstance(question, Mapping) and isinstance(question.get("full_text"), str):
         cells.values["question"] = question["full_text"]
@@ -669,7 +675,7 @@ def _check_verdict(cells: Cells, sides: tuple[str, str]) -> str:
         return f"{flag} is true ({_ignoring(flag)} keeps them)"
     pair = next((names for names in PAIRS if all(name in cells for name in names)), None)
     for column in (*SIGNED_WINNERS, *WINNERS):
-        if column not in cells or column in ("label", "labels"):  # often another's
+        if column not in cells or column in WINNERS[-3:]:
             continue
         word, of_side = str(cells.values[column]).strip().lower(), [cells.values[name] for name in sides]
         signed = column in SIGNED_WINNERS

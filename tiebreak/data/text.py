@@ -162,6 +162,8 @@ def _read_line(table: Table, where: str, line: bytes) -> None:
         table.bad.append(BadRow(where, f"not UTF-8 ({error.reason} at byte {error.start})"))
     except json.JSONDecodeError as error:
         table.bad.append(BadRow(where, f"not JSON ({error.msg} at column {error.colno})"))
+    except RepeatedKeyError as error:
+        table.bad.append(BadRow(where, str(error)))
     except (RecursionError, ValueError) as error:
         table.bad.append(BadRow(where, f"not JSON ({error})"))
 
@@ -186,30 +188,48 @@ def _inside(value: object) -> Iterable[object]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
+class RepeatedKeyError(ValueError):
+    """An object has a key twice. JSON allows that, but only one of the two values would be read."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedKeyError(f"{next(name for name in names if names.count(name) > 1)!r} is in one object twice")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def _value_of(line: str) -> object:
     """A line's JSON. A comma after an object is left over from the list that it was in."""
     try:
-        return json.loads(line)
+        return _DECODER.decode(line)
     except json.JSONDecodeError:
         if line.rstrip().endswith(","):
-            return json.loads(line.rstrip()[:-1])
+            return _DECODER.decode(line.rstrip()[:-1])
         raise
 
 
 def _read_array(path: Path, text: str) -> Table:
     """Every element, with the line where it begins."""
-    decoder, table = json.JSONDecoder(), Table()
+    table = Table()
     at, line, counted, escaped = _past(text, text.index("[") + 1), 1, 0, "\\u" in text
     while not text.startswith("]", at):
         line, counted = line + text.count("\n", counted, at), at
         where = f"{path}:{line}"
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(text, at)
+            _add(table, where, value, escaped)
+        except RepeatedKeyError as error:
+            _, end = json.JSONDecoder().raw_decode(text, at)
+            table.bad.append(BadRow(where, str(error)))
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(
                 f"{where}: not JSON ({getattr(error, 'msg', 'nested too deeply')}): is the file cut off?"
             ) from error
-        _add(table, where, value, escaped)
         at = _past(text, end)
         if text.startswith(",", at):
             at = _past(text, at + 1)
@@ -228,11 +248,17 @@ def _past(text: str, at: int) -> int:
 
 
 def _read_object(path: Path, content: bytes) -> Table | None:
-    """The rows inside one object: its only list of objects, or one list per split. None if it is not a single object."""
+    """The rows inside one object: its only list of objects, or one list per split. None if it is not a single object.
+
+    Raises:
+        DataError: an object in it has a key twice.
+    """
     from tiebreak.data.splits import split_of
 
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=_once)
+    except RepeatedKeyError as error:
+        raise DataError(f"{path}: {error}") from None
     except (RecursionError, ValueError):
         return None
     if (tickets := tickets_of(value)) is not None:

@@ -127,6 +127,27 @@ def test_numbers_and_lists_in_cells(tmp_path: Path) -> None:
     )
 
 
+def test_a_key_twice_in_an_object_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    """Python would keep the last: here as chosen what is worse. In an array the rows beside it are read."""
+    whole = '{"prompt": "a", "chosen": "good", "rejected": "bad"}'
+    twice = whole.replace('"chosen"', '"chosen": "worse", "chosen"')
+    within = '{"messages": [{"role": "user", "content": "a", "content": "b"}]}'
+    for name, text in (
+        ("rows.jsonl", f"{whole}\n{twice}\n{within}\n"),
+        ("rows.json", f"[{whole},\n{twice},\n{within}]"),
+    ):
+        (tmp_path / name).write_text(text)
+        table = read_file(tmp_path / name)
+        assert [(one.where, one.reason) for one in table.bad] == [
+            (f"{tmp_path / name}:2", "'chosen' is in one object twice"),
+            (f"{tmp_path / name}:3", "'content' is in one object twice"),
+        ]
+        assert len(table.rows) == 1
+    (tmp_path / "rows.json").write_text(f'{{"rows": [{twice}]}}')
+    with pytest.raises(DataError, match=r"rows\.json: 'chosen' is in one object twice"):
+        read_file(tmp_path / "rows.json")
+
+
 def test_text_that_looks_like_json_stays_text(tmp_path: Path) -> None:
     asked = ["[1, 2, 3]: sum these", '{"a": 1}', '[{"a": 1}]', "[not json"]
     as_table(tmp_path / "rows.csv", [{"prompt": text} for text in asked])
