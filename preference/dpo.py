@@ -44,7 +44,7 @@ from tiebreak.packed.proof import is_routed
 from tiebreak.runs.run import Run, installed_versions
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.noise import switch_off_noise
-from tiebreak.training.passes import Passes, StepInPasses
+from tiebreak.training.passes import Passes, StepInPasses, mean_of_processes
 from tiebreak.training.prompt_order import PromptByPrompt
 from tiebreak.training.skeleton import Rows, train_stage
 from tiebreak.training.stage import common_arguments, evaluation_rows
@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from trl import DPOConfig as DPOArguments
 
 BATCH_PAIRS, BATCH_TOKENS = "batch_pairs", "batch_tokens"
-"""in a batch whose loss averages over tokens: its pairs, and its trained tokens of chosen answers; each of shape ()"""
+"""in a batch whose loss averages over tokens: its pairs, and its trained tokens of chosen answers, the mean over processes;
+each of shape ()"""
 
 
 class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, DPOTrainer):
@@ -66,6 +67,8 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
     loss_weights: list[float]
     reference: ReferenceLogps | None = None
     """set: the reference's log-probabilities are looked up before they are computed"""
+    _nll_total: Tensor
+    """the last batch's negative log-likelihood of chosen answers, of this process, shape ()"""
 
     losses_that_add_up = frozenset((*LOSSES_OF_PAIRS, "sft"))
 
@@ -100,7 +103,26 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
             return inputs
         pairs = len(inputs["input_ids"]) // 2
         tokens = inputs["completion_mask"][:pairs].sum()
-        return inputs | {BATCH_PAIRS: torch.full_like(tokens, pairs), BATCH_TOKENS: tokens}
+        mean = mean_of_processes(self.accelerator, tokens)
+        return inputs | {BATCH_PAIRS: torch.full_like(tokens, pairs), BATCH_TOKENS: mean}
+
+    def metric_weights(self, inputs: dict[str, Any]) -> dict[str, int]:
+        chosen, rejected = (int(side.sum()) for side in inputs["completion_mask"][:, 1:].chunk(2))
+        return {
+            **super().metric_weights(inputs),
+            "entropy": chosen + rejected,
+            "mean_token_accuracy": chosen,
+            "logits/chosen": chosen,
+            "logits/rejected": rejected,
+        }
+
+    def loss_sums(self, loss: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        if "sft" not in self.loss_types:
+            return super().loss_sums(loss, inputs)
+        factor = sum(w for name, w in zip(self.loss_types, self.loss_weights, strict=True) if name == "sft")
+        nll = factor * self._nll_total.double()
+        of_pairs = loss.detach().double() - nll / inputs[BATCH_TOKENS]
+        return {"": of_pairs * self.weight(inputs), "mean_token_accuracy": nll}
 
     def pair_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         labels = {name: inputs[name] for name in LABELS if name in inputs}
@@ -116,6 +138,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
             self._check_first(result[0] if return_outputs else result, policy.output, inputs)
         finally:
             self.precompute_ref_logps, self.loss_weights = before
+        self._nll_total = -policy.output.log_probs.detach().chunk(2)[0].sum()
         if not labels:
             return result
         pairs = self._pairs(policy.output.log_probs, inputs, labels["margin"])
@@ -137,7 +160,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         if pairs is None or tokens is None:
             return list(self.loss_weights)
         own = len(inputs["input_ids"]) // 2
-        share_of_pairs, share_of_tokens = own / int(pairs), int(inputs["completion_mask"][:own].sum()) / int(tokens)
+        share_of_pairs, share_of_tokens = own / int(pairs), int(inputs["completion_mask"][:own].sum()) / tokens.item()
         return [
             weight * share_of_tokens / share_of_pairs if name == "sft" else weight
             for name, weight in zip(self.loss_types, self.loss_weights, strict=True)

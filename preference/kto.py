@@ -5,7 +5,8 @@
 Each answer's implicit reward is compared with a reference point: the KL of policy and reference, estimated on
 mismatched pairs of a prompt and another prompt's answer. They are made within each batch as it is drawn, so batches can be
 shuffled, and no answer is paired with its own prompt. (TRL pairs each prompt once with the answer of the row before it,
-in file order. In a file of label exports that row mostly has the same prompt.)
+in file order. In a file of label exports that row mostly has the same prompt.) An evaluation has one estimate, of all
+held-out rows, where TRL has one a batch: so its figures depend on neither batches nor the number of processes.
 
 Before the first update the policy is the reference, so implicit rewards and KL are 0, and each answer's loss is half its
 label's weight.
@@ -13,7 +14,8 @@ label's weight.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +50,7 @@ from tiebreak.training.prompt_order import PROMPT_NUMBER, PromptByPrompt
 from tiebreak.training.skeleton import Rows, TrainedStage
 from tiebreak.training.stage import Products, common_arguments, drop_too_long, evaluation_rows
 from tiebreak.training.trainer import StageTrainer
-from tiebreak.upstream import AnswerHooks, metrics_of
+from tiebreak.upstream import AnswerHooks, metrics_of, prepare_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +61,8 @@ RATIO_AT_MOST = 4 / 3
 """Ethayarajh et al. 2024, Eq. 8: λ_D·n_D / (λ_U·n_U) should be from 1 to 4/3"""
 KL = "kl_estimate"
 """in a batch: its estimate of the KL before TRL averages it over processes and clamps it at 0, shape ()"""
+KL_ANSWER = "KL_completion_ids"
+"""in a row: the answer to another prompt; TRL's name"""
 
 T = TypeVar("T")
 
@@ -97,11 +101,25 @@ def mismatched(prompts: Sequence[Hashable]) -> list[int]:
     """
     first = {prompt: number for number, prompt in reversed(list(enumerate(prompts)))}
     order = sorted(range(len(prompts)), key=lambda row: first[prompts[row]])
-    shift = max(sum(prompt == other for other in prompts) for prompt in first)
+    shift = max(Counter(prompts).values())
     partners = [0] * len(prompts)
     for place, row in enumerate(order):
         partners[row] = order[(place + shift) % len(order)]
     return partners
+
+
+def with_partners(rows: Sequence[dict[str, Any]], spares: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """TRL's rows, each with another prompt's answer for the KL.
+
+    Args:
+        spares: two rows with different prompts, for where one prompt has more than half of the rows.
+    """
+    prompts = [tuple(row["prompt_ids"]) for row in rows]
+    paired = []
+    for row, partner in zip(rows, mismatched(prompts), strict=True):
+        other = next(one for one in (rows[partner], *spares) if one["prompt_ids"] != row["prompt_ids"])
+        paired.append({**row, KL_ANSWER: other["completion_ids"], "KL_mask": other.get("mask")})
+    return paired
 
 
 @dataclass
@@ -114,11 +132,8 @@ class AnswerCollator(DataCollatorForUnpairedPreference):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, with completion masks reduced to trained tokens."""
         examples = [dict(example) for example in examples]
-        if self.spares:
-            prompts = [tuple(example["prompt_ids"]) for example in examples]
-            for example, partner in zip(examples, mismatched(prompts), strict=True):
-                other = self._of_another_prompt(example, examples[partner])
-                example["KL_completion_ids"], example["KL_mask"] = other["completion_ids"], other.get("mask")
+        if self.spares and KL_ANSWER not in examples[0]:
+            examples = with_partners(examples, self.spares)
         batch: dict[str, Any] = super().torch_call(examples)
         for prefix, column in (("", "mask"), ("KL_", "KL_mask")):
             for row, example in enumerate(examples):
@@ -126,15 +141,21 @@ class AnswerCollator(DataCollatorForUnpairedPreference):
                     _narrow(batch[f"{prefix}completion_mask"][row], len(example["prompt_ids"]), example[column])
         return batch
 
-    def _of_another_prompt(self, example: dict[str, Any], partner: dict[str, Any]) -> dict[str, Any]:
-        options = (partner, *self.spares)
-        return next(row for row in options if row["prompt_ids"] != example["prompt_ids"])
-
 
 def _narrow(mask: Tensor, start: int, trained: Sequence[int]) -> None:
     """Set a row's completion mask to its trained tokens; a mismatched answer may be cut off."""
     there = min(len(trained), len(mask) - start)
     mask[start : start + there] *= torch.tensor(trained[:there])
+
+
+@dataclass(frozen=True)
+class HeldOutReference:
+    """What an evaluation compares with."""
+
+    kl: Tensor
+    """the estimate of all held-out rows, shape ()"""
+    logps: Iterator[Tensor]
+    """the reference's, of each batch, shape (rows,)"""
 
 
 class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses, KTOTrainer):
@@ -145,6 +166,8 @@ class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses,
     losses_that_add_up = frozenset(KTO_LOSSES)
     """given the KL, which is of the whole batch"""
     _kl: Tensor | None = None
+    _held_out: HeldOutReference | None = None
+    """during an evaluation"""
 
     def prepare_model(self) -> None:
         switch_off_noise(self.model)
@@ -162,14 +185,42 @@ class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses,
         """With the reference's log-probabilities, and the estimate of the KL instead of the mismatched rows."""
         if "ref_logps" in inputs:
             return inputs
+        made = {key: value for key, value in inputs.items() if not key.startswith("KL_")}
+        if self._held_out is not None:
+            return made | {"ref_logps": next(self._held_out.logps), KL: self._held_out.kl}
+        reference, differences = self._compare(inputs)
+        made["ref_logps"] = reference
+        return made if differences is None else made | {KL: differences.mean()}
+
+    def _compare(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """(the reference's log-probabilities, policy less reference on mismatched answers), each of shape (rows,)."""
         reference, mismatched_reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-        made = {key: value for key, value in inputs.items() if not key.startswith("KL_")} | {"ref_logps": reference}
         if not self.calculate_KL:
-            return made
+            return reference, None
         with torch.no_grad(), self.compute_loss_context_manager():
             policy = super().mismatched_logps(self.model, inputs)
         self._check(policy, mismatched_reference)
-        return made | {KL: (policy - mismatched_reference).mean()}
+        return reference, policy - mismatched_reference
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers', after an estimate of the KL from all of its rows."""
+        self._held_out = self._reference_of(dataloader) if self.calculate_KL else None
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self._held_out = None
+
+    def _reference_of(self, loader: Any) -> HeldOutReference:
+        self.model.eval()
+        logps, total = [], torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for number, batch in enumerate(loader):
+            reference, differences = self._compare(prepare_batch(self, batch))
+            logps.append(reference)
+            if differences is not None and number < self.batches_counted:
+                total += torch.stack([differences.double().sum(), total.new_tensor(len(differences))])
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(total, reduction="sum")
+        return HeldOutReference((total[0] / total[1]).float(), iter(logps))
 
     def mismatched_logps(self, model: Any, batch: dict[str, Any]) -> Tensor | None:
         """Those of the whole batch less the reference's, as one row."""
@@ -214,7 +265,16 @@ class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses,
 
     def metric_weights(self, inputs: dict[str, Any]) -> dict[str, int]:
         good = int(inputs["label"].sum())
-        return {**super().metric_weights(inputs), "/chosen": good, "/rejected": len(inputs["label"]) - good}
+        tokens = inputs["completion_mask"][:, 1:].sum(1)
+        of_good = int(tokens[inputs["label"].bool()].sum())
+        return {
+            **super().metric_weights(inputs),
+            "/chosen": good,
+            "/rejected": len(inputs["label"]) - good,
+            "entropy": int(tokens.sum()),
+            "logits/chosen": of_good,
+            "logits/rejected": int(tokens.sum()) - of_good,
+        }
 
     def join_metrics(self, logged: Any, weights: Any, mode: str = "train") -> None:
         """As TRL has it for the whole batch: the margin is the difference of the two means."""
@@ -256,17 +316,18 @@ class KTO(TrainedStage[DPOConfig, LabelledAnswer, EncodedAnswer]):
         """TRL's trainer on the policy, with its reference and its guard."""
         config, source, tokenizer = self.config, self.source, self.chat.tokenizer
         held_out = evaluation_rows(rows.validation, config.training)
+        spares = spares_of(rows.train) if config.loss_type == ["kto"] else ()
         trainer = CheckedKTOTrainer(
             model=load_policy(source, config.training, config.adapter, tokenizer, self.first_ids(rows)),
             ref_model=reference_of(source, config),
             args=build_kto_args(config, self.run),
             train_dataset=to_dataset(rows.train, shuffled=True),
-            eval_dataset=to_dataset(held_out) if held_out else None,
+            eval_dataset=to_dataset(held_out, spares=spares) if held_out else None,
             processing_class=tokenizer,
             data_collator=AnswerCollator(
                 pad_token_id=self.chat.pad_id,
                 max_length=config.training.max_length_tokens,  # of mismatched pairs; no other is longer
-                spares=spares_of(rows.train) if config.loss_type == ["kto"] else (),
+                spares=spares,
             ),
             passes=Passes(config.training.tokens_per_pass, config.share_prefixes),
         )
@@ -352,13 +413,22 @@ def spares_of(answers: Sequence[EncodedAnswer]) -> tuple[dict[str, Any], ...]:
     return first.row(), other.row()
 
 
-def to_dataset(answers: Sequence[EncodedAnswer], *, shuffled: bool = False) -> Dataset:
-    """The collator's input. `shuffled`: numbered, so that each epoch has an order of its own."""
+def to_dataset(
+    answers: Sequence[EncodedAnswer], *, shuffled: bool = False, spares: Sequence[dict[str, Any]] = ()
+) -> Dataset:
+    """The collator's input.
+
+    Args:
+        shuffled: numbered, so that each epoch has an order of its own.
+        spares: each prompt with another prompt's answer for the KL, these two if there is none.
+    """
     from datasets import Dataset
 
     rows = [answer.row() for answer in answers]
     if any("mask" in row for row in rows):
         rows = [{**row, "mask": answer.learned} for row, answer in zip(rows, answers, strict=True)]
+    if spares:
+        rows = with_partners(rows, spares)
     made = Dataset.from_list(rows)
     return made.add_column(PROMPT_NUMBER, list(range(len(answers)))) if shuffled else made
 

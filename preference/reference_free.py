@@ -38,7 +38,7 @@ from tiebreak.packed.forward import whole_model
 from tiebreak.runs.run import Run
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.noise import switch_off_noise
-from tiebreak.training.passes import Passes, StepInPasses
+from tiebreak.training.passes import Passes, StepInPasses, mean_of_processes
 from tiebreak.training.prompt_order import PromptByPrompt
 from tiebreak.training.skeleton import Rows
 from tiebreak.training.stage import common_arguments, evaluation_rows
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 NLL_MASK = "nll_mask"
 """in a batch: 1 on the tokens of the negative log-likelihood; shape (2 · pairs, tokens)"""
 BATCH_PAIRS, BATCH_TOKENS = "batch_pairs", "batch_tokens"
-"""in a batch that is cut into passes: its pairs, and its tokens of the negative log-likelihood; each of shape ()"""
+"""in a batch: its pairs, and its tokens of the negative log-likelihood, the mean over processes; each of shape ()"""
 
 
 class ScoredPairCollator(PairCollator):
@@ -82,6 +82,8 @@ class ReferenceFreeTrainer(StageTrainer, ScoredPairHooks, PromptByPrompt, StepIn
     per_token = True
     """whether log-probabilities are means over tokens"""
     _last: tuple[Tensor, Tensor, Tensor, Tensor | None]
+    _nll_total: Tensor
+    """the last batch's negative log-likelihood, of this process, shape ()"""
 
     def prepare_model(self) -> None:
         switch_off_noise(self.model)
@@ -89,13 +91,17 @@ class ReferenceFreeTrainer(StageTrainer, ScoredPairHooks, PromptByPrompt, StepIn
         self.use_dpo_data_collator = True  # ORPO warns of every other collator in each evaluation
 
     def of_whole_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """With the counts that the mean over tokens needs in each pass."""
+        """With the counts that a mean over its tokens needs, of all processes."""
+        if BATCH_TOKENS in inputs:
+            return inputs
         tokens = inputs[NLL_MASK][:, 1:].sum()
-        return inputs | {BATCH_PAIRS: torch.full_like(tokens, len(inputs["input_ids"]) // 2), BATCH_TOKENS: tokens}
+        pairs = torch.full_like(tokens, len(inputs["input_ids"]) // 2)
+        return inputs | {BATCH_PAIRS: pairs, BATCH_TOKENS: mean_of_processes(self.accelerator, tokens)}
 
     def forward_pairs(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, ...]:
         """TRL's: log-probabilities and logits of chosen and rejected answers, the negative log-likelihood, and an
-        auxiliary loss. In a pass, which counts by its share of the pairs, the second by its share of the tokens."""
+        auxiliary loss. In a pass, which counts by its share of the pairs, the second by its share of the tokens. On several
+        processes it is a mean over the tokens of all, where TRL takes the mean of the processes' means."""
         completion, nll = batch["completion_mask"][:, 1:], batch[NLL_MASK][:, 1:]
         wanted = (batch["completion_mask"] + batch[NLL_MASK]) > 0
         more = {"output_router_logits": True} if self.aux_loss_enabled else {}
@@ -113,18 +119,42 @@ class ReferenceFreeTrainer(StageTrainer, ScoredPairHooks, PromptByPrompt, StepIn
             logps = logps / completion.sum(1)
         chosen, rejected = logps.chunk(2)
         pairs = len(chosen)
-        tokens, share = nll.sum(), 1.0
-        if BATCH_TOKENS in batch:
-            tokens, share = batch[BATCH_TOKENS], int(batch[BATCH_PAIRS]) / pairs
-        loss = -(log_probs * nll).sum() / tokens * share
+        share = int(batch[BATCH_PAIRS]) / pairs
+        total = -(log_probs * nll).sum()
+        loss = total / batch[BATCH_TOKENS] * share
         means = out.mean_logits[:, -completion.shape[1] :]
-        logits = [means[rows][completion[rows] > 0] for rows in (slice(None, pairs), slice(pairs, None))]
+        logits = [self._token_mean(means[rows], completion[rows]) for rows in (slice(None, pairs), slice(pairs, None))]
         auxiliary = out.aux_loss if self.aux_loss_enabled else None
         self._last = chosen.detach(), rejected.detach(), loss.detach(), auxiliary
+        self._nll_total = total.detach()
         return (chosen, rejected, *logits, loss, *([] if auxiliary is None else [auxiliary]))
 
+    def _token_mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Of the trained tokens of all processes, shape (1,)."""
+        tokens = mean_of_processes(self.accelerator, mask.sum())
+        return (values.detach()[mask > 0].sum() / tokens).reshape(1)
+
+    def metric_weights(self, inputs: dict[str, Any]) -> dict[str, int]:
+        chosen, rejected = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
+        counts = {
+            **super().metric_weights(inputs),
+            "logits/chosen": int(chosen.sum()),
+            "logits/rejected": int(rejected.sum()),
+        }
+        if self.model.training:  # a pass's share of the tokens is in its loss
+            return {**counts, "nll_loss": counts[""]}
+        return {**counts, "nll_loss": int(inputs[NLL_MASK][:, 1:].sum())}
+
+    def loss_sums(self, loss: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        nll = self.nll_weight * self._nll_total.double()
+        of_pairs = loss.detach().double() - nll / inputs[BATCH_TOKENS]
+        return {"": of_pairs * self.weight(inputs), "nll_loss": nll}
+
     def loss_and_metrics(self, model: Any, batch: dict[str, Any], train_eval: str) -> tuple[Tensor, dict[str, float]]:
+        batch = self.of_whole_batch(batch)
         loss, metrics = super().loss_and_metrics(model, batch, train_eval)
+        if train_eval == "eval":  # TRL's evaluation does not call compute_loss
+            self.note_evaluated(loss, batch)
         if self.state.global_step == 0 and self.model.training:
             chosen, rejected, nll, auxiliary = self._last
             expected = self.formula(chosen, rejected, nll)
@@ -136,6 +166,11 @@ class ReferenceFreeTrainer(StageTrainer, ScoredPairHooks, PromptByPrompt, StepIn
     def formula(self, chosen: Tensor, rejected: Tensor, nll: Tensor) -> Tensor:
         """The loss, from log-probabilities of shape (pairs,) and the negative log-likelihood."""
         raise NotImplementedError
+
+    @property
+    def nll_weight(self) -> float:
+        """The weight of the negative log-likelihood in the loss."""
+        return 1.0
 
 
 class CheckedCPOTrainer(ReferenceFreeTrainer, CPOTrainer):
@@ -149,6 +184,10 @@ class CheckedCPOTrainer(ReferenceFreeTrainer, CPOTrainer):
 
     def losses(self) -> Sequence[str]:
         return [self.loss_type]
+
+    @property
+    def nll_weight(self) -> float:
+        return float(self.cpo_alpha)
 
     def formula(self, chosen: Tensor, rejected: Tensor, nll: Tensor) -> Tensor:
         if self.loss_type == "simpo":

@@ -75,7 +75,12 @@ LAUNCHERS = {
 
 def on_two_processes(launcher: str, script: str, *words: str | Path) -> None:
     """A script, which must end well on both."""
-    program, *options = LAUNCHERS[launcher]
+    on_processes(LAUNCHERS[launcher], script, *words)
+
+
+def on_processes(launcher: list[str], script: str, *words: str | Path) -> None:
+    """A script under a launcher's words, which must end well on every process."""
+    program, *options = launcher
     result = subprocess.run(
         [str(Path(sys.executable).with_name(program)), *options, script, *map(str, words)],
         cwd=REPOSITORY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -311,14 +312,17 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
     def _answer_held_out(self, metric_key_prefix: str) -> dict[str, float]:
         self._resume_generators()
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        whole = len(self.validation_prompts) - len(self.validation_prompts) % world or len(self.validation_prompts)
-        mine = range(rank, max(whole, 1), world) if whole >= world else range(len(self.validation_prompts))
+        count = len(self.validation_prompts)
+        places = range(rank, math.ceil(count / world) * world, world)
+        mine = [min(place, count - 1) for place in places]  # all processes answer as many: some the last prompt again
+        first_time = torch.tensor([place < count for place in places], device=self.args.device)
         prompts = [self.validation_prompts[i] for i in mine]
         episodes = self._sample_and_assess(prompts, [row_seed(self.settings.seed, "evaluation", i) for i in mine])
         figures = self._per_episode(episodes, to_rewards(episodes, self.shaping).shaped_scores)
         figures["unfinished"] = (~episodes.finished).float()
+        counted = self.accelerator.gather(first_time)
         metrics = {
-            f"{metric_key_prefix}_{name}": float(self.accelerator.gather(values).mean())
+            f"{metric_key_prefix}_{name}": float(self.accelerator.gather(values)[counted].mean())
             for name, values in figures.items()
         }
         metrics[f"{metric_key_prefix}_loss"] = -metrics[f"{metric_key_prefix}_objective/scores"]

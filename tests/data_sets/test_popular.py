@@ -15,8 +15,17 @@ import pytest
 from support import write_rows
 
 from tiebreak.command.data import guess_kind
-from tiebreak.data.reading import Rules, read, read_answers, read_demonstrations, read_preferences, read_prompts
-from tiebreak.data.trees import DELETED
+from tiebreak.data.reading import (
+    Rules,
+    read,
+    read_answers,
+    read_demonstrations,
+    read_piece,
+    read_preferences,
+    read_prompts,
+)
+from tiebreak.data.sources import read_source
+from tiebreak.data.trees import DELETED, WORSE
 from tiebreak.errors import DataError
 
 KEEP = Rules(validation_share=0.0)
@@ -348,10 +357,14 @@ def test_a_tree_is_rankings_and_one_best_conversation(
     (shown,) = read_demonstrations(source, KEEP)
     assert [m.content for m in (*shown.prompt.messages, *shown.answers)] == ["Hello?", "Yes?", "Why?", "So."]
     assert "4 left out: replies that another is ranked above" in capsys.readouterr().err
+    piece = read_piece(source, "demonstrations", read_source(source, "demonstrations"), KEEP, has_splits=False)
+    assert (len(piece.drafts), piece.left_out[WORSE]) == (1, 4)
 
 
 def test_broken_trees(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^[^ ]*rows.jsonl:4: its parent_id is no message_id of the file"):
+    with pytest.raises(
+        DataError, match=r"^[^ ]*rows.jsonl:4: its parent_id is no message_id of the rows that are read with it"
+    ):
         read_preferences(str(write_rows(tmp_path / "rows.jsonl", [*tree_rows("e", "c")])), KEEP)
     rows = [{**row, "deleted": row["message_id"] == "c"} for row in tree_rows()]
     assert [one.where for one in read(str(write_rows(tmp_path / "rows.jsonl", rows)), "demonstrations").drafts]

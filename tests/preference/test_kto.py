@@ -103,7 +103,7 @@ def trainer_of(folder: Path, passes: Passes | None, **settings: Any) -> Any:
     """Ours, or with `passes` None TRL's, on the same rows in the same order."""
     chosen = config(**{"training": TRAINING, "beta": 0.5, **settings})
     rows = encoded()
-    data = to_dataset(rows)
+    data, held_out = to_dataset(rows), to_dataset(rows, spares=spares_of(rows))
     common = {
         "model": build(ARCHITECTURES["llama"]()),
         "args": build_kto_args(chosen, run_of(folder, "dpo", chosen)),
@@ -113,16 +113,17 @@ def trainer_of(folder: Path, passes: Passes | None, **settings: Any) -> Any:
     if passes is not None:
         spares = spares_of(rows) if chosen.loss_type == ["kto"] else ()
         collator = AnswerCollator(pad_token_id=PAD, spares=spares)
-        return CheckedKTOTrainer(**common, train_dataset=data, eval_dataset=data, data_collator=collator, passes=passes)
+        return CheckedKTOTrainer(
+            **common, train_dataset=data, eval_dataset=held_out, data_collator=collator, passes=passes
+        )
     others = []
     for start in range(0, len(rows), TRAINING.per_device_batch_size):
         batch = rows[start : start + TRAINING.per_device_batch_size]
         others += [batch[partner].answer for partner in mismatched([tuple(row.prompt) for row in batch])]
-    data = data.add_column("KL_completion_ids", others)
     return AsTRL(
         **common,
-        train_dataset=data,
-        eval_dataset=data,
+        train_dataset=data.add_column("KL_completion_ids", others),
+        eval_dataset=held_out,
         data_collator=DataCollatorForUnpairedPreference(pad_token_id=PAD),
     )
 
@@ -131,10 +132,9 @@ def trained(trainer: Any) -> tuple[list[dict[str, float]], dict[str, float]]:
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == TRAINING.max_steps
-    in_batches = trainer.evaluate()
-    trainer.args.per_device_eval_batch_size = len(trainer.eval_dataset)
-    whole = trainer.evaluate()  # TRL's mean over batches is the rows' mean for one; its KL and loss are a batch's
-    return rows, {**whole, "eval_kl": in_batches["eval_kl"], "eval_loss": in_batches["eval_loss"]}
+    if type(trainer) is AsTRL:  # its KL is a batch's, and its means are over batches
+        trainer.args.per_device_eval_batch_size = len(trainer.eval_dataset)
+    return rows, trainer.evaluate()
 
 
 METRICS = ["loss", "kl", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen"]

@@ -195,6 +195,7 @@ def test_two_processes_are_one(tmp_path: Path, launcher: str, budgets: tuple[int
     process takes as many as the one that needs the most.
     """
     trainer = build_trainer(tmp_path / "one", **ONE_STEP_AN_EPOCH)
+    evaluated = trainer.evaluate()  # of three prompts: one process answers two of them
     trainer.train()
     on_two_processes(launcher, __file__, tmp_path, *map(str, budgets))
     for tokens_per_pass in budgets:
@@ -204,6 +205,10 @@ def test_two_processes_are_one(tmp_path: Path, launcher: str, budgets: tuple[int
             assert len(episodes) == len(episodes_too) == max(needed, needed_too)
             assert sum(episodes) == sum(episodes_too) == 6
         assert any(one[0] != other[0] for one, other in zip(*passes, strict=True)) == (tokens_per_pass == 9)
+        for rank in (0, 1):
+            assert json.loads((two / f"evaluated-{rank}.json").read_text()) == pytest.approx(
+                evaluated, rel=1e-4, abs=2e-5
+            )
         rows = json.loads((two / "rows.json").read_text())
         assert_same_run(logged(trainer), trained(trainer), rows, load_file(two / "weights.safetensors"))
 
@@ -706,7 +711,9 @@ def write_run(folder: Path, tokens_per_pass: int) -> None:
         return made
 
     trainer._passes = watch
+    before = trainer.evaluate()
     trainer.train()
+    (folder / f"evaluated-{trainer.accelerator.process_index}.json").write_text(json.dumps(before))
     (folder / f"passes-{trainer.accelerator.process_index}.json").write_text(json.dumps(passes))
     assert trainer.accelerator.num_processes == 2
     with gathered(list(trainer.accelerator.unwrap_model(trainer.model).parameters())):

@@ -331,12 +331,9 @@ def read(source: str, wanted: RecordKind, rules: Rules = DEFAULT) -> Reading:
         DataError: the source as a whole cannot be read, or has none of the columns named in `columns`.
     """
     table = read_source(source, wanted)
-    try:
-        table, left_out = open_trees(table, wanted)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    reading = Reading(source, wanted, rules.stage)
+    table = _opened(reading, table)
     require_columns(columns_of(table, rules), rules, source)
-    reading = Reading(source, wanted, rules.stage, left_out=+left_out)
     _take_table(reading, table, rules)
     reading.bad.sort(key=lambda one: _place(one.where))
     return reading
@@ -349,8 +346,18 @@ def read_piece(source: str, wanted: RecordKind, table: Table, rules: Rules, has_
         has_splits: whether a row of the whole source names a split (`names_split`).
     """
     reading = Reading(source, wanted, rules.stage)
-    _take_table(reading, table, rules, has_splits)
+    _take_table(reading, _opened(reading, table), rules, has_splits)
     return reading
+
+
+def _opened(reading: Reading, table: Table) -> Table:
+    """The rows that trees of messages hold; any other table as it is."""
+    try:
+        table, left_out = open_trees(table, reading.wanted)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    reading.left_out += left_out
+    return table
 
 
 def join_pieces(source: str, wanted: RecordKind, pieces: Iterable[Reading], rules: Rules) -> Reading:

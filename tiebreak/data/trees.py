@@ -92,7 +92,7 @@ def _joined(rows: Sequence[Row]) -> list[Node]:
         elif parent in nodes:
             nodes[parent].replies.append(node)
         else:
-            raise ValueError(f"{node.where}: its parent_id is no message_id of the file")
+            raise ValueError(f"{node.where}: its parent_id is no message_id of the rows that are read with it")
     return roots
 
 

@@ -11,6 +11,7 @@ after the last one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class StepInPasses(Hooks):
     losses_that_add_up: ClassVar[frozenset[str]] = frozenset()
     """losses that are known to be a mean over the groups of a batch; any other batch is computed whole"""
     proof: Proof | None
+    batches_counted: float = math.inf
+    """as in StageTrainer"""
     _share = 1.0
     _weights_of_step: Sequence[int] = ()
     """of the batches of an accumulated step"""
@@ -87,8 +90,8 @@ class StepInPasses(Hooks):
         """
         self._evaluated: list[dict[str, int]] = []
         """weights of an evaluation's batches"""
-        self._evaluated_losses: list[Tensor] = []
-        """their losses, times the weight"""
+        self._evaluated_losses: list[dict[str, Tensor]] = []
+        """their losses, as `loss_sums`"""
         super().__init__(*args, **kwargs)
         if passes is not None:
             self.prepare_model()
@@ -170,29 +173,47 @@ class StepInPasses(Hooks):
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's, scaled by the pass's share of the batch."""
-        loss = super().compute_loss(*args, **kwargs)
-        if not self.model.training:
-            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
-            self._evaluated.append(self.metric_weights(inputs))
-            found = loss[0] if isinstance(loss, tuple) else loss
-            self._evaluated_losses.append(found.detach().double() * self.weight(inputs))
+        if self.model.training:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            return loss if self._share == 1.0 else loss * self._share
+        inputs = self.of_whole_batch(inputs)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.note_evaluated(loss[0] if isinstance(loss, tuple) else loss, inputs)
         return loss if self._share == 1.0 else loss * self._share
 
+    def note_evaluated(self, loss: Tensor, inputs: dict[str, Any]) -> None:
+        """Note an evaluation's batch, of `of_whole_batch`, for `log`."""
+        counts = len(self._evaluated) < self.batches_counted
+        weights = self.metric_weights(inputs)
+        sums = self.loss_sums(loss, inputs)
+        self._evaluated.append(weights if counts else dict.fromkeys(weights, 0))
+        self._evaluated_losses.append({key: value.detach().double() * counts for key, value in sums.items()})
+
+    def loss_sums(self, loss: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """What an evaluation's batch adds to its sums, each of shape (), by the weight that the sum is divided by (a key of
+        `metric_weights`): the evaluation's loss is the sum of the quotients."""
+        return {"": loss.detach().double() * self.weight(inputs)}
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """TRL's and transformers', in which every batch of an evaluation counts alike: here a row counts as any other (in
-        SFT a token), in the last batch too."""
+        """TRL's and transformers', in which every batch of an evaluation counts alike: here every row does, and for a mean
+        over tokens every token. So no figure depends on the batches, or on the number of processes."""
         if self._evaluated:
             weights = self._on_all_processes(self._evaluated)
             self.join_metrics({}, weights, "eval")
-            total = torch.stack(self._evaluated_losses).sum()
-            if self.accelerator.num_processes > 1:
-                total = self.accelerator.reduce(total, reduction="sum")
+            means = [self._sum_evaluated(key) / max(sum(weights[key]), 1) for key in self._evaluated_losses[0]]
             if "eval_loss" in logs:
-                logs["eval_loss"] = float(total) / max(sum(weights[""]), 1)
+                logs["eval_loss"] = sum(means)
             self._forget_evaluated()
         super().log(logs, *args, **kwargs)
+
+    def _sum_evaluated(self, key: str) -> float:
+        """Over the batches of all processes."""
+        total = torch.stack([sums[key] for sums in self._evaluated_losses]).sum()
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(total, reduction="sum")
+        return float(total)
 
     def _forget_evaluated(self) -> None:
         self._evaluated.clear()
@@ -208,8 +229,8 @@ class StepInPasses(Hooks):
         return len(inputs["input_ids"]) // self.together
 
     def metric_weights(self, inputs: dict[str, Any]) -> dict[str, int]:
-        """The pass's weights in the means of metrics, by the end of their names; "" of all others. TRL leaves out a metric
-        of a batch that has none of its rows."""
+        """The weights of a pass, or of an evaluation's batch, in the means of metrics, by the end of their names; "" of all
+        others. TRL leaves out a metric of a batch that has none of its rows."""
         return {"": self.weight(inputs)}
 
     def _on_all_processes(self, each: Sequence[dict[str, int]]) -> dict[str, list[int]]:
@@ -396,6 +417,14 @@ def _unobserved(trainer: Any) -> Iterator[None]:
         for mode in ("train", "eval"):  # TRL's experimental trainers count every batch among those of training
             metrics_of(trainer)[mode].clear()
         trainer._forget_evaluated()
+
+
+def mean_of_processes(accelerator: Accelerator, count: Tensor) -> Tensor:
+    """A count's mean over the processes, shape (); on one, the count."""
+    if accelerator.num_processes == 1:
+        return count
+    mean: Tensor = accelerator.reduce(count.double(), reduction="mean")
+    return mean
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def show_page(config: Any, run: Run, source: ModelSource, counts: tuple[int, int
     """
     placement = of_process()
     checks = [
-        rows_check(*counts, placement),
+        rows_check(*counts),
         steps_check(config, counts[0], placement),
     ]
     plan = _plan(config, run, source, counts[0], row_tokens)
@@ -88,12 +88,9 @@ def show_page(config: Any, run: Run, source: ModelSource, counts: tuple[int, int
     say("preflight", *map(str, checks), "")
 
 
-def rows_check(train: int, held_out: int, placement: Placement) -> Check:
-    """Rows to train on and held out, and how many of these no evaluation counts: processes take as many each, and fewer
-    rows than processes are taken whole by each."""
-    left_out = held_out % placement.processes if held_out > placement.processes else 0
-    uncounted = f"; evaluation leaves out {left_out:,} of these, so that all processes have as many" if left_out else ""
-    return Check("rows", f"{train:,} to train on, {held_out:,} held out{uncounted}")
+def rows_check(train: int, held_out: int) -> Check:
+    """Rows to train on and held out."""
+    return Check("rows", f"{train:,} to train on, {held_out:,} held out")
 
 
 def steps_check(config: Any, rows: int, placement: Placement) -> Check:

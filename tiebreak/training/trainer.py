@@ -29,46 +29,55 @@ class EvenBatches:
         batches: a torch BatchSampler, whose batches go to the processes in turn.
         """
         self.batches, self.processes = batches, processes
-        self.batch_size: int = batches.batch_size
+        self.size: int = batches.batch_size
+        self.batch_size: int | None = self.size
         self.drop_last: bool = batches.drop_last
         self.sampler = batches.sampler  # accelerate tells it the epoch
 
     def __iter__(self) -> Iterator[list[int]]:
+        size = self.size * self.processes
         step: list[int] = []
         for batch in self.batches:
             step += batch
-            if len(step) == self.batch_size * self.processes:
+            if len(step) == size:
                 yield from _parts(step, self.processes)
                 step = []
         if len(step) >= self.processes:
             yield from _parts(step, self.processes)
+        yield from self._of_rest(step[len(step) - len(step) % self.processes :])
+
+    def _of_rest(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        """The batches of the rows that do not divide among the processes."""
+        return iter(())
+
+    @property
+    def steps(self) -> int:
+        """Batches of each process that hold rows of its own."""
+        each = len(self.sampler) // self.processes
+        return math.ceil(each / self.size)
 
     def __len__(self) -> int:
-        each = len(self.sampler) // self.processes
-        steps = math.ceil(each / self.batch_size)
-        return steps * self.processes
+        return self.steps * self.processes
 
 
-class SharedBatches:
-    """Batches that every process computes, for fewer rows than there are processes: a mean over processes is then the
-    rows' own."""
+class EvaluatedBatches(EvenBatches):
+    """An evaluation's batches for several processes: no row is left out.
+
+    What does not divide among them is in batches that every process computes, since they wait for one another in each
+    step, and that the first one counts.
+    """
 
     def __init__(self, batches: Any, processes: int) -> None:
-        """Args:
-        batches: a torch BatchSampler.
-        """
-        self.batches, self.processes = batches, processes
-        self.batch_size: int = batches.batch_size
-        self.drop_last: bool = batches.drop_last
-        self.sampler = batches.sampler
+        super().__init__(batches, processes)
+        self.batch_size = None  # else accelerate skips a batch that is not full if another follows
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches:
-            for _ in range(self.processes):
-                yield list(batch)
+    def _of_rest(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        for start in range(0, len(rows), self.size):
+            yield from [list(rows[start : start + self.size])] * self.processes
 
     def __len__(self) -> int:
-        return len(self.batches) * self.processes
+        rest = len(self.sampler) % self.processes
+        return super().__len__() + math.ceil(rest / self.size) * self.processes
 
 
 def _ignore_epoch(_epoch: int) -> None:
@@ -86,6 +95,8 @@ class StageTrainer(SamplerHook, ResumeHook):
 
     proof: Proof | None = None
     """of the path that computes batches or log-probabilities; None: the library's own"""
+    batches_counted: float = math.inf
+    """of an evaluation, by this process: the batches after them are counted by the first one"""
     _losses: StepLosses | None = None
     """of the step that is computed now"""
     _in_step = False
@@ -112,18 +123,21 @@ class StageTrainer(SamplerHook, ResumeHook):
         return sampler
 
     def get_train_dataloader(self) -> Any:
-        return self._evenly(super().get_train_dataloader())
+        return self._shared_out(super().get_train_dataloader(), EvenBatches)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        return self._evenly(super().get_eval_dataloader(*args, **kwargs))
+        loader = self._shared_out(super().get_eval_dataloader(*args, **kwargs), EvaluatedBatches)
+        if self.args.process_index > 0:
+            self.batches_counted = loader.batch_sampler.batch_sampler.steps
+        return loader
 
-    def _evenly(self, loader: Any) -> Any:
+    def _shared_out(self, loader: Any, kind: type[EvenBatches]) -> Any:
         """The loader of several processes, without accelerate's own way: it repeats the first rows after the last, and does
         not pass the epoch on to the sampler once a resumed run skips batches; transformers asks the shard."""
         shard, processes = loader.batch_sampler, self.args.world_size
-        if processes > 1 and not isinstance(shard.batch_sampler, (EvenBatches, SharedBatches)):
-            even = EvenBatches(shard.batch_sampler, processes)
-            shard.batch_sampler = even if len(even) else SharedBatches(shard.batch_sampler, processes)
+        if processes > 1 and not isinstance(shard.batch_sampler, EvenBatches):
+            shard.batch_sampler = kind(shard.batch_sampler, processes)
+            shard.batch_size = shard.batch_sampler.batch_size
             shard.even_batches = False
             shard.set_epoch = getattr(shard.batch_sampler.sampler, "set_epoch", _ignore_epoch)
             gather_whole(loader)

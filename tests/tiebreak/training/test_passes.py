@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +19,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import ARCHITECTURES, PAD, VOCABULARY, Pair, build, random_pairs, words
-from support import on_two_processes, run_of
+from support import on_processes, on_two_processes, run_of
 from transformers import AutoModelForSequenceClassification
 
 from preference.dpo import CheckedDPOTrainer, DPOConfig, build_dpo_args
+from preference.kto import AnswerCollator, CheckedKTOTrainer, EncodedAnswer, build_kto_args
+from preference.kto import to_dataset as to_answer_dataset
 from preference.pairs import PLAIN, EncodedPair, PairCollator
 from preference.pairs import to_dataset as to_dpo_dataset
+from preference.reference_free import build_arguments, trainer_of
 from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, build_reward_args
 from reward.train import to_dataset as to_reward_dataset
 from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
@@ -33,6 +37,7 @@ from tiebreak.config import TrainingConfig
 from tiebreak.packed.forward import pack_forward, whole_model
 from tiebreak.records import Message, Preference
 from tiebreak.training.labels import Label
+from tiebreak.training.passes import Passes
 
 TRAINING = TrainingConfig(
     learning_rate=1e-2, max_steps=10, per_device_batch_size=3, warmup_share=0.0, precision="float32"
@@ -127,9 +132,8 @@ PAIR_METRICS = ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen",
 def test_dpo_logs_what_trl_logs(
     plain_dpo: list[dict[str, float]], tmp_path: Path, layout: str, tokens_per_pass: int
 ) -> None:
-    """Metrics that average over tokens are TRL's in one pass; in several they are averages weighted by pairs."""
-    of_tokens = ["logits/rejected", "entropy", "mean_token_accuracy"] if layout == "one pass" else []
-    assert_same_rows(dpo_rows(tmp_path, tokens_per_pass), plain_dpo, PAIR_METRICS + of_tokens)
+    of_tokens = ["logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy"]
+    assert_same_rows(dpo_rows(tmp_path / layout, tokens_per_pass), plain_dpo, PAIR_METRICS + of_tokens)
 
 
 def test_labels_in_passes_are_those_of_the_batch(tmp_path: Path) -> None:
@@ -325,26 +329,109 @@ METRICS = {
 }
 """Not those that TRL averages over tokens of a micro-batch: over several they are averages weighted otherwise."""
 
+EVALUATED: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "reward": {},
+    "dpo": {},
+    "mpo": {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.8, 1.0]},
+    "kto": {"algorithm": "kto"},
+    "orpo": {"algorithm": "orpo"},
+    "simpo": {"algorithm": "simpo", "cpo_alpha": 0.5},
+    "cpo": {"algorithm": "cpo"},
+}
+ROWS_EVALUATED = 7
 
-EVERY_TOKEN = {"sft": ["mean_token_accuracy"], "dpo": [], "reward": []}
+
+def trainer_to_evaluate(folder: Path, name: str) -> Any:
+    """Of a policy that has left its reference, with seven held-out rows of different lengths."""
+    rows, spares = random_pairs(ROWS_EVALUATED), random_pairs(10)
+    if name in ("sft", "reward"):
+        return BUILDERS[name](folder, rows)
+    settings = {"training": TRAINING, "beta": 0.5, **EVALUATED[name]}
+    config = DPOConfig(output=str(folder), policy="", preferences="", **settings)
+    kind, collator, arguments = CheckedDPOTrainer, PairCollator(pad_token_id=PAD), build_dpo_args
+    data = to_dpo_dataset([EncodedPair(p.prompt, p.chosen, p.rejected) for p in rows])
+    if name == "kto":
+        kind, collator, arguments = CheckedKTOTrainer, AnswerCollator(pad_token_id=PAD), build_kto_args
+        answers = [EncodedAnswer(p.prompt, p.chosen if n % 3 else p.rejected, n % 3 > 0) for n, p in enumerate(rows)]
+        others = [EncodedAnswer(p.prompt, p.chosen, True).row() for p in spares]
+        data = to_answer_dataset(answers, spares=others)
+    elif name != "dpo" and name != "mpo":
+        kind, collator_of = trainer_of(config)
+        collator, arguments = collator_of(pad_token_id=PAD), build_arguments
+    trainer = kind(
+        model=build(ARCHITECTURES["llama"]()),
+        args=arguments(config, run_of(folder, "dpo", config)),
+        train_dataset=data,
+        data_collator=collator,
+        processing_class=words(),
+        passes=Passes(1000),
+    )
+    with torch.no_grad():
+        for key, parameter in trainer.model.named_parameters():
+            if ".default." in key and "lora_B" in key:
+                parameter.mul_(-2.0)
+    return trainer
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
-def test_held_out_figures_do_not_depend_on_the_batches(tmp_path: Path, stage: str) -> None:
-    """Of eleven rows, batches of eleven, of four and of one give the same means, though the last of four holds three."""
-    found = []
-    for size in (11, 4, 1):
-        trainer = BUILDERS[stage](tmp_path / f"{size}", random_pairs(11), training=TRAINING)
-        trainer.compute_in_passes(25, packed=True)
+def evaluate_all(folder: Path, size: int) -> dict[str, dict[str, float]]:
+    """What every trainer finds on its held-out rows, in batches of a size."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    found = {}
+    for name in EVALUATED:
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        trainer = trainer_to_evaluate(folder / name, name)
         trainer.args.per_device_eval_batch_size = size
-        found.append(trainer.evaluate(trainer.train_dataset))
-    names = [f"eval_{name}" for name in (*METRICS[stage], *EVERY_TOKEN[stage]) if name != "grad_norm"]
-    for figures in found[1:]:
-        assert_same_rows([figures], [found[0]], names, allowed=1e-5)
+        figures = trainer.evaluate(trainer.train_dataset)
+        found[name] = {key: value for key, value in figures.items() if not key.endswith(("time", "per_second"))}
+    return found
 
 
+@pytest.fixture(scope="module")
+def evaluated_in_twos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    return evaluate_all(tmp_path_factory.mktemp("evaluated"), 2)
+
+
+def assert_same_figures(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
+    for name, figures in expected.items():
+        assert found[name].keys() == figures.keys()
+        for key, value in figures.items():
+            assert found[name][key] == pytest.approx(value, rel=1e-5, abs=1e-5), f"{key} of {name}"
+
+
+def test_held_out_figures_do_not_depend_on_the_batches(
+    evaluated_in_twos: dict[str, dict[str, float]], tmp_path: Path
+) -> None:
+    """Of seven rows, batches of seven and of two, the last of which has one: every row counts alike, and every token of a
+    mean over tokens."""
+    assert_same_figures(evaluate_all(tmp_path, 7), evaluated_in_twos)
+    assert evaluated_in_twos["kto"]["eval_kl"] > 0
+    for name, few in (("sft", 3), ("orpo", 9)):
+        assert len(evaluated_in_twos[name]) > few
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.proof)])
+def test_held_out_figures_do_not_depend_on_the_processes(
+    processes: int,
+    evaluated_in_twos: dict[str, dict[str, float]],
+    trained_by_two: Callable[[str, str], Path],
+    tmp_path: Path,
+) -> None:
+    """Of seven rows, two processes take two each, then one each, and both the seventh; three take two each."""
+    if processes == 2:
+        folder = trained_by_two("ddp", HELD_OUT)
+    else:
+        on_processes(["torchrun", "--standalone", "--nproc-per-node", "3"], __file__, tmp_path, HELD_OUT)
+        folder = tmp_path / HELD_OUT
+    for rank in range(processes):
+        assert_same_figures(json.loads((folder / f"process-{rank}.json").read_text()), evaluated_in_twos)
+
+
+HELD_OUT = "held out"
 CASES = {
-    "ddp": ["dpo-2", "sft-1", "reward-1", "aot-1", "sft-1-34"],
+    "ddp": ["dpo-2", "sft-1", "reward-1", "aot-1", "sft-1-34", HELD_OUT],
     "zero2": ["dpo-1", "sft-2"],
     "zero3": ["dpo-2", "reward-1", "aot-1"],
 }
@@ -393,9 +480,8 @@ def test_two_processes_are_one(
     alone = json.loads((tmp_path / "process-0.json").read_text())
     assert len(alone["rows"]) == STEPS
     assert_same_rows(processes[0]["rows"], alone["rows"], METRICS[stage], allowed=1e-5)
-    if stage != "sft":  # whose evaluation is a mean over batches, each over its tokens
-        evaluated = [f"eval_{name}" for name in METRICS[stage] if name != "grad_norm"]
-        assert_same_rows([processes[0]["evaluated"]], [alone["evaluated"]], evaluated, allowed=1e-5)
+    evaluated = [f"eval_{name}" for name in METRICS[stage] if name != "grad_norm"]
+    assert_same_rows([processes[0]["evaluated"]], [alone["evaluated"]], evaluated, allowed=1e-5)
     assert_same_weights(tmp_path, two)
 
 
@@ -468,6 +554,11 @@ def write_all(folder: Path, cases: list[str]) -> None:
     from accelerate.state import AcceleratorState, GradientState
 
     for case in cases:
+        if case == HELD_OUT:
+            found = evaluate_all(folder / case, 2)
+            rank = int(os.environ["RANK"])
+            (folder / case / f"process-{rank}.json").write_text(json.dumps(found))
+            continue
         stage, accumulation, *rows = case.split("-")
         write_trained(folder / case, stage, 3, int(accumulation), *map(int, rows))
         torch.distributed.barrier()

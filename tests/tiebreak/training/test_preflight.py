@@ -22,9 +22,9 @@ from tiebreak.plan.planner import plan_stage
 from tiebreak.plan.tables import settings, shape_named
 from tiebreak.runs.placement import Placement
 from tiebreak.training import preflight
-from tiebreak.training.preflight import disk_check, memory_checks, rows_check, steps_check
+from tiebreak.training.preflight import disk_check, memory_checks, steps_check
 from tiebreak.training.prompt_order import PromptOrder
-from tiebreak.training.trainer import EvenBatches, StageTrainer
+from tiebreak.training.trainer import EvaluatedBatches, EvenBatches, StageTrainer
 
 
 def config_of(size: int, parts: int) -> Any:
@@ -52,27 +52,6 @@ def test_steps_against_rows(rows: int, size: int, parts: int, placement: Placeme
     assert check.state == "ok"
 
 
-@pytest.mark.parametrize(("held_out", "left_out"), [(0, 0), (2, 0), (3, 0), (4, 1), (5, 2), (6, 0)])
-def test_rows_that_no_evaluation_counts_are_on_the_page(held_out: int, left_out: int) -> None:
-    """Against the batches that three processes take."""
-    text = rows_check(48, held_out, Placement(3, "ddp")).text
-    assert (f"evaluation leaves out {left_out} of these" in text) == (left_out > 0)
-    assert ("leaves out" in text) == (left_out > 0)
-    assert held_out - left_out == evaluated(held_out, 3)
-    assert rows_check(48, held_out, Placement()).text == f"48 to train on, {held_out} held out"
-
-
-def evaluated(rows: int, world: int) -> int:
-    """Different rows in the loaders of all processes."""
-    seen: set[int] = set()
-    for rank in range(world):
-        made = DataLoader(range(rows), batch_size=8)  # type: ignore[arg-type]
-        loader = prepare_data_loader(made, num_processes=world, process_index=rank, put_on_device=False)
-        evenly = StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=world)), loader)  # type: ignore[arg-type]
-        seen |= {row for batch in evenly for row in batch.tolist()}
-    return len(seen)
-
-
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 31, 33, 48, 50, 51])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_processes_share_the_last_rows_and_none_is_seen_twice(rows: int, world: int) -> None:
@@ -90,15 +69,27 @@ def test_processes_share_the_last_rows_and_none_is_seen_twice(rows: int, world: 
     assert seen == list(range(rows - rows % world))
 
 
-@pytest.mark.parametrize(("rows", "size"), [(1, 8), (2, 8), (3, 2)])
-def test_every_process_evaluates_all_of_fewer_rows_than_processes(rows: int, size: int) -> None:
-    """On four processes, by accelerate's shards. By itself it has the first rows twice."""
-    for rank in range(4):
+def shared_out(loader: Any, world: int, kind: type[EvenBatches]) -> Any:
+    return StageTrainer._shared_out(SimpleNamespace(args=SimpleNamespace(world_size=world)), loader, kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 23, 35])
+def test_an_evaluation_counts_every_row_once(rows: int, world: int, size: int) -> None:
+    """By accelerate's shards: all processes take as many steps, of as many rows; the first counts all of its own, the
+    others all but the last rows that do not divide among them. By itself accelerate repeats the first rows."""
+    taken, counted = [], []
+    for rank in range(world):
         made = DataLoader(range(rows), batch_size=size)  # type: ignore[arg-type]
-        loader = prepare_data_loader(made, num_processes=4, process_index=rank, put_on_device=False)
-        evenly = StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=4)), loader)  # type: ignore[arg-type]
-        assert len(evenly) == math.ceil(rows / size)
-        assert [row for batch in evenly for row in batch.tolist()] == list(range(rows))
+        loader = prepare_data_loader(made, num_processes=world, process_index=rank, put_on_device=False)
+        loader = shared_out(loader, world, EvaluatedBatches)
+        batches = [batch.tolist() for batch in loader]
+        assert len(batches) == len(loader)
+        taken.append([len(batch) for batch in batches])
+        counted += batches if rank == 0 else batches[: loader.batch_sampler.batch_sampler.steps]
+    assert all(sizes == taken[0] for sizes in taken)
+    assert sorted(row for batch in counted for row in batch) == list(range(rows))
 
 
 def test_a_resumed_epoch_of_several_processes_has_its_own_order() -> None:
@@ -108,7 +99,7 @@ def test_a_resumed_epoch_of_several_processes_has_its_own_order() -> None:
     def loader() -> Any:
         made = DataLoader(range(24), batch_size=4, sampler=PromptOrder(range(24), seed=0))  # type: ignore[arg-type]
         made = prepare_data_loader(made, num_processes=2, process_index=0, put_on_device=False)
-        return StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=2)), made)  # type: ignore[arg-type]
+        return shared_out(made, 2, EvenBatches)
 
     def rows(of: Any, epoch: int) -> list[list[int]]:
         of.set_epoch(epoch)
@@ -129,13 +120,13 @@ def test_fewer_rows_than_processes_are_refused_before_training() -> None:
 
 @pytest.mark.parametrize(("rows", "cut_by_accelerate"), [(5, 1), (7, 3), (8, 0)])
 def test_figures_of_the_last_step_are_gathered_from_every_process(rows: int, cut_by_accelerate: int) -> None:
-    """Of 5 rows, 2 processes × 2 take 4. By itself accelerate keeps 5 mod 4 of what they gather: one process's figure."""
+    """Of 5 rows in steps of 2 × 2, the last is one. By itself accelerate keeps 5 mod 4 figures: one process's."""
 
     def loader() -> Any:
         made = DataLoader(range(rows), batch_size=2)  # type: ignore[arg-type]
         return prepare_data_loader(made, num_processes=2, process_index=0, put_on_device=False, even_batches=False)
 
-    ours = StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=2)), loader())  # type: ignore[arg-type]
+    ours = shared_out(loader(), 2, EvaluatedBatches)
     for each, cut in ((loader(), cut_by_accelerate), (ours, -1)):
         for _ in each:
             last = each.remainder
