@@ -20,7 +20,7 @@ from typing import Any, TypeVar, overload
 
 from sft.steps.step import Row
 from tiebreak.process.parts import cores, in_parts
-from tiebreak.records import Demonstration, Prompt, write_json, write_text_atomically
+from tiebreak.records import Demonstration, Message, Prompt, write_json, write_text_atomically
 from tiebreak.terminal.progress import progress
 
 WORK = "work"
@@ -52,8 +52,22 @@ def read_rows(path: Path) -> Iterator[Row]:
         for line in lines:
             head, _, body = line.partition("\t")
             where, split, is_demonstration = json.loads(head)
-            kind: type[Demonstration | Prompt] = Demonstration if is_demonstration else Prompt
-            yield Row(where, kind.model_validate_json(body), split)
+            yield Row(where, _record(json.loads(body), is_demonstration), split)
+
+
+def _record(values: dict[str, Any], is_demonstration: bool) -> Demonstration | Prompt:
+    """A record as it was written. Plain ones are not checked a second time, which would take longer than all else."""
+    asked = values["prompt"] if is_demonstration else values
+    answer = values.get("completion", "")
+    if not isinstance(answer, str) or "tools" in asked or any(not _is_plain(message) for message in asked["messages"]):
+        return (Demonstration if is_demonstration else Prompt).model_validate(values)
+    messages = tuple(Message.model_construct(**message) for message in asked["messages"])
+    prompt = Prompt.model_construct(**{**asked, "messages": messages, "tags": tuple(asked["tags"])})
+    return Demonstration.model_construct(prompt=prompt, completion=answer) if is_demonstration else prompt
+
+
+def _is_plain(message: Mapping[str, Any]) -> bool:
+    return len(message) == 2 and isinstance(message["content"], str)
 
 
 @dataclass(frozen=True)

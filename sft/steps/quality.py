@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,6 +38,24 @@ class Text:
         return self.text.split()
 
     @cached_property
+    def lower_words(self) -> list[str]:
+        return [word.lower() for word in self.words]
+
+    @cached_property
+    def _repeating(self) -> dict[int, bool]:
+        return {}
+
+    def _grams(self, n: int) -> Iterator[tuple[str, ...]]:
+        return zip(*(self.lower_words[start:] for start in range(n)), strict=False)
+
+    def repeats(self, n: int) -> bool:
+        """Whether an n-gram of words occurs twice. A longer one can only if a shorter one does."""
+        if n not in self._repeating:
+            may = n <= 2 or self.repeats(n - 1)
+            self._repeating[n] = may and len(set(self._grams(n))) < len(self.words) - n + 1
+        return self._repeating[n]
+
+    @cached_property
     def lines(self) -> list[str]:
         return [line.strip() for line in self.text.split("\n") if line.strip()]
 
@@ -55,8 +73,10 @@ class Text:
 
     def share_in_grams(self, n: int, most_common: bool) -> float:
         """The share of its characters in the most common n-gram of words, or in all n-grams that occur twice or more."""
-        words = [word.lower() for word in self.words]
-        grams = Counter(zip(*(words[start:] for start in range(n)), strict=False))
+        if not self.repeats(n):
+            return 0.0
+        words = self.lower_words
+        grams = Counter(self._grams(n))
         if most_common:
             gram, count = max(
                 grams.items(), key=lambda item: (item[1] * sum(map(len, item[0])), item[0]), default=((), 0)
@@ -209,13 +229,10 @@ class Quality(RowStep):
         self.drops = config.quality.action == "drop"
 
     def look(self, row: Row, ledger: Ledger) -> Row | Drop:
-        parts = {"prompt": row.prompt.messages[-1].text, "answer": row.answers[-1].text if row.answers else ""}
+        texts = {"prompt": row.prompt.messages[-1].text, "answer": row.answers[-1].text if row.answers else ""}
+        parts = {part: Text(text) for part, text in texts.items() if text}
         failed = [
-            f"{rule.name} of the {part}"
-            for part, text in parts.items()
-            if text
-            for rule in self.rules
-            if rule.fails(Text(text))
+            f"{rule.name} of the {part}" for part, text in parts.items() for rule in self.rules if rule.fails(text)
         ]
         if not failed:
             return row
