@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: room quickstart smoke test test-fast lint unit proofs kills models methods spread docs setup wheel bench clean help
+.PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make test-fast    the tests of every day: under three minutes"
 	@echo "make proofs       tests that take too long for every day: benchmarks, and more losses trained and resumed"
+	@echo "make campaign     a lead runs a campaign of 20 raters on the page, in real browsers: an hour, or MINUTES=5"
 	@echo "make kills        recipes killed at 40 random moments, half of them under ZeRO-2 and 3, against uncut ones: an hour or two"
 	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 5 minutes on two cores"
 	@echo "make spread       ten steps of each stage under ZeRO-1, 2, 3 and FSDP2 on two processes, against one: about 10 minutes"
@@ -53,6 +54,10 @@ unit: $(VENV)/dev.stamp
 
 proofs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --proofs -m proof
+
+MINUTES ?= 60
+campaign: $(VENV)/dev.stamp
+	PYTHONPATH=.:tests:tests/labeling_ui $(BIN)/python tests/labeling_ui/whole_campaign.py --minutes $(MINUTES)
 
 kills: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(BIN)/python tests/stages/kills.py

@@ -166,6 +166,22 @@ def serving(
         process.communicate(timeout=20)
 
 
+@contextmanager
+def serving_config(config: Path) -> Iterator[str]:
+    """`tiebreak label --config`: the address."""
+    port = free_port()
+    command = [sys.executable, "-m", "tiebreak.command.cli", "label", "--config", str(config), "--port", str(port)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until_up(f"http://127.0.0.1:{port}", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
 def processes(module: str, about: str) -> list[int]:
     """The ids of the processes that run a module with these words among their arguments."""
     found = []
