@@ -95,6 +95,7 @@ ONE_ALGORITHM_ALONE: Mapping[str, tuple[str, ...]] = {
     "strength_as": ("dpo",),
     "margin_scale": ("dpo",),
     "soft_labels": ("dpo",),
+    "rater_em": ("dpo",),
     "cache_reference": ("dpo",),
     "label_smoothing": ("dpo", "simpo", "cpo"),
     "sync_ref_model": ("dpo", "kto"),
@@ -170,6 +171,15 @@ class GuardConfig(Section):
     """validation prompts to answer at each evaluation"""
 
 
+class RaterEMConfig(Section):
+    """Estimation of which votes are right, while the policy trains."""
+
+    reliability: float = Field(default=0.9, gt=0.5, lt=1.0)
+    """a rater's initial probability of a right vote"""
+    prior_votes: float = Field(default=4.0, gt=0.0)
+    """that initial value counts as this many votes"""
+
+
 class DPOConfig(PreferencesConfig):
     """`tiebreak dpo`"""
 
@@ -219,6 +229,9 @@ class DPOConfig(PreferencesConfig):
     soft_labels: bool = False
     """use the row's confidence, or the share of raters who agree, as the target instead of 1 (cDPO, Mitchell 2023;
     losses sigmoid, hinge, ipo and sigmoid_norm)"""
+    rater_em: RaterEMConfig | None = Field(default=None, exclude_if=lambda em: em is None)
+    """dpo: re-estimate from the policy's margin and each rater's reliability which votes are right (RE-PO, Cao et al. 2025;
+    loss sigmoid); true: with all defaults. Labels exported with `aggregation.votes: true` have the votes"""
     cache_reference: bool = True
     """store the reference's log-probabilities in the user's cache, for later epochs, other betas and resumed runs"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
@@ -236,6 +249,26 @@ class DPOConfig(PreferencesConfig):
         if algorithm not in tuple(LOSSES):
             return values
         return {"loss_type": [LOSSES[algorithm][0]], **DEFAULTS.get(algorithm, {}), **values}
+
+    @field_validator("rater_em", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        return {} if value is True else None if value is False else value
+
+    @model_validator(mode="after")
+    def _votes_decide_alone(self) -> DPOConfig:
+        if self.rater_em is None or self.algorithm != "dpo":
+            return self
+        if self.loss_type != ["sigmoid"] or self.f_divergence_type != "reverse_kl":
+            raise ValueError(
+                "rater_em: the policy's margin must be a log-odds: use loss_type [sigmoid] and f_divergence_type reverse_kl"
+            )
+        if self.soft_labels or self.strength_as == "margin":
+            key = "soft_labels" if self.soft_labels else "strength_as: margin"
+            raise ValueError(
+                f"rater_em: it estimates from the votes what {key} reads from the row: leave one of them out"
+            )
+        return self
 
     @field_validator("loss_type")
     @classmethod

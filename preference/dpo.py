@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from trl import DPOTrainer
 
+from preference import rater_em
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
 from preference.first_loss import RecordingModel, check_first_loss, check_reference, computed_dtype
 from preference.guarded import guard_direct
@@ -30,6 +31,7 @@ from preference.losses import (
 from preference.pairs import LABELS, EncodedPair, PairCollator, PairStage, to_dataset
 from preference.policy.adapters import POLICY
 from preference.policy.overoptimisation import reference_name
+from preference.rater_em import NO_VOTES, RaterEM, RenewedRaters
 from preference.reference import ReferenceLogps
 from preference.second_copy import reference_of, require_adapter_of
 from preference.sync import SyncedReference
@@ -43,13 +45,14 @@ from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import is_routed
 from tiebreak.runs.run import Run, installed_versions
 from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.labels import TIE
 from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import Passes, StepInPasses, mean_of_processes
 from tiebreak.training.prompt_order import PromptByPrompt
 from tiebreak.training.skeleton import Rows, train_stage
 from tiebreak.training.stage import common_arguments, evaluation_rows
 from tiebreak.training.trainer import StageTrainer
-from tiebreak.upstream import PairHooks, attention_of
+from tiebreak.upstream import PairHooks, attention_of, metrics_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,20 +70,30 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
     loss_weights: list[float]
     reference: ReferenceLogps | None = None
     """set: the reference's log-probabilities are looked up before they are computed"""
+    raters: RenewedRaters | None = None
+    """set: labels are estimated from the votes"""
     _nll_total: Tensor
     """the last batch's negative log-likelihood of chosen answers, of this process, shape ()"""
 
     losses_that_add_up = frozenset((*LOSSES_OF_PAIRS, "sft"))
 
     def __init__(
-        self, *args: Any, cache: Callable[[CheckedDPOTrainer], ReferenceLogps] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        cache: Callable[[CheckedDPOTrainer], ReferenceLogps] | None = None,
+        raters: RenewedRaters | None = None,
+        **kwargs: Any,
     ) -> None:
         """TRL's.
 
         Args:
             cache: makes the reference's cache for the trainer; None: no cache.
+            raters: estimates labels from votes; None: rows have labels.
         """
+        self.raters = raters
         super().__init__(*args, **kwargs)
+        if raters is not None:
+            self.add_callback(raters)
         if cache is not None and not is_sharded(self):
             self.reference = cache(self)
 
@@ -125,8 +138,8 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         return {"": of_pairs * self.weight(inputs), "mean_token_accuracy": nll}
 
     def pair_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        labels = {name: inputs[name] for name in LABELS if name in inputs}
-        inputs = {name: value for name, value in inputs.items() if name not in LABELS}
+        labels = {name: inputs[name] for name in (*LABELS, *rater_em.COLUMNS) if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in labels}
         counts = inputs.pop(BATCH_PAIRS, None), inputs.pop(BATCH_TOKENS, None)
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self._reference_logps(inputs)
         policy = RecordingModel(model)
@@ -142,10 +155,23 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         if not labels:
             return result
         pairs = self._pairs(policy.output.log_probs, inputs, labels["margin"])
-        loss = labelled_loss(self.loss_types, pairs, labels["target"], labels["weight"], self.loss_weights)
+        target = self._posterior(pairs, labels) if rater_em.ROW in labels else labels["target"]
+        loss = labelled_loss(self.loss_types, pairs, target, labels["weight"], self.loss_weights)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * policy.output.aux_loss
         return (loss, result[1]) if return_outputs else loss
+
+    def _posterior(self, pairs: Pairs, labels: dict[str, Any]) -> Tensor:
+        """The probability that each chosen answer is the better one, from its votes; of a tie kept both ways, ½."""
+        assert self.raters is not None
+        q = self.raters.em.posterior(pairs.beta * pairs.difference, labels[rater_em.RATERS], labels[rater_em.VOTES])
+        q = torch.where(labels["target"] == TIE, labels["target"].to(q.dtype), q)
+        if self.model.training:
+            everywhere = self.accelerator.gather(q)
+            for name, value in (("posterior", everywhere), ("doubted", (everywhere < TIE).float())):
+                metrics_of(self)["train"][f"rater_em/{name}"].append(value.mean().item())
+            self.raters.pending += zip(labels[rater_em.ROW].tolist(), q.tolist(), strict=True)
+        return q
 
     def _reference_logps(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The reference's log-probabilities of chosen and rejected answers, each of shape (pairs,)."""
@@ -217,11 +243,13 @@ class DPO(PairStage):
             adapter_of(source, config.adapter).method == "prompt"
         )  # a new one is no no-op, so it is no such reference
         whole = whole and not of_base  # the cache is of whole answers, alone, of one reference
+        self.em = RaterEM([e.votes or NO_VOTES for e in rows.train], config.rater_em) if config.rater_em else None
         trainer = CheckedDPOTrainer(
+            raters=RenewedRaters(self.em) if self.em else None,
             model=load_policy(source, config.training, config.adapter, tokenizer, self.first_ids(rows)),
             ref_model=reference_of(source, config),
             args=build_dpo_args(config, self.run),
-            train_dataset=to_dataset(rows.train, config.prompt_by_prompt),
+            train_dataset=to_dataset(rows.train, config.prompt_by_prompt, self.em),
             eval_dataset=to_dataset(held_out) if held_out else None,
             processing_class=tokenizer,
             data_collator=PairCollator(pad_token_id=self.chat.pad_id),

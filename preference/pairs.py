@@ -13,6 +13,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
 from preference.guarded import kinds_of_judgments
 from preference.policy.overoptimisation import Guard, require_held_out
+from preference.rater_em import PairVotes, RaterEM, collate_votes, require_votes, votes_of
 from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
 from tiebreak.data.reading import read_edits, read_preferences
 from tiebreak.data.splits import partition
@@ -46,6 +47,8 @@ class EncodedPair:
     masks: tuple[list[int], list[int]] | None = None
     """mask of the trained tokens of the two; None: all"""
     label: Label = PLAIN
+    votes: PairVotes | None = None
+    """with `rater_em`"""
 
     @property
     def learned(self) -> tuple[list[int], list[int]]:
@@ -62,6 +65,7 @@ class PairCollator(DataCollatorForPreference):
         batch |= {
             name: torch.tensor([e[name] for e in examples], dtype=torch.float) for name in LABELS if name in examples[0]
         }
+        batch |= collate_votes(examples)
         rows = [(example, side) for side in ("chosen", "rejected") for example in examples]
         for row, (example, side) in enumerate(rows):
             mask = example.get(f"{side}_mask")
@@ -80,7 +84,8 @@ def encode(
         chosen, rejected = chat.encode_preference(preference)
         masks = None if all((*chosen.trained, *rejected.trained)) else (chosen.trained, rejected.trained)
         label = label_of(preference, config)
-        return EncodedPair(chosen.prompt, chosen.completion, rejected.completion, masks, label)
+        votes = votes_of(preference) if config.rater_em else None
+        return EncodedPair(chosen.prompt, chosen.completion, rejected.completion, masks, label, votes)
 
     encoded = [made for _, made in encode_each(preferences, encode_one, "preferences", dropping)]
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
@@ -128,11 +133,16 @@ def weigh(examples: Sequence[EncodedPair], config: DPOConfig, *, needed: bool = 
     ]
 
 
-def to_dataset(examples: Sequence[EncodedPair], prompt_by_prompt: bool = False) -> Dataset:
-    """TRL's collator's input; `prompt_by_prompt`: with the prompt's number of each row."""
+def to_dataset(examples: Sequence[EncodedPair], prompt_by_prompt: bool = False, em: RaterEM | None = None) -> Dataset:
+    """TRL's collator's input.
+
+    Args:
+        prompt_by_prompt: with the prompt's number of each row.
+        em: with each row's votes.
+    """
     from datasets import Dataset
 
-    labelled = any(example.label != PLAIN for example in examples)
+    labelled = em is not None or any(example.label != PLAIN for example in examples)
     rows = Dataset.from_list(
         [
             {
@@ -141,9 +151,10 @@ def to_dataset(examples: Sequence[EncodedPair], prompt_by_prompt: bool = False) 
                 "rejected_ids": e.rejected,
                 "length": len(e.prompt) + max(len(e.chosen), len(e.rejected)),
                 **(vars(e.label) if labelled else {}),
+                **(em.columns(number) if em is not None else {}),
                 **(dict(zip(("chosen_mask", "rejected_mask"), e.masks, strict=True)) if e.masks else {}),
             }
-            for e in examples
+            for number, e in enumerate(examples)
         ]
     )
     return rows.add_column(PROMPT_NUMBER, numbered([tuple(e.prompt) for e in examples])) if prompt_by_prompt else rows
@@ -154,6 +165,7 @@ class PairStage(TrainedStage[DPOConfig, Preference, EncodedPair]):
 
     name = "dpo"
     guard: Guard | None = None
+    em: RaterEM | None = None
 
     def held_out_prompts(self) -> list[Prompt]:
         return [Prompt(id=row.prompt_id, messages=row.prompt, tools=row.tools) for row in self.data.validation]
@@ -168,6 +180,8 @@ class PairStage(TrainedStage[DPOConfig, Preference, EncodedPair]):
             require_held_out(self.run, len(rows))
         if not held_out:
             report_unused_columns(rows, self.config)
+            if self.config.rater_em is not None:
+                require_votes(rows)
         return weigh(encode(rows, self.chat, self.config, self.dropping), self.config, needed=not held_out)
 
     def example(self, row: EncodedPair) -> EncodedSequence:
@@ -178,6 +192,7 @@ class PairStage(TrainedStage[DPOConfig, Preference, EncodedPair]):
             "kinds": kinds_of_judgments(self.config, self.data.train),
             "precision": str(resolve_precision(self.config.training)),
             **(self.guard.facts() if self.guard else {}),
+            **(self.em.facts() if self.em else {}),
         }
 
     def products(self, rows: Rows[EncodedPair]) -> Products:

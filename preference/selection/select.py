@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from preference.selection.configuration import SelectConfig
+from preference.selection.page import build_page
 from preference.selection.pool import Candidate, Pool, read_pool
 from preference.selection.scores import hidden_vectors, scores_of
 from preference.selection.strategies import (
@@ -31,7 +32,7 @@ from preference.selection.strategies import (
 )
 from tiebreak.command.launch import stage_main
 from tiebreak.errors import counted
-from tiebreak.records import Pair, Split, content_id, write_json, write_jsonl
+from tiebreak.records import Pair, Split, content_id, write_json, write_jsonl, write_text_atomically
 from tiebreak.runs.run import Run, clear_partial, start_run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import tracked
@@ -69,10 +70,12 @@ def select(config: SelectConfig) -> None:
         write_jsonl(run.final / "pairs.jsonl", pairs)
         report = build_report(config, pool, chosen)
         write_json(run.final / "report.json", report)
+        made_from = {name: one.source for name, one in run.inputs.items()}
+        write_text_atomically(run.folder / "report.html", build_page(report, made_from))
         run.facts |= {"counts": report["counts"], "selection": {"strategy": name_of(config), "arms": report["arms"]}}
         run.finish()
         clear_partial(run)
-        say(*lines_of(report))
+        say(*lines_of(report), f"report: {(run.folder / 'report.html').resolve().as_uri()}")
 
 
 def name_of(config: SelectConfig) -> str:

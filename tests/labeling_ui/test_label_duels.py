@@ -14,6 +14,7 @@ from labeling_ui.database.errors import StoreError
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
+from tiebreak.data.reading import read_preferences
 from tiebreak.records import Pair
 
 
@@ -66,6 +67,28 @@ def test_a_settled_evaluation_pair_stays_out_too(tmp_path: Path) -> None:
     status, printed = run_here("label", "export", "--store", store.url, "--output", tmp_path / "label")
     assert status == 0, printed
     assert {row["pair_id"] for row in read_rows(tmp_path / "label" / "final" / "preferences.jsonl")} <= {"pair-0"}
+
+
+def test_votes_are_exported_on_request_as_ones_for_or_against_the_chosen_answer(tmp_path: Path) -> None:
+    """Two for the first answer, one for the second; of the other pair a lead's answer stands for all votes."""
+    store = open_store(tmp_path, [make_pair(0), make_pair(1)], overlap=3, raters=3)
+    for rater, value in (("r0", 2), ("r1", 1), ("r2", -3)):
+        judge_all(store, rater, value)
+    store.add_rater("Zoe", rater_id="lead", role="lead")
+    opened = store.open_dispute("lead", "pair-1")
+    prefers_second = -1 if opened.assignment.left_id.endswith("-1") else 1
+    store.adjudicate("lead", answer("pair-1", prefers_second))
+    store.close()
+    for name, flags in {"plain": (), "votes": ("--aggregation.votes", "true")}.items():
+        status, printed = run_here("label", "export", "--store", store.url, "--output", tmp_path / name, *flags)
+        assert status == 0, printed
+    assert not any("votes" in row for row in read_rows(tmp_path / "plain" / "final" / "preferences.jsonl"))
+    rows = {row["pair_id"]: row for row in read_rows(tmp_path / "votes" / "final" / "preferences.jsonl")}
+    votes = {pair: {one["rater"]: one["vote"] for one in row["votes"]} for pair, row in rows.items()}
+    assert votes == {"pair-0": {"r0": 1, "r1": 1, "r2": -1}, "pair-1": {"lead": 1}}
+    assert rows["pair-1"]["chosen"][0]["content"] == "second answer"
+    [first, _] = read_preferences(str(tmp_path / "votes"))
+    assert {one.rater: one.vote for one in first.votes or ()} == votes[first.pair_id or ""]
 
 
 def test_no_prompt_is_both_trained_on_and_evaluated_on(tmp_path: Path) -> None:

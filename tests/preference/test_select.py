@@ -211,6 +211,9 @@ def test_a_reward_model_selects(tmp_path: Path, world: World, pool: Path) -> Non
         assert status == 0, message
         assert f"15 of 30 pairs selected: 7 at random, 8 by {strategy}" in message  # 5 held out, 2 of 10
         picked[strategy] = selected(tmp_path / strategy)
+        page = (tmp_path / strategy / "report.html").read_text()
+        assert "15 of 30 pairs selected for people to judge" in page
+        assert f"<th scope='row'>{strategy.replace('_', ' ')}</th>".replace("'", '"') in page
     for strategy, sign in (("margin", -1), ("largest_gap", 1)):
         rows = [row["selection"] for row in picked[strategy].values() if row["split"] == "train"]
         taken = [row["score"] for row in rows if row["strategy"] == strategy]
