@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support import REPOSITORY, read_rows, run_here, write_config
 
 from tiebreak.records import Completion, Judgment, Message, Pair
-from tiebreak.rounds.configuration import StopConfig
+from tiebreak.rounds import loop, rivals
+from tiebreak.rounds.configuration import RoundsConfig, StopConfig
 from tiebreak.rounds.joining import preferences_of_judge
+from tiebreak.rounds.loop import State, run_round
+from tiebreak.rounds.rivals import across, rivals_of
 from tiebreak.rounds.stopping import why_distrust, why_stop
 
 TRAINING = {
@@ -27,6 +32,7 @@ TRAINING = {
     "training.learning_rate": 1e-3,
 }
 SHORT = {"sampling.max_new_tokens": 6}
+ASK = (Message(role="user", content="q"),)
 
 
 def write_rounds(
@@ -131,26 +137,120 @@ def test_three_rounds(tmp_path: Path, finished_recipe: Path) -> None:
     assert hashes(root) == made
 
 
+EVERYTHING: dict[str, Any] = {"against": ["previous", "sft", "base"], "compare_starts": True, "judge_cycles": 1}
+KILLS = 10
+
+
+def write_all_of_it(folder: Path, recipe: Path) -> Path:
+    """Two rounds with rivals, both starts, and a cycle on a judge's verdicts."""
+    folder.mkdir()
+    config = write_rounds(folder, recipe, rounds=2, **EVERYTHING)
+    values = yaml.safe_load(config.read_text())
+    write_config(folder / "judge.yaml", output="unused", pairs="unused", function="mine:letters", injection_pairs=0)
+    values["stages"].insert(1, {"stage": "judge", "config": str(folder / "judge.yaml")})
+    return write_config(config, **values)
+
+
 @pytest.mark.proof
-def test_a_kill_ends_in_the_same_hashes(tmp_path: Path, finished_recipe: Path) -> None:
-    killed, uncut = tmp_path / "killed", tmp_path / "uncut"
-    killed.mkdir()
-    uncut.mkdir()
-    config = write_rounds(killed, finished_recipe, rounds=2)
-    process = start(config)
-    deadline = time.monotonic() + 600
-    while not (killed / "rounds" / "round-2" / "dpo" / "checkpoints").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for one in (config, write_rounds(uncut, finished_recipe, rounds=2)):
-        status, message = run_here("rounds", "--config", one)
-        assert status == 0, message
-    made = hashes(killed / "rounds")
-    assert made == hashes(uncut / "rounds")
-    assert {name.split("/")[0] for name in made} == {"round-1", "round-2"}
+def test_ten_kills_at_random_moments_end_in_the_same_hashes(tmp_path: Path, finished_recipe: Path) -> None:
+    killed, uncut = (write_all_of_it(tmp_path / name, finished_recipe) for name in ("killed", "uncut"))
+    started = time.monotonic()
+    status, message = run_here("rounds", "--config", uncut)
+    assert status == 0, message
+    whole, chance = time.monotonic() - started, random.Random(0)
+    made_of = tmp_path / "uncut" / "rounds"
+    for _ in range(KILLS):
+        process = start(killed)
+        try:
+            process.wait(timeout=chance.uniform(0.1, 1.0) * whole / 4)  # starts included, so that rounds get on
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    status, message = run_here("rounds", "--config", killed)
+    assert status == 0, message
+    made = hashes(tmp_path / "killed" / "rounds")
+    assert made == hashes(made_of)
+    assert {"round-2/pool/final/pairs.jsonl", "round-2/dpo-from-start/final/adapter_model.safetensors"} <= made.keys()
+    pool = read_rows(made_of / "round-2" / "pool" / "final" / "pairs.jsonl")
+    sampled = read_rows(made_of / "round-2" / "sample" / "final" / "pairs.jsonl")
+    policies = {frozenset(one["policy"] for one in row["completions"]) for row in pool[len(sampled) :]}
+    assert policies
+    assert all(len(both) == 2 for both in policies)
+    manifest = json.loads((made_of / "round-2" / "dpo" / "manifest.json").read_text())
+    assert manifest["inputs"]["policy"]["source"].endswith("round-1/cycle-1-dpo")
+    report = json.loads((made_of / "rounds.json").read_text())
+    assert ["other_over_start" in one for one in report["rounds"]] == [False, True]
+    assert "From the other start" in (made_of / "rounds.html").read_text()
+    labels = read_rows(made_of / "round-1" / "cycle-1-labels" / "final" / "preferences.jsonl")
+    assert {row["kind"] for row in labels} == {"model"}
+
+
+def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which stages run, in which order, on what; the stages themselves and what they write are left out."""
+    ran: list[tuple[str, dict[str, Any]]] = []
+    names = ["sample", "judge", "select", "label", "dpo", "evaluate"]
+    for name in names:
+        write_config(tmp_path / f"{name}.yaml", seed=3, **({"sampling": [{"n": 1}] * 3} if name == "sample" else {}))
+    stages = [{"stage": name, "config": str(tmp_path / f"{name}.yaml")} for name in names]
+    about = {"name": "r", "root": str(tmp_path / "rounds"), "policy": "runs/sft", "budget": 9, "stages": stages}
+    config = RoundsConfig.model_validate({**about, **EVERYTHING})
+    rate = {"value": 0.5, "n": 9, "interval": [0.4, 0.6]}
+    labelled = {"labels": 3, "arms": {}, "kinds": {}, "agreement": {"value": None, "n": 0, "interval": None}}
+    evaluated = {"over_start": rate, "over_previous": rate, "kl": 1.0, "score_gain": None}
+
+    def run(*given: Any) -> None:
+        keys = given[3]
+        ran.append((keys["output"].removeprefix(f"{config.root}/"), keys))
+
+    for name, stub in {
+        "_run": run,
+        "write_pool": lambda output, samples: ran.append(("pool", {"samples": samples})) or str(output),
+        "join_labels": lambda joined: joined.output,
+        "read_label": lambda *_: labelled,
+        "read_evaluation": lambda *_: evaluated,
+    }.items():
+        monkeypatch.setattr(loop, name, stub)
+    monkeypatch.setattr(rivals, "base_of", lambda policy: f"base of {policy}")
+    state = State("runs/sft")
+    for number in (1, 2):
+        assert run_round(config, number, state, 3, "g") == ""
+    at, keys = [name for name, _ in ran], dict(ran)
+    first = ["sample", "sample-base", "judge", "select", "label", "dpo"]
+    cycle = ["cycle-1-sample", "cycle-1-judge", "cycle-1-dpo"]
+    second = ["sample", "sample-previous", "sample-base", "judge", "select", "label", "dpo", *cycle, "dpo-from-start"]
+    wanted = [f"round-1/{one}" for one in (*first, *cycle, "evaluate")] + [
+        f"round-2/{one}" for one in (*second, "evaluate")
+    ]
+    assert [name for name in at if name != "pool"] == wanted
+    assert keys["round-1/sample-base"]["policy"] == "base of runs/sft"
+    assert keys["round-2/sample"]["policy"].endswith("round-1/cycle-1-dpo")
+    assert keys["round-2/sample-previous"]["policy"] == "runs/sft"
+    assert len(keys["round-2/sample-base"]["sampling"]) == keys["round-2/sample-base"]["completions_per_prompt"] == 2
+    assert keys["round-2/cycle-1-sample"]["seed"] == 1003
+    assert keys["round-2/cycle-1-dpo"]["policy"].endswith("round-2/dpo")
+    assert keys["round-2/dpo-from-start"]["policy"] == "runs/sft"
+    assert keys["round-2/dpo"]["preferences"] == keys["round-2/dpo-from-start"]["preferences"]
+    assert set(keys["round-2/evaluate"]["policies"]) == {"start", "previous", "current", "other"}
+    assert set(keys["round-1/evaluate"]["policies"]) == {"start", "current"}
+
+
+def test_pairs_across_two_policies_by_hand() -> None:
+    def pair(policy: str, prompt: str, *texts: str) -> Pair:
+        sides = tuple(Completion(id=f"{policy}-{text}", text=text, policy=policy) for text in texts)
+        return Pair(id=f"{policy}-{prompt}", prompt_id=prompt, messages=ASK, completions=sides, split="validation")
+
+    own = [pair("new", "p", "a", "b"), pair("new", "q", "c", "d")]
+    found = list(across(own, [pair("old", "p", "b", "e")]))
+    texts = [tuple(one.text for one in made.completions) for made in found]
+    assert texts == [("a", "b"), ("a", "e"), ("b", "e")]  # b beside b is left out, and q has no rival
+    assert {made.split for made in found} == {"validation"}
+    assert len({made.id for made in found}) == 3
+
+
+def test_a_policy_is_no_rival_of_itself_and_each_rival_counts_once() -> None:
+    assert rivals_of(["previous", "sft"], "runs/sft", None, "runs/sft") == {}
+    assert rivals_of(["previous", "sft"], "r1", "runs/sft", "runs/sft") == {"previous": "runs/sft"}
+    assert rivals_of(["previous", "sft"], "r2", "r1", "runs/sft") == {"previous": "r1", "sft": "runs/sft"}
 
 
 def test_raters_who_guess_stop_the_round_before_training(tmp_path: Path, finished_recipe: Path) -> None:
@@ -178,6 +278,8 @@ def test_people_are_waited_for(tmp_path: Path, finished_recipe: Path) -> None:
     ("keys", "message"),
     [
         ({"budget": 0}, "budget: input should be greater than or equal to 1, not 0"),
+        ({"judge_cycles": 1}, "judge_cycles: needs the stages judge and dpo"),
+        ({"against": ["sft", "sft"]}, "against: each name once"),
         (
             {"stages": ["sample", "label", "evaluate", "dpo"]},
             "in this order: sample, label, dpo, evaluate",

@@ -10,6 +10,7 @@ from tiebreak.command.pipeline import StageEntry
 from tiebreak.config import Section, check_duration
 
 ORDER = ("sample", "judge", "select", "label", "reward", "dpo", "ppo", "evaluate")
+Rival = Literal["previous", "sft", "base"]
 NEEDED = ("sample", "select", "label", "evaluate")
 
 
@@ -43,10 +44,18 @@ class RoundsConfig(Section):
     """maximum number of rounds"""
     budget: int = Field(ge=1)
     """total number of judgments in all rounds, not counting a model judge's"""
+    against: list[Rival] = Field(default_factory=list, exclude_if=lambda names: not names)
+    """policies whose completions are paired with the newest policy's, besides its own pairs. previous: the policy before
+    it; sft: the first round's; base: the base model"""
     start_from: Literal["current", "start"] = "current"
     """the policy that each round's training starts from. current: the previous round's; start: the first round's"""
+    compare_starts: bool = Field(default=False, exclude_if=lambda compared: not compared)
+    """from the second round on, also train from the other start, and report both; rounds go on from `start_from`'s"""
     data: Literal["all", "round"] = "all"
     """the labels that a round trains on. all: those of all rounds so far; round: its own"""
+    judge_cycles: int = Field(default=0, ge=0, exclude_if=lambda cycles: not cycles)
+    """semi-online (Lanchantin et al. 2025, arXiv 2506.21495): after training on a round's labels, sample, judge and train
+    again this many times on the stage judge's verdicts alone, which cost no labels; with dpo"""
     judges_label: Literal["rest", "nothing"] = "rest"
     """use of the verdicts of a stage judge. rest: those on pairs that were not selected are also preferences, of kind
     model; nothing: they only select pairs"""
@@ -84,6 +93,10 @@ class RoundsConfig(Section):
     def _judges_are_used(self) -> RoundsConfig:
         if self.judges_label != "rest" and not self.has("judge"):
             raise ValueError("judges_label: there is no stage judge; leave it out")
+        if self.judge_cycles and not (self.has("judge") and self.has("dpo")):
+            raise ValueError("judge_cycles: needs the stages judge and dpo: PPO samples anew at every step by itself")
+        if len(set(self.against)) < len(self.against):
+            raise ValueError("against: each name once")
         return self
 
     def has(self, stage: str) -> bool:

@@ -57,6 +57,10 @@ def read_evaluation(evaluate: Path) -> dict[str, Any]:
         measured[row["policy"]].append(row["yardstick_score"])
     now, start = report["policies"]["current"], report["policies"]["start"]
     previous = "previous" if "previous" in measured else "start"
+    other = {}
+    if "other" in measured:
+        kl = report["policies"]["other"]["kl_per_sequence"]
+        other = {"other_over_start": _win_rate(measured["other"], measured["start"]), "other_kl": kl}
     gained = None if now["score_mean"] is None else round(now["score_mean"] - start["score_mean"], 6)
     return {
         "n": now["n_prompts"],
@@ -65,6 +69,7 @@ def read_evaluation(evaluate: Path) -> dict[str, Any]:
         "score_gain": gained,
         "kl": now["kl_per_sequence"],
         "yardstick": report["yardstick"],
+        **other,
     }
 
 

@@ -31,8 +31,8 @@ class Judged(Section):
     """the judge run"""
     pool: str
     """the pairs that it judged"""
-    selected: str
-    """the select run whose pairs people got"""
+    selected: str = ""
+    """the select run whose pairs people got; empty: none"""
 
 
 class JoinConfig(StageConfig):
@@ -51,7 +51,8 @@ def join_labels(config: JoinConfig) -> str:
     """
     inputs = {f"labels.{n}": source for n, source in enumerate(config.labels)}
     for n, one in enumerate(config.judged):
-        inputs |= {f"judges.{n}": one.judge, f"pools.{n}": one.pool, f"selected.{n}": one.selected}
+        inputs |= {f"judges.{n}": one.judge, f"pools.{n}": one.pool}
+        inputs |= {f"selected.{n}": one.selected} if one.selected else {}
     with start_run(config, STAGE, inputs) as run:
         if run.finished:
             return str(run.folder)
@@ -62,7 +63,8 @@ def join_labels(config: JoinConfig) -> str:
         ]
         for one in config.judged:
             judgments = read_records(Path(one.judge) / "final" / "judgments.jsonl", ExportedJudgment)
-            preferences += preferences_of_judge(read_pairs(one.pool), judgments, read_pairs(one.selected))
+            with_people = read_pairs(one.selected) if one.selected else []
+            preferences += preferences_of_judge(read_pairs(one.pool), judgments, with_people)
         write_jsonl(run.final / "preferences.jsonl", preferences)
         if edits := _edits_of(config.labels):
             write_jsonl(run.final / EDITS, edits)

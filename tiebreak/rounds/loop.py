@@ -30,12 +30,15 @@ from tiebreak.rounds.configuration import RoundsConfig
 from tiebreak.rounds.figures import held_out_accuracy, read_evaluation, read_label
 from tiebreak.rounds.joining import Judged, join_config, join_labels
 from tiebreak.rounds.page import build_page
+from tiebreak.rounds.rivals import COMPLETIONS, rivals_of, write_pool
 from tiebreak.rounds.stopping import Round, why_distrust, why_stop
 from tiebreak.terminal import rule, say, tick
 from tiebreak.terminal.bars import duration
 
 BY_SCORES = ("disagreement", "margin", "largest_gap")
 """strategies that read the reward model of the round before; the first round selects at random"""
+SEEDS_APART = 1_000
+"""between the seeds of the samples of two cycles"""
 AT_RANDOM: dict[str, Any] = {
     "strategy": "random", "reward_model": None, "diverse": False, "candidates": 3.0, "random_share": 0.2, "policy": None
 }  # fmt: skip
@@ -47,6 +50,8 @@ class State:
 
     policy: str
     """the newest policy"""
+    before: str | None = None
+    """the policy before it"""
     reward_model: str | None = None
     labels: list[str] = field(default_factory=list)
     """the label runs so far"""
@@ -101,44 +106,103 @@ def _run_rounds(config: RoundsConfig) -> None:
     )
 
 
+@dataclass(frozen=True)
+class RoundRunner:
+    """Runs the stages of one round."""
+
+    config: RoundsConfig
+    number: int
+    group: str
+
+    @property
+    def folder(self) -> Path:
+        """The round's folder."""
+        return Path(self.config.root) / f"round-{self.number}"
+
+    def path(self, name: str) -> str:
+        """A stage's folder."""
+        return str(self.folder / name)
+
+    def run(self, stage: str, name: str = "", **keys: Any) -> str:
+        """Run a stage; returns its folder, which has the stage's name or another."""
+        output = self.path(name or stage)
+        _run(self.config, self.number, stage, {"output": output, **keys}, self.group)
+        return output
+
+
 def run_round(config: RoundsConfig, number: int, state: State, pairs: int, group: str) -> str:
     """One round; returns why no other follows, or nothing."""
-    folder, previous = Path(config.root) / f"round-{number}", state.policy
-    paths = {entry.stage: str(folder / entry.stage) for entry in config.stages}
-
-    def run(stage: str, **keys: Any) -> None:
-        _run(config, number, stage, {"output": paths[stage], **keys}, group)
-
-    run("sample", policy=state.policy, round=number)
-    if config.has("judge"):
-        run("judge", pairs=paths["sample"])
-    run("select", **select_keys(config, state, paths, pairs))
-    run("label", pairs=paths["select"])
-    figures: Round = {"round": number, **read_label(Path(paths["label"]), Path(paths["select"]))}
+    runner, previous = RoundRunner(config, number, group), state.policy
+    pool = make_pool(runner, state)
+    judge = runner.run("judge", pairs=pool) if config.has("judge") else None
+    select = runner.run("select", **select_keys(config, state, pool, judge, pairs))
+    label = runner.run("label", pairs=select)
+    figures: Round = {"round": number, **read_label(Path(label), Path(select))}
     if distrust := why_distrust(figures["agreement"], config.stop):
         state.figures.append({**figures, "trained": False})
         return (
             f"round {number} is not trained on: {distrust}. See 'tiebreak label agreement', and revise the guidelines"
         )
-    state.labels.append(paths["label"])
-    if config.has("judge") and config.judges_label == "rest":
-        state.judged.append(Judged(judge=paths["judge"], pool=paths["sample"], selected=paths["select"]))
-    preferences = join(config, folder, state)
+    state.labels.append(label)
+    if judge is not None and config.judges_label == "rest":
+        state.judged.append(Judged(judge=judge, pool=pool, selected=select))
+    preferences = join(config, runner.folder, state)
     if config.has("reward"):
-        run("reward", policy=config.policy, preferences=preferences)
-        state.reward_model = paths["reward"]
-    start = state.policy if config.start_from == "current" else config.policy
-    learns_from = {"preferences": preferences} if config.trainer == "dpo" else {"reward_model": state.reward_model}
-    run(config.trainer, policy=start, **learns_from)
-    state.policy = paths[config.trainer]
-    policies = {"start": config.policy, "previous": previous, "current": state.policy}
+        state.reward_model = runner.run("reward", policy=config.policy, preferences=preferences)
+    other = train(runner, state, preferences)
+    state.before = previous
+    policies = {"start": config.policy, "previous": previous, "current": state.policy, "other": other}
     if previous == config.policy:
         del policies["previous"]
-    run("evaluate", policies=policies, baseline="start", reward_model=state.reward_model)
-    figures |= read_evaluation(Path(paths["evaluate"]))
-    figures["reward_accuracy"] = held_out_accuracy(Path(paths["reward"])) if config.has("reward") else None
+    given = {name: policy for name, policy in policies.items() if policy is not None}
+    evaluate = runner.run("evaluate", policies=given, baseline="start", reward_model=state.reward_model)
+    figures |= read_evaluation(Path(evaluate))
+    figures["reward_accuracy"] = held_out_accuracy(Path(runner.path("reward"))) if config.has("reward") else None
     state.figures.append({**figures, "trained": True, "policy": state.policy})
     return why_stop(state.figures, config.stop)
+
+
+def make_pool(runner: RoundRunner, state: State) -> str:
+    """Sample from the newest policy and its rivals; returns the run folder of the pairs."""
+    config = runner.config
+    sample = runner.run("sample", policy=state.policy, round=runner.number)
+    rivals = rivals_of(config.against, state.policy, state.before, config.policy)
+    if not rivals:
+        return sample
+    keys: dict[str, Any] = {"round": runner.number, "completions_per_prompt": COMPLETIONS}
+    settings = own_keys(config, "sample").get("sampling")
+    if isinstance(settings, list):
+        keys["sampling"] = settings[:COMPLETIONS]
+    of_rivals = [runner.run("sample", f"sample-{name}", policy=policy, **keys) for name, policy in rivals.items()]
+    return write_pool(runner.folder / "pool", [sample, *of_rivals])
+
+
+def train(runner: RoundRunner, state: State, preferences: str) -> str | None:
+    """Train the round's policy, and the one from the other start if both are compared; returns that one."""
+    config = runner.config
+    learns_from = {"preferences": preferences} if config.trainer == "dpo" else {"reward_model": state.reward_model}
+    starts = {"current": state.policy, "start": config.policy}
+    begun = starts.pop(config.start_from)
+    [(name, elsewhere)] = starts.items()
+    state.policy = runner.run(config.trainer, policy=begun, **learns_from)
+    for cycle in range(1, config.judge_cycles + 1):
+        state.policy = train_on_judge(runner, state.policy, cycle)
+    if not config.compare_starts or elsewhere == begun:
+        return None
+    return runner.run(config.trainer, f"{config.trainer}-from-{name}", policy=elsewhere, **learns_from)
+
+
+def train_on_judge(runner: RoundRunner, policy: str, cycle: int) -> str:
+    """A semi-online cycle: pairs of the policy as it is now, a judge's verdicts, and training on them."""
+    config = runner.config
+    seed = config.seed if config.seed is not None else int(own_keys(config, "sample").get("seed", 0))
+    sample = runner.run(
+        "sample", f"cycle-{cycle}-sample", policy=policy, round=runner.number, seed=seed + SEEDS_APART * cycle
+    )
+    judge = runner.run("judge", f"cycle-{cycle}-judge", pairs=sample)
+    judged = [Judged(judge=judge, pool=sample)]
+    preferences = join_labels(join_config(runner.folder / f"cycle-{cycle}-labels", [], judged))
+    return runner.run("dpo", f"cycle-{cycle}-dpo", policy=policy, preferences=preferences)
 
 
 def join(config: RoundsConfig, folder: Path, state: State) -> str:
@@ -150,9 +214,9 @@ def join(config: RoundsConfig, folder: Path, state: State) -> str:
     return join_labels(join_config(folder / "labels", labels, judged))
 
 
-def select_keys(config: RoundsConfig, state: State, paths: dict[str, str], pairs: int) -> dict[str, Any]:
+def select_keys(config: RoundsConfig, state: State, pool: str, judge: str | None, pairs: int) -> dict[str, Any]:
     """The selection's keys that the round sets: the pool, earlier judgments, and the inputs of its strategy."""
-    keys: dict[str, Any] = {"pairs": paths["sample"], "judged": list(state.labels), "selected_pairs": pairs}
+    keys: dict[str, Any] = {"pairs": pool, "judged": list(state.labels), "selected_pairs": pairs}
     own = own_keys(config, "select")
     strategy = own.get("strategy", "random")
     if strategy in BY_SCORES and state.reward_model is None:
@@ -160,9 +224,9 @@ def select_keys(config: RoundsConfig, state: State, paths: dict[str, str], pairs
     if strategy in BY_SCORES:
         keys["reward_model"] = state.reward_model
     if strategy == "judge_unsure":
-        if "judge" not in paths:
+        if judge is None:
             raise ConfigError("select: strategy judge_unsure reads a judge's verdicts: add a stage judge to the rounds")
-        keys["judges"] = [paths["judge"]]
+        keys["judges"] = [judge]
     if own.get("diverse") or strategy == "diverse":
         keys["policy"] = state.policy
     return keys

@@ -140,11 +140,14 @@ def _labels(rounds: Sequence[Row]) -> Markup | None:
 
 def _policies(trained: Sequence[Row]) -> Markup | None:
     """The figures of every round's policy."""
+    compared = any("other_over_start" in one for one in trained)
+    title = "From the other start"
     headings = [
         heading("Round"),
         heading("Over the start", "win rate", scale=_SHARE),
         heading("Over the previous", "win rate", scale=_SHARE),
         heading("KL", "nats per answer", numeric=True),
+        *([heading(title, "win rate over the start", scale=_SHARE)] if compared else []),
     ]
     rows = [
         el(
@@ -153,6 +156,7 @@ def _policies(trained: Sequence[Row]) -> Markup | None:
             _share("Over the start", one["over_start"], _START),
             _share("Over the previous", one["over_previous"], _START),
             figure("KL", one["kl"], one_digit),
+            _share(title, one.get("other_over_start"), _PREVIOUS) if compared else None,
         )
         for one in trained
     ]
