@@ -485,6 +485,14 @@ class Operations(Connection):
         """The same as a table; rejected work is paid too."""
         return self.request("GET", "/api/lead/work.csv", query={"first": first, "last": last, "rate": rate})
 
+    def lead_days_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31", rate: float = 0.0) -> Any:
+        """A row a rater and day, for payroll: begin and end, hours, breaks, rework, pay, and the difference of clocks."""
+        return self.request("GET", "/api/lead/days.csv", query={"first": first, "last": last, "rate": rate})
+
+    def lead_audit_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31") -> Any:
+        """The log: who did what and when, under pseudonyms and without what anybody wrote."""
+        return self.request("GET", "/api/lead/audit.csv", query={"first": first, "last": last})
+
     def lead_since(self) -> Any:
         """What has changed since the last export."""
         return self.request("GET", "/api/lead/export")
