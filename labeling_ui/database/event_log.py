@@ -29,7 +29,7 @@ EventKind = Literal[
     "assigned", "reopened", "renewed", "lapsed", "shown", "draft",
     "submitted", "skipped", "flagged", "amended", "undone", "rejected", "unrejected", "adjudicated", "settlement_removed",
     "imported", "asked", "answered",
-    "inspection_planned", "inspection_decided", "standing_changed", "review_sampled",
+    "inspection_planned", "inspection_decided", "standing_changed", "review_sampled", "note",
 ]  # fmt: skip
 
 

@@ -490,6 +490,11 @@ def _migrate_020_media(connection: Connection) -> None:
     )
 
 
+def _migrate_021_notes(connection: Connection) -> None:
+    """Messages about pairs, which are in the log alone."""
+    connection.exec_driver_sql("CREATE INDEX events_notes ON events (seq) WHERE kind = 'note'")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -511,6 +516,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_018_review_sample,
     _migrate_019_documents_and_identities,
     _migrate_020_media,
+    _migrate_021_notes,
 )
 
 

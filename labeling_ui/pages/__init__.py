@@ -39,6 +39,7 @@ SCRIPTS = {
         "pair.js",
         "ranking.js",
         "work.js",
+        "notes.js",
         "own.js",
         "talk.js",
         "rate.js",
@@ -53,6 +54,7 @@ SCRIPTS = {
         "people.js",
         "documents.js",
         "erasing.js",
+        "answering.js",
         "lead.js",
     ),
 }

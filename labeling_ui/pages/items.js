@@ -157,6 +157,7 @@ function drawItem() {
     correction(),
     make('details', { class: 'about', open: true }, make('summary', {}, words['items.history']), make('ol', { class: 'history' }, ...item.history.map(happened))),
   );  drawMedia(find('.item'));
+  showItemNotes().catch(() => {}); // the pair itself is there
 
 }
 

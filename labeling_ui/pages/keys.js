@@ -1,6 +1,6 @@
 // The rater's own keys. A key that is given to an action acts by its position on the keyboard, whatever the layout; the action's
 // own key then does nothing. Kept for each rater in the browser.
-const CHANGEABLE = [...'123456789', 't', 'b', 's', 'u', 'e', 'r', 'f', 'a', 'm', 'k', 'd', 'l', 'x', 'i', 'c', 'g', 'w'];
+const CHANGEABLE = [...'123456789', 't', 'b', 's', 'u', 'e', 'r', 'f', 'a', 'm', 'k', 'd', 'l', 'x', 'i', 'q', 'c', 'g', 'w'];
 const FIXED_KEYS = ['Enter', 'Escape', 'Backspace', 'Tab', ' ', '=', '+', '-', '?', 'ArrowUp', 'ArrowDown', 'ArrowLeft', 'ArrowRight', 'PageUp', 'PageDown', 'Home', 'End'];
 let own = {}; // {action's key: {code, label}}
 let asked = null; // the button whose action waits for a key

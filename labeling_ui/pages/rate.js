@@ -25,6 +25,7 @@ function take(pair) {
 }
 
 function proceed() {
+  if (queue.length && find('.rest').classList.contains('finished')) noticeWork();
   const next = queue.shift() || null;
   show(next);
   if (next) report(next);
@@ -69,7 +70,7 @@ async function fetchAhead() {
 }
 
 setInterval(() => {
-  if (current || talk || document.hidden || busy || unsent().length) return;
+  if (current || talk || (document.hidden && !wantsNotices()) || busy || unsent().length) return;
   exhausted = false; // another rater may have released a pair
   fetchAhead();
 }, LOOK_AGAIN_MS);
@@ -250,6 +251,7 @@ desk.addEventListener('click', (event) => {
   if (!button) return;
   if (button.closest('nav') && !button.dataset.size) toggleMenu(false);
   if (button.dataset.open) open(button.dataset.open);
+  else if (button.dataset.note) openNote(button.dataset.note, button.dataset.about);
   else if (button.dataset.bind) askKey(button);
   else if (button.dataset.bindings !== undefined) { card('keys').close(); open('bindings'); }
   else if (button.dataset.resetKeys !== undefined) resetKeys();
@@ -334,6 +336,7 @@ function actOf(key, shift, target) {
   if (letter === 'f') return () => enter('flags');
   if (letter === 'l' || letter === 'x') return () => toggleView(letter === 'l' ? 'linked' : 'wrap');
   if (letter === 'd') return toggleDifferences;
+  if (letter === 'q') return () => openNote(current.pair_id);
   if (letter === 'i' && pictures().length) return nextPicture;
   if (letter === 'r' && !find('.reason').hidden) return () => { unfold(true); reason.focus(); };
   if (letter === 'k' && props.value.links) return () => { unfold(true); links.focus(); };
@@ -458,6 +461,7 @@ async function begin() {
   take(await insist(nextPath()));
   if (!current && !talk && props.value.converse) beginTalk(); // nothing else to do, as in a campaign of conversations alone
   fetchAhead();
+  lookForAnswers();
   if (window.location.hash === '#second-factor') open('work'); // from the lead's page, which needs one
 }
 

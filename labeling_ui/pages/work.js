@@ -17,7 +17,7 @@ async function showWork() {
   place.replaceChildren(); // otherwise stale rows would change while the rater uses them
   try {
     const since = dayStarts()[0];
-    const [me, past, hours, sentBack, feedback] = await Promise.all([call(mePath()), call('/api/history?limit=20'), call(`/api/hours?since_ms=${since}`), call('/api/rejections'), call('/api/feedback')]);
+    const [me, past, hours, sentBack, feedback, threads] = await Promise.all([call(mePath()), call('/api/history?limit=20'), call(`/api/hours?since_ms=${since}`), call('/api/rejections'), call('/api/feedback'), call('/api/notes')]);
     if (mine !== openings) return;
     const { today, gold_agreement: gold } = me;
     const share = gold && gold.n ? `${Math.round((100 * gold.right) / gold.n)}%` : '–';
@@ -34,11 +34,13 @@ async function showWork() {
       ...rejectedTexts(),
       ...rejectedByLead(sentBack),
       ...settledByLead(feedback),
+      ...noteThreads(threads),
       make('h3', {}, words['work.history']),
       past.length ? make('div', { class: 'history', tabindex: '0' }, make('table', { class: 'plain-table' }, make('tbody'))) : make('p', { class: 'note' }, words['work.none']),
       make('button', { type: 'button', class: 'plain', 'data-earlier': true, hidden: true }, words['work.more']),
     );
     addHistory(past);
+    place.append(...noticeSwitch());
     if (csrfToken) place.append(...account(await call('/api/sessions')), ...factor(await call('/api/second-factor')), ...ownData());
   } catch (error) {
     if (mine !== openings) return;
@@ -186,7 +188,7 @@ function addHistory(past) {
     make('td', {}, whenOf(row.at_ms)),
     make('td', { class: 'about', dir: 'auto' }, row.prompt),
     make('td', {}, describe(row.judgment)),
-    make('td', { class: 'act' }, make('button', { type: 'button', class: 'plain', 'data-amend': row.judgment_id }, words['work.amend'])))));
+    make('td', { class: 'act' }, make('button', { type: 'button', class: 'plain', 'data-amend': row.judgment_id }, words['work.amend']), make('button', { type: 'button', class: 'plain', 'data-note': row.item_id, 'data-about': row.prompt }, words['note.ask'])))));
   earliest = past[past.length - 1].seq;
   find('[data-earlier]').hidden = past.length < 20;
 }

@@ -37,6 +37,7 @@ from labeling_ui.web import (
     items_api,
     lead_api,
     media_api,
+    notes_api,
     talk_api,
     upload_api,
     work_api,
@@ -58,6 +59,7 @@ ROUTERS = (
     work_api.router,
     export_api.router,
     media_api.router,
+    notes_api.router,
     duels_api.router,
 )
 MATH_FONT = FILES / "fonts" / "noto-sans-math.woff2"

@@ -146,7 +146,7 @@ FOR_LEADS = {
         for name in ("invitations", "work", "work.csv", "days.csv", "audit.csv", "export.zip", "raters/x/erase")
     ),
 }
-FOR_REVIEWERS = {"/api/lead/adjudications", "/api/lead/disputes/sample"}
+FOR_REVIEWERS = {"/api/lead/adjudications", "/api/lead/disputes/sample", "/api/lead/notes"}
 JUDGING = {"/api/next", "/api/judgments", "/api/drafts/pair-0"}
 
 

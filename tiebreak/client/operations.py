@@ -16,6 +16,14 @@ class Acceptance(TypedDict):
     version: str
 
 
+class Answer(TypedDict):
+    """A message to a rater about a pair."""
+
+    item_id: str
+    text: str
+    rater_id: str
+
+
 class BatchChange(TypedDict):
     """Changes to a batch; None changes nothing."""
 
@@ -89,6 +97,13 @@ class NewBatch(TypedDict):
     deadline: NotRequired[str | None]
     goal: NotRequired[int | None]
     name: str
+
+
+class NewNote(TypedDict):
+    """A message about a pair."""
+
+    item_id: str
+    text: str
 
 
 class NewPassword(TypedDict):
@@ -504,6 +519,22 @@ class Operations(Connection):
     def media(self, sha256: str) -> Any:
         """An image or recording; a range of its bytes, where a player asks for one."""
         return self.request("GET", f"/api/media/{quote(str(sha256), safe='')}")
+
+    def own_notes(self) -> Any:
+        """The rater's threads with the leads, the latest first."""
+        return self.request("GET", "/api/notes")
+
+    def write_note(self, body: NewNote) -> Any:
+        """Write to the leads about a pair that one has, or has had."""
+        return self.request("POST", "/api/notes", body=body)
+
+    def lead_notes_for_leads(self, *, item_id: str | None = None) -> Any:
+        """The threads that wait for a lead's answer; with an `item_id`, all of that pair's."""
+        return self.request("GET", "/api/lead/notes", query={"item_id": item_id})
+
+    def lead_answer_note(self, body: Answer) -> Any:
+        """Answer a rater, or write to them first, about a pair that they have had."""
+        return self.request("POST", "/api/lead/notes", body=body)
 
     def lead_duels(self) -> Any:
         """Each comparison: `state` is first or second (is better), no difference (above `most`), or undecided (about `more` pairs are missing)."""

@@ -40,6 +40,7 @@ from labeling_ui.database.schema import (
     SESSIONS,
     TURNS,
 )
+from labeling_ui.store.leads.notes import threads_of_rater
 from labeling_ui.store.work.standing import lapse_open
 from tiebreak.hashing import canonical_json
 
@@ -100,10 +101,12 @@ def events_to_redact(connection: Connection, rater_id: str, *, judgments: bool) 
         if payload.get("invitation") in mine and payload.get("name"):
             found[row.seq] = canonical_json(payload | {"name": ""})
     theirs = sa.select(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.payload).where(EVENTS.c.rater_id == rater_id)
-    kinds = ("standing_changed", *(_WITH_TEXTS if judgments else ()))
+    kinds = ("standing_changed", "note", *(_WITH_TEXTS if judgments else ()))
     for event in connection.execute(theirs.where(EVENTS.c.kind.in_(kinds))):
         payload = json.loads(event.payload)
-        if event.kind == "standing_changed":
+        if event.kind == "note":
+            without = payload | {"text": ""}
+        elif event.kind == "standing_changed":
             without = {name: value for name, value in payload.items() if name != "reason"}
         else:
             without = payload | {"judgment": without_texts(payload["judgment"])}
@@ -223,6 +226,11 @@ def own_data(connection: Connection, rater_id: str) -> dict[str, Any]:
         "judgments": [_as_own(row) for row in _of(connection, JUDGMENTS, rater_id)],
         "rejected": [_as_own(row) | {"reason": row.reason} for row in _of(connection, REJECTIONS, rater_id)],
         "drafts": _drafts(connection, rater_id),
+        "messages": [
+            {"item_id": thread.item_id, "at_ms": note.at_ms, "mine": note.by_id == rater_id, "text": note.text}
+            for thread in threads_of_rater(connection, rater_id)
+            for note in thread.notes
+        ],
         "conversations": [
             {"conversation_id": row.conversation_id, "number": row.number, "messages": json.loads(row.messages)}
             for row in connection.execute(sa.select(TURNS).where(TURNS.c.rater_id == rater_id))

@@ -15,7 +15,7 @@ from typing import Literal
 
 from tiebreak.assessments import SingleAnswer, SingleTask
 from tiebreak.hashing import canonical_json
-from tiebreak.records import Pair, content_id
+from tiebreak.records import Message, Pair, content_id
 
 Task = Literal["pair", "ranking"] | SingleTask
 
@@ -74,4 +74,7 @@ def pairs_digest(records: Iterable[str]) -> str:
 def beginning_of(record: str) -> str:
     """The beginning of a pair's last message, from its record."""
     messages = json.loads(record)["messages"]
-    return str(messages[-1]["content"])[:200] if messages else ""
+    content = messages[-1]["content"] if messages else ""
+    if not isinstance(content, str):  # file names may tell who made what
+        content = Message.model_validate(messages[-1]).numbered_text
+    return content[:200]
