@@ -31,6 +31,8 @@ class WandbServer:
         """name → versions, each with id, type, aliases, and the run that logged it"""
         self.used: list[tuple[str, str]] = []
         """(id of a run, id of an artifact that it used)"""
+        self.views: list[dict[str, Any]] = []
+        """saved workspaces and reports"""
         self.requests: list[str] = []
         self._closed = threading.Event()
         handler = type("Bound", (_Handler,), {"wandb": self})
@@ -107,6 +109,20 @@ class WandbServer:
                 "historyLineCount": len(self.history.get(name, {})),
             }
             return {"upsertBucket": {"bucket": bucket, "inserted": name not in self.history}}
+        if operation == "GetProjects":
+            made = {"createdAt": "2026-01-01T00:00:00Z", "isBenchmark": False, "user": None}
+            node = {"__typename": "Project", "id": "p", "name": "tiebreak", "entityName": "us"} | made
+            pages = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"models": {"pageInfo": pages, "edges": [{"node": node}]}}
+        if operation == "ProjectInternalId":
+            return {"project": {"id": "p", "internalId": "p"}}
+        if operation == "GetDefaultEntity":
+            return {"viewer": {"id": "v", "entity": "us"}}
+        if operation in ("UpsertView2", "upsertView"):
+            self.views.append(given)
+            view = {"id": f"view{len(self.views)}", "name": "view", "displayName": given["displayName"], "type": "runs"}
+            view |= {"description": "", "project": {"name": given["projectName"], "entityName": given["entityName"]}}
+            return {"upsertView": {"view": view | {"spec": given["spec"]}, "inserted": True}}
         if operation == "Viewer":
             return {"viewer": {"id": "v", "entity": "us", "username": "us", "flags": "{}", "teams": {"edges": []}}}
         if operation == "CreateArtifact":

@@ -144,7 +144,7 @@ def explain_policy(run: str, given: ExplainArguments) -> Explanation:
         value=sum(effects),
         unit="nats",
         parts=tuple(Part(text, effect) for text, effect in zip(texts, effects, strict=True)),
-        meaning=f"Each token's log-probability under {run} less that under {against}. They add up to the log-ratio.",
+        meaning="A token's effect is its log-probability under this policy less that under the other. They add up.",
         against=against,
         pairs=pairs,
     )

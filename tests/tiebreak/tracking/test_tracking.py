@@ -637,6 +637,19 @@ def test_artifacts_are_linked_from_stage_to_stage_on_a_stand_in_server(tmp_path:
         }
 
 
+def test_a_workspace_and_a_report_are_saved_on_a_stand_in_server() -> None:
+    with WandbServer() as server:
+        done = succeed("wandb", "workspace", "recipe-1", "--policies", "sft", environment=server.environment())
+        assert len([line for line in done.stdout.splitlines() if line.startswith(server.url)]) == 2
+        workspace, report = (view["spec"] for view in server.views)
+    for spec in (workspace, report):
+        assert "recipe-1" in spec  # both show this group alone
+        for figure in ("eval/objective/kl", "eval/objective/scores", "train/rewards/margins", "sft/win_rate_vs_baseline"):
+            assert figure in spec
+    refused = run_command("wandb", "workspace", "recipe-1", environment={"WANDB_API_KEY": "", "WANDB_MODE": "offline"})
+    assert refused.returncode == 2, refused.stderr
+
+
 def test_the_metadata_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIEBREAK_COMMAND", "tiebreak study --config a.yaml")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')

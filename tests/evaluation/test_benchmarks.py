@@ -1,0 +1,90 @@
+"""lm-eval's tasks on an evaluation's policies, against log-probabilities by transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import run_here, write_config, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+QUESTIONS = ["Why pale?", "How warm?", "How often?", "Which pH?", "What light?"]
+CHOICES = [" Iron.", " Water, daily."]
+
+
+def evaluate(folder: Path, model: Path, output: str, **values: Any) -> tuple[int, str]:
+    write_rows(folder / "prompts.jsonl", [{"prompt": "Why?", "split": "test"}])
+    settings = {
+        "output": folder / output,
+        "policies": {"sft": model},
+        "prompts": folder / "prompts.jsonl",
+        "sampling": {"temperature": 0.0, "max_new_tokens": 2},
+        "tracking": {"mode": "disabled"},
+    } | values
+    return run_here("evaluate", "--config", write_config(folder / f"{output}.yaml", **settings))
+
+
+def write_task(folder: Path, name: str, **values: Any) -> None:
+    rows = [{"question": question, "label": n % 2} for n, question in enumerate(QUESTIONS)]
+    data = write_rows(folder / f"{name}.jsonl", rows)
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": CHOICES,
+        "doc_to_target": "label",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    write_config(folder / "tasks" / f"{name}.yaml", **task | values)
+
+
+def test_a_task_of_ones_own_by_hand_and_one_that_wants_the_network(tmp_path: Path, tiny_model: Path) -> None:
+    write_task(tmp_path, "leaves")
+    write_task(tmp_path, "far", dataset_path="nobody/nothing", dataset_kwargs={})
+    given = {"benchmarks": ["leaves"], "benchmark_tasks": tmp_path / "tasks"}
+    status, printed = evaluate(tmp_path, tiny_model, "run", **given)
+    assert status == 0, printed
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tiny_model).eval(),
+        AutoTokenizer.from_pretrained(tiny_model),
+    )
+
+    def logp(question: str, choice: str) -> float:
+        asked = tokenizer(question)["input_ids"]
+        ids = tokenizer(question + choice)["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(float(logits[at - 1, ids[at]]) for at in range(len(asked), len(ids)))
+
+    right = [
+        max((0, 1), key=lambda n: logp(question, CHOICES[n])) == place % 2 for place, question in enumerate(QUESTIONS)
+    ]
+    report = json.loads((tmp_path / "run" / "final" / "report.json").read_text())
+    assert report["policies"]["sft"]["benchmarks"]["leaves"]["acc"] == sum(right) / len(right)
+    status, printed = run_here(
+        "compare", "--evaluation", tmp_path / "run", "--output", tmp_path / "compare", "--tracking.mode", "disabled"
+    )
+    assert status == 0, printed
+    assert "leaves" in (tmp_path / "compare" / "report.html").read_text()
+    status, printed = evaluate(tmp_path, tiny_model, "far", **given | {"benchmarks": ["far"]})
+    assert (status, "the data of one of far is not on this machine" in printed) == (1, True), printed
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"benchmarks": ["no_such_task"]}, "lm-eval has no task no_such_task"),
+        ({"benchmark_limit": 3}, "benchmarks: none is named"),
+        ({"benchmarks": ["leaves"], "benchmark_tasks": "nowhere"}, "nowhere has no task"),
+    ],
+)
+def test_wrong_benchmarks_are_refused(tmp_path: Path, tiny_model: Path, values: dict[str, Any], words: str) -> None:
+    status, printed = evaluate(tmp_path, tiny_model, "refused", **values)
+    assert (status, words in printed) == (2, True), printed
