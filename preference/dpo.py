@@ -42,6 +42,7 @@ from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import adapter_of, load_policy
 from tiebreak.packed.forward import whole_model
+from tiebreak.packed.products import products_engine
 from tiebreak.packed.proof import is_routed
 from tiebreak.runs.run import Run, installed_versions
 from tiebreak.tracking.recorder import RunRecorder
@@ -279,6 +280,7 @@ def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:
         "packed": attention_of(trainer.model),
         "threads": torch.get_num_threads(),
         **{name: versions.get(name) for name in ("torch", "transformers", "peft", "trl")},
+        **({"products": products_engine()} if products_engine() != "torch" else {}),  # as the first versions wrote it
     }
 
 

@@ -694,6 +694,21 @@ def _stay(module: Any, *_: object) -> Any:
     return module
 
 
+def has_onednn() -> bool:
+    """Whether torch was built with oneDNN, and has the operation of `onednn_linear`."""
+    torch = importlib.import_module("torch")  # not imported by those who use the rest of this module
+
+    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """xWᵀ + bias by oneDNN in float32, without a gradient. torch has no public call of it: its switch
+    `torch.backends.mkldnn.matmul.fp32_precision` allows bfloat16 where the processor has AMX."""
+    torch = importlib.import_module("torch")
+
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 def keep_quantized_weights(model: Any) -> None:
     """Stop 4-bit layers from repacking their weights in evaluation mode: repacked weights have no gradient."""
     for module in model.modules():

@@ -128,6 +128,14 @@ def test_a_run_is_refused_before_it_loads_where_it_cannot_train(tmp_path: Path, 
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
+def test_rloo_on_int8_weights_is_refused_before_it_loads(tiny_model: Path) -> None:
+    source, int8 = find_model(str(tiny_model)), AdapterConfig(quantize="int8")
+    with pytest.raises(ConfigError, match="use quantize: nf4, or algorithm: grpo"):
+        load.require_possible(source, int8, OptimizerConfig(), "rloo")
+    load.require_possible(source, int8, OptimizerConfig(), "grpo")
+    load.require_possible(source, AdapterConfig(quantize="nf4"), OptimizerConfig(), "rloo")
+
+
 def test_a_second_copy_under_zero_3_is_refused_before_it_loads(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

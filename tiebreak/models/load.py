@@ -351,6 +351,11 @@ def require_possible(
             f"adapter.method: {algorithm} samples with a cache of keys and values, which has no place for virtual tokens; "
             "ia3 and vera train as few weights"
         )
+    if adapter.quantize == "int8" and algorithm == "rloo":
+        raise ConfigError(
+            "adapter.quantize: with int8 weights a token's log-probability depends on the other rows of its batch, by more "
+            "than the check of rloo's reference allows; use quantize: nf4, or algorithm: grpo"
+        )
     if adapter.method == "prefix" and training.gradient_checkpointing:
         raise ConfigError(
             "training.gradient_checkpointing: layers that are computed again read no keys and values but their own, so "

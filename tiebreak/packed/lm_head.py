@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tiebreak.packed.products import affine, product
 from tiebreak.packed.sharding import gathered
 from tiebreak.upstream import replace_forward
 
@@ -109,7 +110,7 @@ def _of_chunk(
 
     A function of its own, so that a chunk's tables of logits are freed before the next one's are made.
     """
-    logits = nn.functional.linear(hidden, weight, bias)
+    logits = affine(hidden, weight, bias)
     logits = _shaped(logits.to(torch.promote_types(logits.dtype, torch.float32)), scale, cap)
     means, top = logits.mean(-1), logits.argmax(-1) == targets
     steep = None if cap is None or not sloped else 1 - (logits / cap).square_()  # d cap·tanh(z/cap) / dz
@@ -125,12 +126,12 @@ def _of_chunk(
         pulled, own = probabilities, weight[targets].to(picked.dtype)
         if steep is not None:
             pulled, own = probabilities * steep, own * steep.gather(-1, targets[:, None])
-        slope = (own - (pulled.to(weight.dtype) @ weight).to(picked.dtype)) / (temperature / scale)
+        slope = (own - product(pulled.to(weight.dtype), weight).to(picked.dtype)) / (temperature / scale)
     if entropy_sloped:  # dH/dlogit_v = −p_v·(log p_v + H)
         pull = probabilities * (log_probabilities + entropy[:, None])
         if steep is not None:
             pull = pull * steep
-        entropy_slope = (pull.to(weight.dtype) @ weight).to(picked.dtype) / -(temperature / scale)
+        entropy_slope = product(pull.to(weight.dtype), weight).to(picked.dtype) / -(temperature / scale)
     return picked, entropy, means, top, slope, entropy_slope
 
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from tiebreak.packed.products import add_product, affine, by_onednn, product, tall_product
 from tiebreak.upstream import replace_forward, require
 
 
@@ -30,10 +30,10 @@ class Weights(NamedTuple):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """y of x, shape (N, inputs), and scaling·xAᵀ, which the backward pass needs."""
-        y = linear(x, self.weight, self.bias)
+        y = affine(x, self.weight, self.bias)
         if self.a is None or self.b is None:
             return y, None
-        low = (x @ self.a.T).mul_(self.scaling)
+        low = product(x, self.a.T).mul_(self.scaling)
         return y.addmm_(low, self.b.T), low
 
     def backward(
@@ -42,13 +42,13 @@ class Weights(NamedTuple):
         """Gradients of x, A and B from y's. `into`: a gradient of x, to which this one is added in place."""
         grad_x = None
         if of_x:
-            grad_x = grad @ self.weight if into is None else into.addmm_(grad, self.weight)
+            grad_x = product(grad, self.weight) if into is None else add_product(into, grad, self.weight)
         if self.a is None or self.b is None or low is None:
             return grad_x, None, None
-        grad_low = (grad @ self.b).mul_(self.scaling)
+        grad_low = product(grad, self.b).mul_(self.scaling)
         if grad_x is not None:
             grad_x.addmm_(grad_low, self.a)
-        return grad_x, grad_low.T @ x, grad.T @ low
+        return grad_x, product(grad_low.T, x), tall_product(grad, low)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -56,7 +56,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None, scaling: float
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         y, low = Weights(weight, bias, a, b, scaling).forward(flat)
@@ -91,7 +91,7 @@ def fuse_lora(model: nn.Module) -> int:
 def lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A LoRA layer's forward, as one operation where possible."""
     weights = None if args or kwargs else weights_of(layer, x)
-    if weights is None or weights.a is None:
+    if weights is None or (weights.a is None and not by_onednn(x)):
         output: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return output
     fused: Tensor = _LoraLinear.apply(x, *weights)

@@ -29,6 +29,7 @@ from tiebreak.models.load import adapter_of, require_possible
 from tiebreak.models.merging import is_merged, start_of, write_merged
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.tokenizers import load_chat
+from tiebreak.packed.products import use_products
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import step_of
 from tiebreak.runs.placement import of_process
@@ -77,6 +78,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         self.found = find_model(config.policy, trust_remote_code=training.trust_remote_code, merges=merges)
         self.source: ModelSource = start_of(self.found, config.adapter)
         require_possible(self.source, config.adapter, training, getattr(config, "algorithm", self.name))
+        use_products(training.matrix_products)
         self.check()
         self.chat: Chat = load_chat(self.found, config.chat, training.trust_remote_code)
 

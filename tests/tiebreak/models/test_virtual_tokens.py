@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError
+from tiebreak.export import alone
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS
 from tiebreak.models.find import find_model
@@ -59,6 +60,19 @@ def test_every_caller_of_the_base_model_computes_with_them(tiny_model: Path, pro
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=4)
     (drawn,) = sample_completions(ours, [IDS], [0], sampling, stop_ids=(), pad_id=2, batch_size=1)
     assert drawn.ids == answer
+
+
+def test_an_export_is_asked_for_its_text_and_not_for_virtual_tokens(tiny_model: Path, prompted: Path) -> None:
+    """The check of an exported adapter, against PEFT's logits with the virtual positions counted by hand."""
+    plain = {"adapter": True, "dtype": "float32", "quantized": "", "scores": 0, "trust_remote_code": False}
+    found = alone.values({"folder": str(prompted), "file": "", "ids": IDS, **plain})
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), prompted).eval()
+    with torch.no_grad():
+        logits = theirs(input_ids=torch.tensor([IDS])).logits[0]
+    before = 0 if theirs.active_peft_config.peft_type == "PREFIX_TUNING" else COUNT
+    assert len(logits) == before + len(IDS)
+    wanted = [float(logits[before + n].log_softmax(-1)[token]) for n, token in enumerate(IDS[1:])]
+    assert found == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_copy_computes_with_its_own(prompted: Path, tiny_model: Path) -> None:
