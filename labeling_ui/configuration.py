@@ -183,7 +183,7 @@ class LabelConfig(StageConfig):
     """how votes on a pair become one preference: the method, and the use of ties, skips and gold"""
     formats: list[Format] = Field(default_factory=list)
     """further formats of the export: parquet (for datasets.load_dataset), datasets (for load_from_disk), unpaired (for
-    KTO), csv (judgments, for spreadsheets)"""
+    KTO), csv (judgments, for spreadsheets), argilla, label_studio, hub (a folder to upload as a data set)"""
     simulate: SimulateConfig | None = None
     """simulated raters instead of people: they judge by a yardstick, with a given error rate; true: with all defaults;
     false: off"""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from labeling_ui.exchange.arms import measure_arms
+from labeling_ui.exchange.outward import hub_card, judgment_rows, write_argilla, write_label_studio
 from labeling_ui.exchange.passages import marked_answers
 from labeling_ui.exchange.single import decide_assessments, demonstrations_of, describe_assessed, write_assessed
 from labeling_ui.quality.aggregate import (
@@ -54,7 +55,7 @@ from tiebreak.records import (
 )
 from tiebreak.runs.run import Run
 
-Format = Literal["parquet", "datasets", "unpaired", "csv"]
+Format = Literal["parquet", "datasets", "unpaired", "csv", "argilla", "label_studio", "hub"]
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,12 @@ def _write_formats(
         write_dataset(folder / "datasets", aggregated.preferences)
     if "unpaired" in formats:
         write_jsonl(folder / "unpaired.jsonl", unpaired(labels.pairs, aggregated, config.both_bad == "unpaired"))
+    if "argilla" in formats:
+        write_argilla(folder, labels.pairs, labels.judgments)
+    if "label_studio" in formats:
+        write_label_studio(folder, labels.pairs, labels.judgments)
+    if "hub" in formats:
+        write_hub(folder / "hub", aggregated.preferences, labels.judgments)
     if "csv" in formats:
         write_text_atomically(folder / "judgments.csv", judgments_as_csv(labels.judgments))
 
@@ -261,6 +268,15 @@ def write_parquet(folder: Path, preferences: Sequence[Preference]) -> None:
     folder.mkdir()
     for split, rows in _rows_by_split(preferences).items():
         parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}.parquet")
+
+
+def write_hub(folder: Path, preferences: Sequence[Preference], judgments: Sequence[ExportedJudgment]) -> None:
+    """A folder to upload as a data set: the card, preferences as Parquet, and judgments."""
+    folder.mkdir()
+    write_parquet(folder / "data", preferences)
+    (folder / "judgments").mkdir()
+    write_jsonl(folder / "judgments" / "judgments.jsonl", judgment_rows(judgments))
+    write_text_atomically(folder / "README.md", hub_card(preferences, judgments))
 
 
 def write_dataset(folder: Path, preferences: Sequence[Preference]) -> None:
