@@ -4,14 +4,15 @@
     final/label_studio.json       tasks with annotations, and label_studio.xml, the project's labelling interface
     final/hub/                    a data card and Parquet files: preferences, and judgments as a second configuration
 
-`tiebreak label import` reads the first two again. They have the side of an answer, not its strength, which neither tool has. Repeats
-are left out: the tools have one answer for each person and record. Raters are pseudonyms.
+`tiebreak label import` reads the first two again. They have the side of an answer, not its strength, which neither tool
+has. Repeats are left out: the tools have one answer for each person and record. Raters are pseudonyms.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -59,7 +60,7 @@ class _Compared:
 def _compared(pairs: Sequence[Pair], judgments: Sequence[ExportedJudgment]) -> list[_Compared]:
     by_id = {pair.id: pair for pair in pairs}
     found: dict[tuple[str, str, str], _Compared] = {}
-    for judgment in chain.from_iterable(one.pairwise() for one in judgments if not one.repeat):
+    for judgment in chain.from_iterable(one.pairwise() for one in judgments if not one.repeat and one.pair_id in by_id):
         pair = by_id[judgment.pair_id]
         places = {completion.id: n for n, completion in enumerate(pair.completions)}
         first, second = sorted((judgment.left, judgment.right), key=places.__getitem__)
@@ -162,10 +163,8 @@ def write_label_studio(folder: Path, pairs: Sequence[Pair], judgments: Sequence[
 
 def hub_card(preferences: Sequence[Preference], judgments: Sequence[ExportedJudgment]) -> str:
     """The data set's card: its configurations for the hub, and what the labels are."""
-    splits = {
-        split: sum((one.split or "train") == split for one in preferences) for split in ("train", "validation", "test")
-    }
-    there = [split for split, count in splits.items() if count]
+    splits = Counter(one.split or "train" for one in preferences)
+    there = [split for split in ("train", "validation", "test") if splits[split]]
     files = "\n".join(f"  - split: {split}\n    path: data/{split}.parquet" for split in there)
     kinds = sorted({one.kind for one in judgments})
     rows = "\n".join(f"| {split} | {splits[split]:,} |" for split in there)
@@ -187,13 +186,15 @@ tags:
 
 # Preferences
 
-{len(preferences):,} preferences from {len(judgments):,} {" and ".join(kinds)} judgments of {raters:,} raters, in TRL's columns, made with Tiebreak.
+{len(preferences):,} preferences from {len(judgments):,} {" and ".join(kinds)} judgments of {raters:,} raters, in TRL's
+columns, made with Tiebreak.
 
 | split | preferences |
 |---|---|
 {rows}
 
-`kind` says who judged: `human`, `model` or `simulated`. Raters are pseudonyms. The configuration `judgments` has every judgment.
+`kind` says who judged: `human`, `model` or `simulated`. Raters are pseudonyms. The configuration `judgments` has
+every judgment.
 
 Licence, guidelines of the raters and intended use: to be written before this is published.
 """

@@ -644,7 +644,12 @@ def test_a_workspace_and_a_report_are_saved_on_a_stand_in_server() -> None:
         workspace, report = (view["spec"] for view in server.views)
     for spec in (workspace, report):
         assert "recipe-1" in spec  # both show this group alone
-        for figure in ("eval/objective/kl", "eval/objective/scores", "train/rewards/margins", "sft/win_rate_vs_baseline"):
+        for figure in (
+            "eval/objective/kl",
+            "eval/objective/scores",
+            "train/rewards/margins",
+            "sft/win_rate_vs_baseline",
+        ):
             assert figure in spec
     refused = run_command("wandb", "workspace", "recipe-1", environment={"WANDB_API_KEY": "", "WANDB_MODE": "offline"})
     assert refused.returncode == 2, refused.stderr
