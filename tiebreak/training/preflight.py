@@ -148,7 +148,8 @@ def disk_check(folder: Path, trained: int) -> Check:
     Raises:
         MachineError: there is none for one checkpoint.
     """
-    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    there = next(each for each in (folder, *folder.resolve().parents) if each.exists())  # process 0 makes the others
+    free = shutil.disk_usage(there).free
     one = trained * BYTES_PER_TRAINED + BESIDE_WEIGHTS
     needed = CHECKPOINTS_AT_ONCE * one + trained * 4 + BESIDE_WEIGHTS
     if one > free:

@@ -185,6 +185,12 @@ class Usage(NamedTuple):
     free: int
 
 
+def test_the_disk_of_a_folder_that_another_process_has_not_made_yet_is_that_above_it(tmp_path: Path) -> None:
+    found = disk_check(tmp_path / "runs" / "recipe" / "sft", 1000)
+    assert found == disk_check(tmp_path, 1000)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_without_room_for_a_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """10 million trained: 120 MB, and 16 MiB beside it."""
     free = 136_777_216
