@@ -20,6 +20,7 @@ from tiebreak.chat.chat import Chat, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
+from tiebreak.data.synthetic import synthetic_marks
 from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
@@ -242,6 +243,7 @@ def to_pairs(
                 tools=prompt.tools,
                 round=config.round,
                 split=prompt.split,
+                tags=synthetic_marks(prompt.tags),
             )
         )
     return pairs, counts

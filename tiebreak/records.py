@@ -366,6 +366,9 @@ class Pair(Record):
     split: Split = "train"
     tools: Tools = Field(default=(), exclude_if=_absent)
     selection: Selection | None = Field(default=None, exclude_if=_absent)
+    source: str = Field(default="", exclude_if=is_empty)
+    tags: tuple[str, ...] = Field(default=(), exclude_if=_absent)
+    """those that mark a synthetic prompt or answer, and its review"""
     purpose: Purpose = Field(default="training", exclude_if=_is_training)
     """evaluation: its judgments compare policies, and are never exported to training"""
 

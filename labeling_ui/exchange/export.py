@@ -39,6 +39,7 @@ from labeling_ui.store.pairs.items import items_of
 from labeling_ui.store.store import Store, count_kinds
 from labeling_ui.store.work.asking import FLAGS
 from tiebreak.assessments import ExportedAssessment, SingleAnswer
+from tiebreak.data.synthetic import REVIEWED
 from tiebreak.errors import DataError
 from tiebreak.records import (
     Completion,
@@ -310,7 +311,8 @@ def unpaired(pairs: Sequence[Pair], aggregated: AggregationResult, with_both_bad
             prompt = [message.model_dump() for message in pair.messages]
             completion = [{"role": "assistant", "content": text}]
             row = {"prompt": prompt, "completion": completion, "label": label == {True}}
-            about = {"kind": kind, "pair_id": pair_id, "split": pair.split}
+            about: dict[str, Any] = {"kind": kind, "pair_id": pair_id, "split": pair.split}
+            about |= {"source": pair.source, "tags": list(pair.tags)} if pair.tags else {}
             yield {**row, **about, **({"tools": list(pair.tools)} if pair.tools else {}), **_as_sampled(pair, text)}
 
 
@@ -405,7 +407,12 @@ def _build_edit(pair: Pair, rater_id: str, edited: str, best_first: Sequence[str
     if not answers or edited.strip() in ("", answers[0].text.strip()):
         return None
     prompt = Prompt(
-        id=pair.prompt_id, messages=pair.messages, split=pair.split, source="edited by a rater", tools=pair.tools
+        id=pair.prompt_id,
+        messages=pair.messages,
+        split=pair.split,
+        source="edited by a rater",
+        tags=(*pair.tags, f"{REVIEWED}:edited") if pair.tags else (),
+        tools=pair.tools,
     )
     beaten = [answer for answer in answers if answer.text.strip() != edited.strip()]
     preferences = tuple(_prefer_edit(pair, rater_id, edited, answer) for answer in beaten)
@@ -421,6 +428,8 @@ def _prefer_edit(pair: Pair, rater_id: str, edited: str, beaten: Completion) -> 
         kind="human",
         pair_id=pair.id,
         prompt_id=pair.prompt_id,
+        source=pair.source,
+        tags=pair.tags,
         split=pair.split,
         rejected_finished=beaten.finished,
         tools=pair.tools,

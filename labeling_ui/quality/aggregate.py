@@ -445,6 +445,8 @@ def _preference_builder(
             kind=group.kind,
             pair_id=pair.id,
             prompt_id=pair.prompt_id,
+            source=pair.source,
+            tags=pair.tags,
             split=pair.split,
             chosen_finished=chosen.finished,
             rejected_finished=rejected.finished,

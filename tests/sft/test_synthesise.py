@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from support import REPOSITORY, TINY_TRAINING, read_rows, run_here, write_config
 
 from sft.synthesis.methods import missing_step, platitude, with_typos, wrong_number
 from sft.synthesis.synthesise import diversity
+from tiebreak.data.reading import Rules, read_preferences, read_prompts
+from tiebreak.errors import HandoffError
 from tiebreak.runs.run import read_manifest
 
 sys.path.append(str(REPOSITORY / "tests" / "evaluation"))
@@ -270,6 +273,53 @@ def test_synthetic_rows_reach_training_after_review_or_by_key(
     status, err = sft(tmp_path, tiny_model, write_rows(tmp_path / "seen.jsonl", seen), "seen-sft")
     assert status == 0, err
     assert read_manifest(tmp_path / "seen-sft")["synthetic"]["reviewed"] == len(rows)
+
+
+@pytest.fixture
+def judged(tmp_path: Path, real: list[str | Path]) -> Path:
+    """A label run of synthetic pairs that simulated raters judged."""
+    assert synthesise(tmp_path / "made", *real, corruption=6)[0] == 0
+    (tmp_path / "mine.py").write_text("def score(prompt, answer):\n    return float(len(answer))\n")
+    config = write_config(
+        tmp_path / "label.yaml",
+        output=tmp_path / "judged",
+        pairs=tmp_path / "made",
+        simulate={"raters": 1, "error_rate": 0.1, "tie_threshold": 0.0, "yardstick": "mine:score"},
+        formats=["unpaired"],
+        tracking={"mode": "disabled"},
+    )
+    status, err = run_here("label", "--config", config)
+    assert status == 0, err
+    return tmp_path / "judged"
+
+
+@pytest.mark.parametrize("stage", [("reward",), ("dpo",), ("dpo", "--algorithm", "kto")])
+def test_synthetic_pairs_stay_marked_and_a_programs_judgment_is_no_review(
+    judged: Path, tiny_model: Path, tmp_path: Path, stage: tuple[str, ...]
+) -> None:
+    for name in ("preferences", "unpaired"):
+        rows = read_rows(judged / "final" / f"{name}.jsonl")
+        assert rows
+        assert all({"synthetic", "method:corruption"} <= set(row["tags"]) for row in rows)
+    words = ("--policy", tiny_model, "--preferences", judged, "--output", tmp_path / "trained")
+    status, err = run_here(*stage, *words, "--tracking.mode", "disabled")
+    assert (status, "reviewed by nobody (simulated raters and model judges are no people)" in err) == (1, True), err
+
+
+def test_people_who_judge_synthetic_pairs_review_them(judged: Path) -> None:
+    rows = [{**row, "kind": "human"} for row in read_rows(judged / "final" / "preferences.jsonl")]
+    run: Any = SimpleNamespace(config=SimpleNamespace(trains=True), facts={}, folder=judged)
+    found = read_preferences(str(write_rows(judged.parent / "people.jsonl", rows)), Rules(run=run))
+    assert run.facts["synthetic"] == {"rows": len(found), "of": len(found), "reviewed": len(found)}
+
+
+def test_training_refuses_synthetic_prompts_that_nobody_reviewed(tmp_path: Path, real: list[str | Path]) -> None:
+    assert synthesise(tmp_path / "made", *real, typos=4)[0] == 0
+    run: Any = SimpleNamespace(config=SimpleNamespace(trains=True), facts={})
+    with pytest.raises(HandoffError, match="synthetic, and reviewed by nobody"):
+        read_prompts(str(tmp_path / "made"), ["train"], Rules(run=run))
+    sampling: Any = SimpleNamespace(config=SimpleNamespace(trains=False), facts={})
+    assert read_prompts(str(tmp_path / "made"), ["train"], Rules(run=sampling))
 
 
 @pytest.mark.parametrize(

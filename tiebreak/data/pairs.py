@@ -17,11 +17,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from tiebreak.data import shapes
-from tiebreak.data.columns import Cells
+from tiebreak.data.columns import Cells, about
 from tiebreak.data.images import require_text
 from tiebreak.data.reading import fault_lines, is_run, read_rows, whole_rows
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import split_of
+from tiebreak.data.synthetic import SYNTHETIC, synthetic_marks
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted
 from tiebreak.records import Completion, Messages, Pair, check_prompt, content_id, explain, prompt_id, text_of
@@ -111,9 +112,17 @@ def _pair_of(cells: Cells, stage: str, media: bool) -> tuple[str, Pair]:
         messages=asked.prompt,
         completions=completions,
         split=split_of(str(cells.get("split"))) or "train",
+        tags=_marks(cells),
         tools=asked.tools,
     )
     return shape, pair
+
+
+def _marks(cells: Cells) -> tuple[str, ...]:
+    """The marks of a synthetic row."""
+    tags = about(cells, ("tags",)).get("tags", ()) if "tags" in cells else ()
+    is_made = cells.values.get("kind") == SYNTHETIC and cells.get("kind")
+    return synthetic_marks((*tags, SYNTHETIC) if is_made and SYNTHETIC not in tags else tags)
 
 
 def _completion(identity: str, answer: Messages, media: bool) -> Completion:

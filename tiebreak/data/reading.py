@@ -151,12 +151,17 @@ def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -
     If a source names no split, all of its prompts are in the test split: a file that is given for evaluation is not
     trained on.
     """
+    found: list[Prompt]
     if is_run(source):
-        return [prompt for prompt in read_own(source, "prompts", rules.stage) if prompt.split in splits]
-    reading = read(source, "prompts", rules)
-    if "test" in splits and not any(draft.split for draft in reading.drafts):
-        return [draft.placed(splits[0]) for draft in settle(reading, rules)]
-    return [prompt for prompt in _built(reading, rules) if prompt.split in splits]
+        found = [prompt for prompt in read_own(source, "prompts", rules.stage) if prompt.split in splits]
+    else:
+        reading = read(source, "prompts", rules)
+        if "test" in splits and not any(draft.split for draft in reading.drafts):
+            return [draft.placed(splits[0]) for draft in settle(reading, rules)]
+        found = [prompt for prompt in _built(reading, rules) if prompt.split in splits]
+    if rules.run is not None and rules.run.config.trains:
+        check_reviewed(found, source, rules.run)
+    return found
 
 
 def read_demonstrations(source: str, rules: Rules = DEFAULT) -> list[Demonstration]:

@@ -1,8 +1,8 @@
 """Synthetic rows: how they are marked, and that none reaches training before a person has reviewed it.
 
 A synthetic row has the tag `synthetic`, or `kind: synthetic`. A review leaves the tag `reviewed:accepted`,
-`reviewed:edited` or `reviewed:by_sample`. `review: none` of *synthesise* leaves `reviewed:none`: training takes these
-rows, and reports say so.
+`reviewed:edited` or `reviewed:by_sample`; a person's judgment of a pair is a review as well, a program's is not.
+`review: none` of *synthesise* leaves `reviewed:none`: training takes these rows, and reports say so.
 """
 
 from __future__ import annotations
@@ -29,16 +29,23 @@ def check_reviewed(records: Sequence[Any], source: str, run: Run | None) -> None
     """
     made = [one for one in records if is_synthetic(one)]
     unseen = [one for one in made if not any(tag.startswith(f"{REVIEWED}:") for tag in _tags(one))]
-    judged = [one for one in unseen if getattr(one, "kind", SYNTHETIC) in ("human", "simulated", "model")]
-    if len(unseen) > len(judged):
+    unjudged = [one for one in unseen if getattr(one, "kind", SYNTHETIC) != "human"]
+    if unjudged:
+        judged = any(getattr(one, "kind", "") in ("simulated", "model") for one in unjudged)
+        programs = " (simulated raters and model judges are no people)" if judged else ""
         raise HandoffError(
-            f"{source}: {len(unseen) - len(judged)} of {counted(len(records), 'row')} synthetic, and reviewed by nobody: "
-            "review them ('tiebreak label' with task: review) and train on that run, or make them with 'tiebreak "
-            "synthesise' and review: none"
+            f"{source}: {len(unjudged)} of {counted(len(records), 'row')} synthetic, and reviewed by nobody{programs}: "
+            "review them ('tiebreak label' with task: review, or people's judgments of pairs) and train on that run, or make "
+            "them with 'tiebreak synthesise' and review: none"
         )
     if made and run is not None:
-        unreviewed = sum(UNREVIEWED in _tags(one) for one in made)
+        unreviewed = sum(UNREVIEWED in _tags(one) and getattr(one, "kind", SYNTHETIC) != "human" for one in made)
         run.facts["synthetic"] = {"rows": len(made), "of": len(records), "reviewed": len(made) - unreviewed}
+
+
+def synthetic_marks(tags: Sequence[str]) -> tuple[str, ...]:
+    """Those of a row's tags that mark it as synthetic, and its review; none if it is not."""
+    return tuple(tag for tag in tags if tag == SYNTHETIC or tag.startswith(f"{REVIEWED}:")) if SYNTHETIC in tags else ()
 
 
 def is_synthetic(record: Any) -> bool:

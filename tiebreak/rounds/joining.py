@@ -126,6 +126,8 @@ def _preference(pair: Pair, chosen: Completion, rejected: Completion, judgment: 
         kind="model",
         pair_id=pair.id,
         prompt_id=pair.prompt_id,
+        source=pair.source,
+        tags=pair.tags,
         split=pair.split,
         chosen_finished=chosen.finished,
         rejected_finished=rejected.finished,
