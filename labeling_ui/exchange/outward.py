@@ -163,7 +163,7 @@ def write_label_studio(folder: Path, pairs: Sequence[Pair], judgments: Sequence[
 
 def hub_card(preferences: Sequence[Preference], judgments: Sequence[ExportedJudgment]) -> str:
     """The data set's card: its configurations for the hub, and what the labels are."""
-    splits = Counter(one.split or "train" for one in preferences)
+    splits = Counter[str](one.split or "train" for one in preferences)
     there = [split for split in ("train", "validation", "test") if splits[split]]
     files = "\n".join(f"  - split: {split}\n    path: data/{split}.parquet" for split in there)
     kinds = sorted({one.kind for one in judgments})
