@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel bench clean help
+.PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel labels bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
@@ -20,6 +20,7 @@ help:
 	@echo "make docs         the documentation, into site/; links are checked"
 	@echo "make wheel        the wheel in an environment of its own, without the training packages: it labels, exports, compares"
 	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
+	@echo "make labels       win rates by judgments bought, and losses with wrong votes, after the quickstart: about three hours; may be stopped"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make room         prepare on 1,000,000 generated tickets, killed once: time, memory, the same bytes"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"
@@ -30,6 +31,9 @@ quickstart: setup
 smoke: setup
 	rm -rf runs/smoke
 	$(BIN)/tiebreak run --config configs/smoke/pipeline.yaml
+
+labels: setup
+	$(BIN)/python benchmarks/labels.py
 
 bench: setup
 	$(BIN)/python benchmarks/training.py

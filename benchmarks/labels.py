@@ -4,6 +4,7 @@
     python benchmarks/labels.py                           # all of them: about three hours on two quiet CPU cores
     python benchmarks/labels.py --case budgets --seeds 0  # a part; stop at any time, and the same command continues
     python benchmarks/labels.py --table                   # tables of what is finished, and benchmarks/labels.json
+    python benchmarks/labels.py --table --docs            # also into README.md and docs/benchmarks.md
 
 Shared by all cells: the quickstart's prepare and SFT runs (--runs), four completions of each training prompt, and a judge's
 verdicts on the pool. A cell buys judgments of simulated raters, trains DPO from SFT for the same number of optimizer steps,
@@ -62,6 +63,9 @@ LOSSES: Mapping[str, Mapping[str, Any]] = {
 SECONDS = {"select": 4, "label": 3, "reward": 60, "dpo": 85, "evaluate": 45, "sample": 130, "judge": 5, "join": 1}
 """of the stages on two cores, from the quickstart; the plan adds them up"""
 RESAMPLES = 2_000
+PAGES = ("README.md", "docs/benchmarks.md")
+BEGIN, END = "<!-- labels: begin -->", "<!-- labels: end -->"
+"""in the pages, around the tables"""
 Floats = NDArray[np.float64]
 
 
@@ -448,6 +452,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few steps and prompts")
     parser.add_argument("--plan", action="store_true", help="only print what is left to do")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
+    parser.add_argument("--docs", action="store_true", help="also write the tables into README and docs")
     given = parser.parse_args()
     world = World(given.runs.resolve(), given.folder.resolve(), given.small, given.strategy, given.budgets)
     say(*plan(given.case, world, given.seeds).lines)
@@ -463,6 +468,19 @@ def main() -> None:
     found = summarise(world, given.seeds)
     write(given.results, found)
     print("\n".join(tables(found)))
+    if given.docs:
+        for page in PAGES:
+            write_tables(ROOT / page, tables(found))
+
+
+def write_tables(page: Path, lines: Sequence[str]) -> None:
+    """Replace what is between the page's marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{page} has no marks {BEGIN} and {END}")
+    text = "\n".join(lines).strip()
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
 
 
 def write(file: Path, found: Mapping[str, Any]) -> None:

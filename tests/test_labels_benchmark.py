@@ -54,6 +54,17 @@ def test_tables_of_unfinished_benchmarks(labels: Any) -> None:
     assert lines[3].endswith("| – |")
 
 
+def test_tables_go_between_the_marks_of_a_page(labels: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{labels.BEGIN}\nold\n{labels.END}\n\nrest\n")
+    for _ in range(2):
+        labels.write_tables(page, ["| a |", "|---|", ""])
+    assert page.read_text() == f"# Title\n\n{labels.BEGIN}\n\n| a |\n|---|\n\n{labels.END}\n\nrest\n"
+    for name in labels.PAGES:
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        assert text.index(labels.BEGIN) < text.index(labels.END)
+
+
 @pytest.mark.proof
 def test_every_arm_and_loss_in_small(finished_recipe: Path, tmp_path: Path, labels: Any) -> None:
     words = ("labels.py", "--small", "--runs", finished_recipe / "runs", "--folder", tmp_path / "cells", "--seeds", "0")

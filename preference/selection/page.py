@@ -34,13 +34,22 @@ def _head(report: Report, made_from: Mapping[str, str]) -> Markup:
         "Strategy": report["strategy"],
         "Pool": made_from.get("pairs", ""),
         **{name: number(counts[key]) if counts[key] else "" for name, key in _LEFT_OUT},
-        **{name.replace("_", " ").capitalize(): source for name, source in made_from.items() if name != "pairs"},
+        **_other_inputs(made_from),
     }
     return join(
         el("p", "Selection: report", cls="eyebrow"),
         el("h1", f"{number(counts['selected'])} of {number(counts['pool'])} pairs selected for people to judge"),
         el("div", [el("span", name, " ", el("b", value)) for name, value in facts.items() if value], cls="facts"),
     )
+
+
+def _other_inputs(made_from: Mapping[str, str]) -> dict[str, str]:
+    """Inputs by name; those of a list, such as judges.0 and judges.1, together."""
+    found: dict[str, list[str]] = {}
+    for name, source in made_from.items():
+        if name != "pairs":
+            found.setdefault(name.partition(".")[0].replace("_", " ").capitalize(), []).append(source)
+    return {name: ", ".join(sources) for name, sources in found.items()}
 
 
 def _arms(report: Report) -> Markup:
