@@ -131,6 +131,8 @@ class LabelConfig(StageConfig):
     """daily goal of judgments per rater; their page shows today's count against it"""
     break_after_minutes: int | None = Field(default=None, ge=1, le=600, exclude_if=lambda minutes: minutes is None)
     """suggest a break after this many minutes of work without a five-minute pause; null: never"""
+    security_log: str | None = Field(default=None, exclude_if=lambda path: path is None)
+    """file to which logins and refused requests are appended, one JSON line each, without names and passwords"""
     second_factor_for_leads: bool = Field(default=False, exclude_if=lambda asked: not asked)
     """require codes of an authenticator app, besides the password, from leads, reviewers and observers"""
     oidc: OidcConfig | None = Field(default=None, exclude_if=lambda oidc: oidc is None)

@@ -460,6 +460,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         show_gold_agreement=config.show_gold_agreement,
         goal_per_day=config.goal_per_day,
         break_after_minutes=config.break_after_minutes,
+        security_log=config.security_log,
         second_factor_for_leads=config.second_factor_for_leads,
         asked=config.asked,
         reason=config.ask_reason,

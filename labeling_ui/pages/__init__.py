@@ -102,6 +102,8 @@ class PageConfig:
     """judgments that a rater is asked for a day"""
     break_after_minutes: int | None = None
     """work without a break after which one is suggested"""
+    security_log: str | None = None
+    """file of logins and refusals"""
     second_factor_for_leads: bool = False
     """whether those who see the lead's page need a second factor"""
     asked: Questionnaire = field(default_factory=Questionnaire)

@@ -30,9 +30,13 @@ from labeling_ui.web import second_factor
 from tiebreak.errors import ConfigError
 
 SESSION_DAYS = 14
-MIN_PASSWORD_CHARACTERS = 8
-MIN_DIFFERENT_CHARACTERS = 4
-MAX_PASSWORD_CHARACTERS = 1_000
+MIN_PASSWORD_CHARACTERS = 12
+MAX_PASSWORD_CHARACTERS = 128
+MOST_CHECKED_CHARACTERS = 1_000
+"""Of passwords that are older than `MAX_PASSWORD_CHARACTERS`."""
+LEAST_STRENGTH = 3
+"""Of zxcvbn's 0 to 4: at least 10⁸ guesses, with the most common passwords first."""
+ESTIMATED_CHARACTERS = 64
 INVITATION_DAYS = 7
 INVITATION_PATH = "/login/#invitation="
 """The token comes after a #: browsers neither send it to servers nor write it to logs."""
@@ -449,11 +453,15 @@ def log_out(store: Store, token: str) -> None:
 
 
 def check_password(password: str, name: str) -> None:
-    """Raises ConfigError for a new password that is short, nearly one character, or the name."""
+    """Raises ConfigError for a new password that is short, common, or easy to guess."""
     if len(password) < MIN_PASSWORD_CHARACTERS:
         raise ConfigError(f"a password must have at least {MIN_PASSWORD_CHARACTERS} characters")
-    if len(set(password)) < MIN_DIFFERENT_CHARACTERS or password.casefold() == name.casefold():
-        raise ConfigError("this password is too easy to guess: choose another one")
+    if len(password) > MAX_PASSWORD_CHARACTERS:
+        raise ConfigError(f"a password must have at most {MAX_PASSWORD_CHARACTERS} characters")
+    from zxcvbn import zxcvbn  # its lists of passwords take a moment to load
+
+    if zxcvbn(password[:ESTIMATED_CHARACTERS], [name])["score"] < LEAST_STRENGTH:
+        raise ConfigError("this password is too easy to guess: choose another one, such as four unrelated words")
 
 
 def hash_password(password: str) -> str:
@@ -474,7 +482,7 @@ def check_name(name: str) -> str:
 
 
 def _verify(hashed: str, password: str) -> bool:
-    if len(password) > MAX_PASSWORD_CHARACTERS:
+    if len(password) > MOST_CHECKED_CHARACTERS:
         return False
     try:
         return _HASHING.submit(_HASHER.verify, hashed, password).result()

@@ -74,6 +74,7 @@ from labeling_ui.web.context import (
     rendered,
     with_ids,
 )
+from labeling_ui.web.security_log import hidden_name
 
 MAX_HOLDING = 10
 DEVICE_COOKIE = "tiebreak_device"
@@ -161,6 +162,7 @@ class Passage(_Body):
 def login(desk: DeskOf, request: Request, response: Response, body: LoginWithCode) -> dict[str, str]:
     """Start a session. Wrong names, passwords and codes get one reply; a missing code, after the right password, 428."""
     address, name = request.client.host if request.client else "", composed(body.username)
+    request.state.who = hidden_name(name)
     mark = request.cookies.get(DEVICE_COOKIE, "")
     device = mark if mark and knows_device(desk.store, name, mark) else ""
     crowded = desk.limit.is_crowded(address)
@@ -200,6 +202,7 @@ def _begin(desk: Desk, session: Session, request: Request, response: Response) -
 
 def set_cookies(desk: Desk, session: Session, request: Request, response: Response) -> None:
     """The cookies of a session, and of a browser that has been let in under its name; both for the desk's path alone."""
+    request.state.who = session.rater.id
     mark = device_mark(desk.store, session.rater.name)
     for name, value, days in ((SESSION_COOKIE, session.token, SESSION_DAYS), (DEVICE_COOKIE, mark, DEVICE_DAYS)):
         set_cookie(request, response, name, value, days=days, prefix=desk.page.prefix)

@@ -176,6 +176,7 @@ async def current_session(request: Request) -> Session:
     session = session_of(request)
     if session is None:
         raise HTTPException(401, "log in first")
+    request.state.who = session.rater.id
     return session
 
 

@@ -21,6 +21,7 @@ from starlette.types import Message as ASGIMessage
 from labeling_ui.pages import PageConfig
 from labeling_ui.web.context import VIEWERS, lacks_second_factor, session_of
 from labeling_ui.web.metrics import Metrics
+from labeling_ui.web.security_log import SecurityLog
 
 MAX_BODY_BYTES = 600_000
 MAX_BODY_SECONDS = 30
@@ -77,6 +78,7 @@ class Guard:
         self.page = page
         self.has_campaign = has_campaign
         self.metrics = metrics or Metrics()
+        self.log = SecurityLog(page.security_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -86,6 +88,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope.setdefault("state", {})
         request = Request(scope)
         path = route_path(scope)
         headers, begun = dict(_HEADERS), time.monotonic()
@@ -98,6 +101,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 method = request.method if request.method in _METHODS else "OTHER"
                 self.metrics.count(method, message["status"], time.monotonic() - begun)
+                address = request.client.host if request.client else ""
+                self.log.request(method, path, message["status"], address, scope["state"].get("who", ""))
                 reply_headers = MutableHeaders(scope=message)
                 for name, value in headers.items():
                     if not (path.startswith(CACHED) and name in reply_headers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -277,7 +278,14 @@ def test_made_up_names_at_a_crowded_address_cost_no_processor_and_as_long(
 # --- names and passwords ---
 
 
-@pytest.mark.parametrize("password", ["x", "1234567", "aaaaaaaaaa", "abababababab", "anna the rater", "ANNA THE RATER"])
+EASY = [
+    "x", "1234567", "x7!kQ2mVb9L", "aaaaaaaaaaaa", "abababababab", "anna the rater", "ANNA THE RATER",
+    "password1234", "iloveyou1234", "qwertyuiop12", "x7!kQ2mVb9Lp" * 11,
+]  # fmt: skip
+"""Short, of one pattern, the name, common ones, and 132 characters."""
+
+
+@pytest.mark.parametrize("password", EASY)
 def test_a_password_that_is_easy_to_guess_is_refused(tmp_path: Path, password: str) -> None:
     store = open_store(tmp_path, [], raters=0)
     with pytest.raises(ConfigError, match="password"):
@@ -288,6 +296,33 @@ def test_a_password_that_is_easy_to_guess_is_refused(tmp_path: Path, password: s
     add_account(store, "anna the rater", "rater", PASSWORD)
     with pytest.raises(ConfigError, match="password"):
         reset_password(store, "anna the rater", password)
+
+
+def test_logins_and_refusals_are_logged_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labeling_ui.web.server.mount_pages", lambda _app, _page: None)
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    rater_id = add_account(store, "anna", "rater", PASSWORD).id
+    file = tmp_path / "security.jsonl"
+    app = create_app(store, PageConfig("t", hosts=(), security_log=str(file)))
+
+    async def use() -> None:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for name, password in (("anna", "a wrong word"), ("my secret word", "x"), ("anna", PASSWORD)):
+                await client.post("/api/login", json={"username": name, "password": password})
+            await client.get("/api/me")
+            await client.get("/api/lead/status")
+
+    asyncio.run(use())
+    text = file.read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["path"], line["status"]) for line in lines] == [
+        ("/api/login", 401), ("/api/login", 401), ("/api/login", 200), ("/api/lead/status", 403),
+    ]  # fmt: skip
+    assert [line["account"] for line in lines[2:]] == [rater_id, rater_id]
+    assert lines[0]["account"] != lines[1]["account"]
+    assert not any(word in text for word in ("anna", "wrong", "secret", PASSWORD))
+    assert file.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
