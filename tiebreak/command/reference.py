@@ -62,7 +62,8 @@ def _command(name: str, command: Command, level: str) -> Iterator[str]:
         return
     yield from ["", "```text", usage_of(name, command, model).removeprefix("usage: "), "```"]
     own = sorted(own_keys(model), key=lambda key: key.path == "tracking")
-    yield from _table([key for key in own if key.section is None and key.item_section is None])
+    plain = [key for key in own if key.section is None and key.item_section is None]
+    yield from _table(sorted(plain, key=lambda key: key.default is not REQUIRED))
     for key in own:
         section = key.section or key.item_section
         if section is not None:
