@@ -35,8 +35,8 @@ def check_reviewed(records: Sequence[Any], source: str, run: Run | None) -> None
         programs = " (simulated raters and model judges are no people)" if judged else ""
         raise HandoffError(
             f"{source}: {len(unjudged)} of {counted(len(records), 'row')} synthetic, and reviewed by nobody{programs}: "
-            "review them ('tiebreak label' with task: review, or people's judgments of pairs) and train on that run, or make "
-            "them with 'tiebreak synthesise' and review: none"
+            "review them ('tiebreak label' with task: review, or people's judgments of pairs) and train on that run, or "
+            "make them with 'tiebreak synthesise' and review: none"
         )
     if made and run is not None:
         unreviewed = sum(UNREVIEWED in _tags(one) and getattr(one, "kind", SYNTHETIC) != "human" for one in made)
