@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, shortened
+from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, parameters_of, shortened
 
 
 def yardstick_of(folder: Path, source: str) -> Yardstick:
@@ -85,6 +86,20 @@ def test_criteria_of_a_function_are_asked_of_the_same_answer(tmp_path: Path) -> 
     assert yardstick.file == str(tmp_path / "mine.py")
     assert yardstick.measure("two", "2", "x") == Measurement(2.0, {"two": True, "given": True})
     assert yardstick.measure("two", "3", "x") == Measurement(3.0, {"two": False, "given": True})
+
+
+def test_criteria_are_none_where_they_cannot_be_found_out(tmp_path: Path) -> None:
+    assert yardstick_of(tmp_path, SCALED).criteria_of("two", "2") == {}
+    source = f"{SCALED}\ngrade.criteria = lambda prompt, answer: {{prompt: 1 / int(answer), 4: answer}}"
+    yardstick = yardstick_of(tmp_path, source)
+    assert yardstick.criteria_of("two", "2") == {"two": True, "4": True}
+    assert yardstick.criteria_of("two", "0") == {}
+
+
+def test_parameters_by_name() -> None:
+    assert parameters_of(shortened) == {*inspect.signature(shortened).parameters}
+    assert parameters_of(int.from_bytes) >= {"bytes"}
+    assert parameters_of(iter) == set()  # a built-in function without a signature
 
 
 def test_a_question_is_shortened_to_sixty_characters_on_one_line() -> None:
