@@ -57,7 +57,7 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     """answers per policy and prompt; intervals and tests are over prompts"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
     """how answers are drawn; the same for every policy"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """random seed, combined with the prompt; the same for every policy"""
     batch_size: int = Field(default=32, ge=1)
     """answers sampled at once"""

@@ -128,7 +128,7 @@ class SampleConfig(SplittingConfig, ThinkingConfig):
     """completions drawn for each prompt"""
     sampling: list[SamplingConfig] = [SamplingConfig()]
     """how completions are drawn; with several settings, a prompt's completions use them in turn"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """random seed, combined with the prompt and the completion's number"""
     batch_size: int = Field(default=32, ge=1)
     """completions sampled at once; each finished one is replaced by the next"""

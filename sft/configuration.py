@@ -21,7 +21,7 @@ class SplitShares(Section):
     """share of the prompts without a demonstration to hold out for the final figures"""
     demonstrations_validation: float = Field(default=0.1, ge=0.0, lt=1.0)
     """share of the prompts with a demonstration to hold out for validation during training"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """random seed of the split, combined with the prompt"""
 
     @model_validator(mode="after")
@@ -97,7 +97,7 @@ class AnonymiseConfig(Section):
     """the environment variable with the secret key for `hash` and `map`"""
     map: str | None = None
     """a file outside the run folder for the original values, encrypted with the key; null: do not keep them"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """random seed of the surrogates"""
 
 
@@ -110,7 +110,7 @@ class BalanceConfig(Section):
     """a group is a gap if it has fewer rows than this share of an even distribution"""
     min_characters: int = Field(default=20, ge=1)
     """shortest prompt whose language is recognised"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """random seed of the topics"""
 
 

@@ -132,6 +132,7 @@ def test_weights_of_mean_one_leave_equal_weights_alone() -> None:
     assert mean_one(np.full((5, 2), 0.25)).tolist() == np.ones((5, 2)).tolist()
     scaled = mean_one(np.array([[1.0, 0.0], [3.0, 0.0]]))
     assert scaled.tolist() == [[0.5, 0.0], [1.5, 0.0]]
+    assert mean_one(np.array([[0.5e308], [1.5e308]])).tolist() == [[0.5], [1.5]]  # whose sum is infinite
 
 
 def test_a_weighted_loss_is_the_loss_of_repeated_rows() -> None:

@@ -80,7 +80,7 @@ class PipelineConfig(Section):
     """folder to write to, instead of from_root"""
     from_root: str = ""
     """the folder in the stages' files that root replaces"""
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
     """the seed of every stage; null: as in the files. split.seed of prepare stays as it is: runs of different seeds
     hold out the same prompts and can be compared"""
     group: str | None = None

@@ -77,7 +77,7 @@ class LoadingConfig(Section):
 class OptimizerConfig(LoadingConfig):
     """How a model is loaded, and the steps of its training."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """random seed for the order of rows, new weights and all sampling"""
     learning_rate: float = Field(default=1e-4, gt=0)
     """peak learning rate, after the warm-up"""

@@ -270,6 +270,10 @@ def find_base(name: str, trust_remote_code: bool = False) -> Path:
         _require_safetensors(path, name)
         _require_plain_weights(path, name)
         return path
+    if path.is_file():
+        raise ModelError(f"{name} is a file, but a model is a folder: give {path.parent}")
+    if name.startswith("~"):
+        raise ModelError(f"no such model: {name}: ~ is not read as the home folder here; write {path.expanduser()}")
     if name.startswith((".", "/", "runs/")) or name.count("/") > 1:
         raise ModelError(f"no such model: {name} does not exist; run its stage first, or fix the path")
     return _from_hub(name, trust_remote_code)

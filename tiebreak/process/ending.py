@@ -250,7 +250,7 @@ def _open_closed_streams() -> None:
 
 def _replace_unknown_characters() -> None:
     """In a terminal whose encoding lacks a character, as `…` in Latin-1, a question mark is printed for it."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):  # the locale C
         sys.stdout.reconfigure(errors="replace")
 
 

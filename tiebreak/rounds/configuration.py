@@ -61,7 +61,7 @@ class RoundsConfig(Section):
     model; nothing: they only select pairs"""
     stop: StopConfig = StopConfig()
     """when to stop"""
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
     """the seed of every stage; null: as in the files"""
     replace: bool = False
     """move the folders of different runs aside, and run those stages again"""

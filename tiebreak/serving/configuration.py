@@ -21,7 +21,7 @@ class ChatArguments(Section):
     """the system message"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=512)
     """how answers are drawn"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """random seed: the same seed and turns give the same answers"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the GPU has it, float32 elsewhere"""

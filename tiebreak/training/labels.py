@@ -108,7 +108,10 @@ def mean_one(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
     Over the whole set, not over a batch: a pair has the same weight in any batch.
     """
-    means = weights.mean(axis=0, keepdims=True)
+    with np.errstate(over="ignore"):
+        means = weights.mean(axis=0, keepdims=True)
+    if not np.isfinite(means).all():  # the sum is beyond a float
+        return mean_one(weights / weights.max(axis=0, keepdims=True))
     return weights / np.where(means > 0, means, 1.0)
 
 

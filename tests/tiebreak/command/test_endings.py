@@ -59,9 +59,16 @@ def test_a_closed_pipe_ends_a_command_in_silence(words: list[str]) -> None:
         assert process.wait(60) == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_without_a_character_shows_a_question_mark(encoding: str) -> None:
-    environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},  # its errors are surrogateescape
+    ],
+    ids=str,
+)
+def test_a_terminal_without_a_character_shows_a_question_mark(variables: dict[str, str]) -> None:
+    environment = {**ENVIRONMENT, **variables}
     result = subprocess.run(
         [*CLI, "raters", "--help"], cwd=REPOSITORY, env=environment, capture_output=True, check=True
     )

@@ -103,6 +103,8 @@ def test_faults_without_a_file_name_the_flag_to_give() -> None:
         "  --training.seed: input should be greater than or equal to 0, not -1",
         "  all keys: tiebreak study --help",
     ]
+    with pytest.raises(ConfigError, match="seed: input should be less than 4294967296, not 4294967296"):
+        load_config(StudyConfig, ["--output", "x", "--training.seed", str(2**32)], "study")  # as NumPy takes it
 
 
 def test_a_missing_key_of_a_section_is_at_the_sections_line(tmp_path: Path) -> None:

@@ -252,6 +252,15 @@ def test_names_that_lead_nowhere(tmp_path: Path, trained: Path, judge: Path) -> 
         find_model(str(tmp_path / "cut"))
 
 
+def test_a_name_that_is_no_folder_says_what_it_is(tiny_model: Path) -> None:
+    with pytest.raises(ModelError) as file:
+        find_model(str(tiny_model / "config.json"))
+    assert str(file.value) == f"{tiny_model / 'config.json'} is a file, but a model is a folder: give {tiny_model}"
+    with pytest.raises(ModelError) as home:
+        find_model("~/models/mine")
+    assert str(home.value).endswith(f"~ is not read as the home folder here; write {Path.home() / 'models' / 'mine'}")
+
+
 def test_another_dropout_than_the_adapters_own_is_refused(trained: Path) -> None:
     asked = ADAPTER.model_copy(update={"dropout": 0.3})
     with pytest.raises(ConfigError, match=r"adapter\.dropout: 0\.3 \(it has 0\.0\)"):
