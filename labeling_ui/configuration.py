@@ -300,7 +300,8 @@ class GoldArguments(Section):
     store: str
     """URL of the label store"""
     gold: str | None = None
-    """JSON Lines of `item_id` (a pair's id) and `preferred_id` (its better completion; null: neither is)"""
+    """JSON Lines of `item_id` (a pair's id) and `preferred_id` (its better completion; null: neither is); of a single
+    answer, `value` instead (the rating, the verdict or the class)"""
     remove: list[str] = Field(default_factory=list)
     """ids of gold pairs to turn back into ordinary pairs"""
 

@@ -633,8 +633,10 @@ def _gold(words: list[str]) -> None:
     store = Store.open(arguments.store)
     if arguments.gold is None and not arguments.remove:
         raise ConfigError("label gold: name a file with --gold, or gold pairs with --remove ID …")
-    for answer in read_gold(arguments.gold, store.pairs()) if arguments.gold is not None else ():
-        store.set_gold(answer.item_id, answer.preferred_id)
+    for answer in (
+        read_gold(arguments.gold, store.pairs(), store.single_answers()) if arguments.gold is not None else ()
+    ):
+        store.set_gold(answer.item_id, answer.preferred_id, answer.value)
     for item_id in arguments.remove:
         store.remove_gold(item_id)
     print(f"{store.url} has {len(store.gold())} gold pairs")

@@ -495,6 +495,11 @@ def _migrate_021_notes(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX events_notes ON events (seq) WHERE kind = 'note'")
 
 
+def _migrate_022_gold_values(connection: Connection) -> None:
+    """Known answers of single answers: a value instead of a side."""
+    connection.exec_driver_sql("ALTER TABLE gold ADD COLUMN value TEXT")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -517,6 +522,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_019_documents_and_identities,
     _migrate_020_media,
     _migrate_021_notes,
+    _migrate_022_gold_values,
 )
 
 

@@ -98,6 +98,7 @@ GOLD = Table(
     Column("item_id", String, primary_key=True),
     Column("preferred_id", String),
     Column("number", Integer),
+    Column("value", Text),
 )
 RATERS = Table(
     "raters",

@@ -103,6 +103,8 @@ def read_known_answers(store: Store) -> KnownAnswers:
     items = {item.id: item for pair in store.pairs() for item in items_of(pair)}
     gold: dict[Comparison, Vote] = {}
     for one in store.gold():
+        if one.value is not None:  # a single answer's
+            continue
         item = items[one.item_id]
         first, second = sorted((item.first_id, str(item.second_id)))
         side = 0 if one.preferred_id is None else 1 if one.preferred_id == first else -1
@@ -155,7 +157,7 @@ def write_labels(
     _check_flags(labels.judgments, config)
     assessed = decide_assessments(
         labels.single_answers,
-        [one for one in labels.assessments if one.rater_id not in config.exclude_raters],
+        [one for one in labels.assessments if one.rater_id not in config.exclude_raters and not one.gold],
         labels.unseen,
     )
     known_answers = labels.known_answers.without(evaluating)

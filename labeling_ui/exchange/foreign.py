@@ -20,8 +20,11 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.pairs.campaign import Gold
 from labeling_ui.store.pairs.items import items_of
+from labeling_ui.store.pairs.known import check_value
+from tiebreak.assessments import SingleAnswer
 from tiebreak.config import Section
 from tiebreak.data.conversations import to_messages
 from tiebreak.data.images import require_text
@@ -115,17 +118,26 @@ def read_own(
     return result
 
 
-def read_gold(path: str, pairs: Sequence[Pair]) -> list[Gold]:
+def read_gold(path: str, pairs: Sequence[Pair], answers: Sequence[SingleAnswer] = ()) -> list[Gold]:
     """Items with their known answers.
 
     Raises:
-        DataError: rows without a pair of two, or with another pair's completion; all are listed, with file and line.
+        DataError: rows without a pair of two or a single answer, with another pair's completion, or with a value that the
+            task cannot have; all are listed, with file and line.
     """
+    tasks = {answer.id: answer.task for answer in answers}
     items = {item.id: item for pair in pairs for item in items_of(pair)}
     gold, faults = [], []
     for where, row in read_rows(path):
-        item, preferred = items.get(str(row.get("item_id"))), row.get("preferred_id")
-        if item is None:
+        name, preferred = str(row.get("item_id")), row.get("preferred_id")
+        item = items.get(name)
+        if name in tasks:
+            try:
+                check_value(tasks[name], row.get("value"))
+                gold.append(Gold(name, value=row.get("value")))
+            except RefusedError as error:
+                faults.append(f"{where}: value: {error}")
+        elif item is None:
             faults.append(f"{where}: there is no pair of two completions with the id {row.get('item_id')}")
         elif "preferred_id" not in row or preferred not in (None, item.first_id, item.second_id):
             faults.append(f"{where}: preferred_id must be {item.first_id}, {item.second_id} or null, not {preferred}")

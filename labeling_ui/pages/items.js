@@ -152,6 +152,7 @@ function drawItem() {
     make('h3', {}, words['items.judgments']),
     judgmentTable(item.judgments, false),
     item.settled_as ? make('p', { class: 'note' }, say('items.settled', { answer: describe(item.settled_as, item.completions[0].id) }), ' ', make('button', { type: 'button', class: 'plain', 'data-unsettle': item.item_id }, words['items.unsettle'])) : '',
+    singleGold(),
     ranking ? '' : make('p', { class: 'line-form' }, make('label', {}, words['items.gold'], ' ', make('select', { name: 'gold', 'data-gold': true },
       choose('none', words['items.gold.none']), choose('A', words['items.gold.A']), choose('B', words['items.gold.B']), choose('neither', words['items.gold.neither'])))),
     correction(),
@@ -159,6 +160,16 @@ function drawItem() {
   );  drawMedia(find('.item'));
   showItemNotes().catch(() => {}); // the pair itself is there
 
+}
+
+// The known answer of a single answer: a step of the scale, a verdict, or a class.
+function singleGold() {
+  const { ratings, classes } = props.value;
+  const values = { rate: ratings.map((name, n) => [String(n + 1), `${n + 1}: ${name}`]), review: ['accept', 'edit', 'reject'].map((name) => [name, words[`said.${name}`]]), classify: classes.map((name) => [name, name]) }[item.task];
+  if (!values) return '';
+  const now = item.gold ? String(item.gold_value) : '';
+  return make('p', { class: 'line-form' }, make('label', {}, words['items.gold'], ' ', make('select', { name: 'gold', 'data-gold': true },
+    make('option', { value: 'none' }, words['items.gold.none']), ...values.map(([value, text]) => make('option', { value: `value:${value}`, selected: value === now }, text)))));
 }
 
 function goldValue() {
@@ -196,7 +207,8 @@ async function unsettle(id) {
 async function setGold(value) {
   const path = `/api/lead/gold/${encodeURIComponent(item.item_id)}`;
   const [a, b] = item.completions;
-  const done = value === 'none' ? await change(path, 'DELETE') : await change(path, 'PUT', { preferred_id: { A: a.id, B: b.id, neither: null }[value] });
+  const single = value.startsWith('value:') && value.slice(6);
+  const done = single ? await change(path, 'PUT', { value: item.task === 'rate' ? Number(single) : single }) : value === 'none' ? await change(path, 'DELETE') : await change(path, 'PUT', { preferred_id: { A: a.id, B: b.id, neither: null }[value] });
   if (done) warn('');
   await search();
   await openItem(item.item_id);

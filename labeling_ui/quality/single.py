@@ -19,7 +19,8 @@ from tiebreak.terminal import titled_table
 
 
 def measure_assessments(assessments: Sequence[ExportedAssessment]) -> dict[str, Any]:
-    """Each task's agreement, α and self-consistency; people's judgments alone where there are any."""
+    """Each task's agreement, α and self-consistency, without gold; people's judgments alone where there are any."""
+    assessments = [one for one in assessments if not one.gold]
     kinds = {one.kind for one in assessments}
     measured: dict[str, Any] = {}
     for task in SINGLE_TASKS:

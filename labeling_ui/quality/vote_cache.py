@@ -125,6 +125,7 @@ class LiveVotes:
         golden = sa.select(GOLD.c.item_id, GOLD.c.preferred_id, ITEMS.c.first_id).join(
             ITEMS, ITEMS.c.id == GOLD.c.item_id
         )
+        golden = golden.where(GOLD.c.value.is_(None))  # single answers have no sides
         settled = sa.select(ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.record, ITEMS.c.first_id)
         with self._store.reading() as connection:
             for item_id, record, first in connection.execute(

@@ -446,13 +446,19 @@ class Store:
         with self.reading() as connection:
             return changes.pairs_absent(connection, source, pair_ids)
 
-    def set_gold(self, item_id: str, preferred_id: str | None) -> Gold:
-        """Make an item gold: `preferred_id` is the better completion, or None where neither is better.
+    def set_gold(self, item_id: str, preferred_id: str | None, value: int | str | None = None) -> Gold:
+        """Make an item gold: `preferred_id` is the better completion, or None where neither is better; of a single answer,
+        `value` is the rating, the verdict or the class.
 
         Raises:
             RefusedError: there is no such item, or the completion is not one of its own.
         """
-        return self.transact(lambda tx: campaign.set_gold(tx, item_id, preferred_id))
+        return self.transact(lambda tx: campaign.set_gold(tx, item_id, preferred_id, value))
+
+    def task_of(self, item_id: str) -> str | None:
+        """What raters are asked of an item; None: there is no such item."""
+        with self.glancing() as connection:
+            return connection.scalar(sa.select(ITEMS.c.task).where(ITEMS.c.id == item_id))
 
     def remove_gold(self, item_id: str) -> None:
         """Make a gold item an ordinary one. Raises RefusedError if it is not gold."""
@@ -464,7 +470,8 @@ class Store:
             query = sa.select(GOLD).join(ITEMS, ITEMS.c.id == GOLD.c.item_id)
             query = query.where(ITEMS.c.withdrawn == sa.literal_column("0"))
             rows = connection.execute(query.order_by(GOLD.c.number)).all()
-        return [Gold(row.item_id, row.preferred_id) for row in rows]
+        known = [(row, None if row.value is None else json.loads(row.value)) for row in rows]
+        return [Gold(row.item_id, row.preferred_id, value) for row, value in known]
 
     # --- raters -------------------------------------------------------------------------------------------------------
 

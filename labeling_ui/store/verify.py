@@ -84,7 +84,7 @@ class _RebuiltTables:
     inspections: dict[str, Inspection] = field(default_factory=dict)
     drawn: set[str] = field(default_factory=set)
     """items that were drawn to be reviewed"""
-    gold: dict[str, str | None] = field(default_factory=dict)
+    gold: dict[str, tuple[str | None, int | str | None]] = field(default_factory=dict)
     adjudications: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     acceptances: dict[tuple[str, str], str] = field(default_factory=dict)
     documents: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -176,7 +176,7 @@ def _apply_to_pairs(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
         case "review_sampled":
             rebuilt.drawn.update(payload["item_ids"])
         case "gold_set":
-            rebuilt.gold[event.item_id] = payload["preferred_id"]
+            rebuilt.gold[event.item_id] = payload["preferred_id"], payload.get("value")
         case "gold_removed":
             del rebuilt.gold[event.item_id]
         case "settlement_removed":
@@ -454,7 +454,10 @@ def _compare_lead(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
         row.item_id: (row.lead_id, _digest(json.loads(row.record)))
         for row in connection.execute(sa.select(ADJUDICATIONS))
     }
-    gold = {row.item_id: row.preferred_id for row in connection.execute(sa.select(GOLD))}
+    gold = {
+        row.item_id: (row.preferred_id, None if row.value is None else json.loads(row.value))
+        for row in connection.execute(sa.select(GOLD))
+    }
     agreed = {(row.rater_id, row.document): row.version for row in connection.execute(sa.select(ACCEPTANCES))}
     gone = {row.pair_id: (row.reason, row.replaced_by) for row in connection.execute(sa.select(WITHDRAWALS))}
     texts = {(row.document, row.version): row.text for row in connection.execute(sa.select(DOCUMENTS))}

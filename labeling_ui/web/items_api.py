@@ -87,6 +87,7 @@ def item(desk: DeskOf, pair_id: str) -> dict[str, Any]:
             if not compared or one.id in (opened.first_id, opened.second_id)
         ],
         "gold_id": opened.gold_id,
+        "gold_value": opened.gold_value,
         "settled_as": opened.settled and opened.settled.model_dump(mode="json"),
         "withdrawn_why": opened.withdrawn,
         "pair": opened.pair.model_dump(mode="json"),

@@ -21,10 +21,10 @@ from typing import Annotated, Any, Literal
 from anyio import to_thread
 from fastapi import APIRouter, Body, Depends, Query
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
 from labeling_ui.quality.agreement import PUBLISHED
-from labeling_ui.store.answers import Submission, storable
+from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, Submission, storable
 from labeling_ui.store.figures.progress import BatchProgress
 from labeling_ui.store.leads import adjudication
 from labeling_ui.store.pairs.campaign import CONVERSATIONS, BatchChange
@@ -156,13 +156,22 @@ class NewBatch(BatchChange):
 
 
 class GoldAnswer(BaseModel):
-    """The better completion of a gold pair; null where neither is better."""
+    """The better completion of a gold pair, or null where neither is better; of a single answer, its value."""
 
     model_config = ConfigDict(extra="forbid")
 
-    preferred_id: str | None = Field(max_length=200)
+    preferred_id: str | None = Field(default=None, max_length=200)
+    value: StrictInt | Annotated[str, Field(max_length=MAX_CLASS_CHARACTERS)] | None = None
 
     _storable = field_validator("preferred_id")(storable)
+
+    @model_validator(mode="after")
+    def _one_is_given(self) -> GoldAnswer:
+        if len({"preferred_id", "value"} & self.model_fields_set) != 1:
+            raise ValueError("give preferred_id for a pair, or value for a single answer")
+        if isinstance(self.value, str):
+            storable(self.value)
+        return self
 
 
 @router.get("/status")
@@ -310,7 +319,10 @@ def gold(desk: DeskOf) -> list[dict[str, Any]]:
 @router.put("/gold/{pair_id:path}")
 def set_gold(desk: DeskOf, _lead: LeadWritingSession, pair_id: str, body: GoldAnswer) -> dict[str, Any]:
     """Make a pair gold: every rater gets it once, and it looks like any other."""
-    return vars(desk.store.set_gold(pair_id, body.preferred_id))
+    for task in ("rate", "classify") if body.value is not None else ():
+        if task == desk.store.task_of(pair_id):
+            desk.page.asked.refuse_value(task, body.value)
+    return vars(desk.store.set_gold(pair_id, body.preferred_id, body.value))
 
 
 @router.delete("/gold/{pair_id:path}")

@@ -89,6 +89,7 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         connection.execute(f"ALTER TABLE {column}")
     for column in (
         "batches DROP COLUMN goal",
+        "gold DROP COLUMN value",
         *(f"invitations DROP COLUMN {one}" for one in ("name", "made_at_ms", "revoked", "email", "subject")),
         *(f"raters DROP COLUMN {one}" for one in ("standing", "standing_seq", "standing_note", "erased_at_ms")),
     ):

@@ -21,12 +21,14 @@ from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.migrations import MIGRATIONS
 from labeling_ui.exchange.single import difference
 from labeling_ui.quality.agreement import krippendorff_alpha, measure_votes
+from labeling_ui.quality.single import measure_assessments
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.leads.finding import Search
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.standing import StopConfig
 from tiebreak.assessments import Assessment, SingleAnswer, SingleTask, read_judgment
 from tiebreak.data.reading import read_answers, read_demonstrations
 from tiebreak.data.single import read_single_answers
@@ -65,6 +67,53 @@ def export_of(store: Store, output: Path) -> Path:
 
 
 # --- the store ---
+
+
+def test_single_answers_with_a_known_answer_measure_raters_and_count_nowhere_else(url: str, tmp_path: Path) -> None:
+    """Right by hand: the same class, the same verdict, a rating at most one step off; a skip is neither."""
+    single = [make_single(n, task) for n, task in enumerate(("rate", "rate", "review", "classify", "review"))]
+    store = open_store(url, [*single, make_pair(9)], raters=2)
+    rows = [(0, 4), (1, 4), (2, "reject"), (3, "law")]
+    known = tmp_path / "gold.jsonl"
+    known.write_text("".join(json.dumps({"item_id": f"answer-{n}", "value": value}) + "\n" for n, value in rows))
+    label.main(["gold", "--gold", str(known), "--store", store.engine.url.render_as_string(hide_password=False)])
+    assert [(one.item_id, one.value) for one in store.gold()] == [(f"answer-{n}", value) for n, value in rows]
+    for item, value in (("answer-0", None), ("answer-0", 0), ("answer-2", "maybe"), ("answer-3", 3), ("pair-9", "law")):
+        with pytest.raises(RefusedError):
+            store.set_gold(item, None, value)
+    store.rules.gold_share = 1.0
+    for rater, values in (("r0", (5, 2, "reject", "law", "accept")), ("r1", (4, 3, "accept", "medicine"))):
+        while (given := store.claim(rater)) is not None:
+            if given.item_id == "pair-9":
+                store.submit(rater, answer("pair-9", 1))
+            else:
+                assess(store, rater, given.item_id, values[int(given.item_id[-1])], rationale="false")
+    assert store.gold_agreements() == {"r0": (3, 4), "r1": (2, 4)}, "2 is two steps from 4"
+    wrong = next(one for one in store.history("r1") if one.judgment.pair_id == "answer-2")
+    store.amend("r1", wrong.judgment_id, "again", Answer(skip=True))
+    assert store.gold_agreements()["r1"] == (2, 3), "a skip does not count"
+    assert {task: one["answers"] for task, one in measure_assessments(store.assessments()).items()} == {"review": 1}
+    assert [row["answer_id"] for row in rows_of(export_of(store, tmp_path / "out") / "reviews.jsonl")] == ["answer-4"]
+    assert not (tmp_path / "out" / "final" / "ratings.jsonl").exists()
+    assert LiveVotes(store).read() is not None
+    assert store.open_item("answer-3").gold_value == "law"
+    store.remove_gold("answer-3")
+    assert verify(store).faults == []
+    store.close()
+
+
+def test_a_rater_is_stopped_by_single_answers_too(tmp_path: Path) -> None:
+    """Ten wrong classes in a row: Wald's test of 0.85 against 0.6 needs ln(0.95/0.01) / ln(0.4/0.15) = 4.6, so five."""
+    store = open_store(tmp_path, [make_single(n, "classify") for n in range(10)], raters=1)
+    for n in range(10):
+        store.set_gold(f"answer-{n}", None, "law")
+    store.rules.gold_share, store.rules.stop = 1.0, StopConfig(pace=None, consistency=None)
+    for n in range(10):
+        if store.standing("r0") == "" and (given := store.claim("r0")) is not None:
+            assess(store, "r0", given.item_id, "medicine", seconds_active=float(n))
+    assert store.standing("r0") == "stopped"
+    assert store.progress("r0").done == 5
+    store.close()
 
 
 def test_the_three_tasks_are_judged_undone_rejected_and_exported(url: str, tmp_path: Path) -> None:

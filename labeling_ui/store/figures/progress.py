@@ -25,6 +25,7 @@ from labeling_ui.database.schema import (
 )
 from labeling_ui.store.pairs.inspection import inspections
 from labeling_ui.store.pairs.items import beginning_of
+from labeling_ui.store.pairs.known import KNOWN, MAY_VOTE, outcome_of
 from tiebreak.assessments import SINGLE_TASKS, read_judgment
 from tiebreak.records import Judgment
 
@@ -178,24 +179,17 @@ def gold_agreement(connection: Connection, rater_id: str, before_ms: int | None 
 def gold_agreements(connection: Connection, *which: sa.ColumnElement[bool]) -> dict[str, tuple[int, int]]:
     """The same for every rater who has judged gold items, or for some."""
     query = (
-        sa.select(JUDGMENTS.c.rater_id, JUDGMENTS.c.vote, GOLD.c.preferred_id, ITEMS.c.first_id)
+        sa.select(JUDGMENTS.c.rater_id, *KNOWN)
         .join(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
         .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
-        .where(JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None), _IN_CAMPAIGN, *which)
+        .where(JUDGMENTS.c.occasion == 0, MAY_VOTE, _IN_CAMPAIGN, *which)
     )
     counted: dict[str, tuple[int, int]] = {}
     for row in connection.execute(query):
-        right, n = counted.get(row.rater_id, (0, 0))
-        counted[row.rater_id] = right + (_side(row.vote) == _known_side(row)), n + 1
+        if (outcome := outcome_of(row)) is not None:
+            right, n = counted.get(row.rater_id, (0, 0))
+            counted[row.rater_id] = right + outcome, n + 1
     return counted
-
-
-def _known_side(row: Any) -> int:
-    return 0 if row.preferred_id is None else 1 if row.preferred_id == row.first_id else -1
-
-
-def _side(vote: int) -> int:
-    return (vote > 0) - (vote < 0)
 
 
 def history(connection: Connection, rater_id: str, before: int | None, limit: int) -> list[PastJudgment]:

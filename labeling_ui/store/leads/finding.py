@@ -159,6 +159,8 @@ class ItemOpened:
     second_id: str | None
     gold_id: str | None
     """the better completion of a gold item; None also where neither is better"""
+    gold_value: int | str | None
+    """the known value of a single answer"""
     settled: Judgment | None
     withdrawn: str | None
     """why the pair is withdrawn; None: it is not"""
@@ -316,6 +318,7 @@ def open_item(connection: Connection, item_id: str) -> ItemOpened:
         first_id=item.first_id,
         second_id=item.second_id,
         gold_id=connection.scalar(sa.select(GOLD.c.preferred_id).where(GOLD.c.item_id == item_id)),
+        gold_value=json.loads(connection.scalar(sa.select(GOLD.c.value).where(GOLD.c.item_id == item_id)) or "null"),
         settled=read_judgment(settled) if settled else None,
         withdrawn=connection.scalar(sa.select(WITHDRAWALS.c.reason).where(WITHDRAWALS.c.pair_id == item.pair_id)),
         judgments=_judgments(connection, "item_id", item_id),

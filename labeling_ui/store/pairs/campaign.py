@@ -32,7 +32,8 @@ from labeling_ui.database.schema import (
 from labeling_ui.database.words import index_items, length_of, text_of
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.items import items_of, pairs_digest
-from tiebreak.assessments import read_pair
+from labeling_ui.store.pairs.known import check_value
+from tiebreak.assessments import is_single, read_pair
 from tiebreak.errors import counted
 from tiebreak.records import Pair, Record
 
@@ -96,10 +97,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Gold:
-    """An item with a known answer: the better completion, or None where neither is better."""
+    """An item with a known answer: the better completion, or None where neither is better; a single answer's value."""
 
     item_id: str
-    preferred_id: str | None
+    preferred_id: str | None = None
+    value: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -292,24 +294,33 @@ def change_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
     return changed
 
 
-def set_gold(tx: Transaction, item_id: str, preferred_id: str | None) -> Gold:
+def set_gold(tx: Transaction, item_id: str, preferred_id: str | None, value: int | str | None = None) -> Gold:
     """Make an item gold: every rater gets it once, and it does not count towards the overlap.
 
     Raises:
-        RefusedError: there is no such item of two completions, or the completion is not one of them.
+        RefusedError: there is no such item of one or two completions, the completion is not one of them, or no judgment
+            of a single answer can have the value.
     """
     item = tx.connection.execute(sa.select(ITEMS).where(ITEMS.c.id == item_id)).first()
     if item is not None and item.withdrawn:
         raise RefusedError(f"pair {item_id} is withdrawn: restore it first")
-    if item is None or item.task != "pair" or preferred_id not in (None, item.first_id, item.second_id):
+    single = item is not None and is_single(item.task)
+    if item is not None and single:
+        check_value(item.task, value)
+        preferred_id = None
+    elif item is None or item.task != "pair" or preferred_id not in (None, item.first_id, item.second_id):
         raise RefusedError(f"{preferred_id} is not a completion of a pair of two completions with the id {item_id}")
-    tx.event("gold_set", item_id=item_id, payload={"preferred_id": preferred_id})
+    elif value is not None:
+        raise RefusedError(f"{item_id} is a pair: its known answer is a completion, not a value")
+    known = {"preferred_id": preferred_id}
+    tx.event("gold_set", item_id=item_id, payload=known | ({"value": value} if single else {}))
     there = tx.connection.execute(sa.delete(GOLD).where(GOLD.c.item_id == item_id).returning(GOLD.c.number)).first()
     latest = tx.connection.scalar(sa.select(sa.func.max(GOLD.c.number)))
     number = there.number if there else 0 if latest is None else latest + 1
-    tx.connection.execute(sa.insert(GOLD).values(item_id=item_id, preferred_id=preferred_id, number=number))
+    row = {"item_id": item_id, **known, "number": number, "value": json.dumps(value) if single else None}
+    tx.connection.execute(sa.insert(GOLD).values(**row))
     tx.connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item_id).values(offered=0, freed=0))
-    return Gold(item_id, preferred_id)
+    return Gold(item_id, preferred_id, value)
 
 
 def remove_gold(tx: Transaction, item_id: str) -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import ASSIGNMENTS, GOLD, ITEMS, JUDGMENTS, RATERS
+from labeling_ui.store.pairs.known import KNOWN, MAY_VOTE, outcome_of
 from tiebreak.config import Section
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import content_id
@@ -169,19 +170,17 @@ def _assigned(connection: Connection, rater_id: str, batch: str) -> Sequence[Any
 def _answers(connection: Connection, rater: Any, batch: str | None) -> list[bool]:
     """Whether each of the rater's answers to gold pairs is right, in order, since their standing changed."""
     query = (
-        sa.select(JUDGMENTS.c.vote, GOLD.c.preferred_id, ITEMS.c.first_id)
+        sa.select(*KNOWN)
+        .select_from(JUDGMENTS)
         .join(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
         .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
         .where(JUDGMENTS.c.rater_id == rater.id, JUDGMENTS.c.occasion == 0, JUDGMENTS.c.seq > rater.standing_seq)
         .order_by(JUDGMENTS.c.seq)
     )
-    which = JUDGMENTS.c.vote.is_not(None) if batch is None else ITEMS.c.batch == batch
-    return [_is_right(row) for row in connection.execute(query.where(which))]
-
-
-def _is_right(row: Any) -> bool:
-    known = 0 if row.preferred_id is None else 1 if row.preferred_id == row.first_id else -1
-    return row.vote is not None and _sign(row.vote) == known
+    if batch is None:
+        outcomes = [outcome_of(row) for row in connection.execute(query.where(MAY_VOTE))]
+        return [outcome for outcome in outcomes if outcome is not None]
+    return [bool(outcome_of(row)) for row in connection.execute(query.where(ITEMS.c.batch == batch))]
 
 
 def _sign(vote: int) -> int:
