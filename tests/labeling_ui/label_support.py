@@ -82,6 +82,9 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         "TABLE publications",
         "TABLE consent_withdrawals",
         "TABLE identities",
+        "TABLE media_names",
+        "TABLE media_files",
+        "INDEX events_notes",
         *(f"INDEX {one}" for one in indices),
     ):
         connection.execute(f"DROP {statement}")
