@@ -342,7 +342,9 @@ def load_reward(
     one_language = chat_facts(own) == chat_facts(conversations.chat)
     held = format_held(whole_model(host.lm))
     rounds_by_batch = held is not None and held.name == "int8"  # by the largest activations beside a token
-    held_as_policy = held == format_of(reward, None) and not rounds_by_batch
+    # rotated inputs of quantised weights: beside the policy's adapter, scores were .009 from those of the saved model
+    rotates = held is not None and (reward.pinned.get("adapter") or {}).get("method") == "oft"
+    held_as_policy = held == format_of(reward, None) and not rounds_by_batch and not rotates
     final = reward.folder or reward.probed
     scale = read_score_scale(final) if final else UNKNOWN_SCALE
     same_base = mounts(reward) and reward.base_sha256 == policy.base_sha256

@@ -29,7 +29,7 @@ from tiebreak.models.load import adapter_of, is_quantized, load_copy, load_polic
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import gathered
 from tiebreak.records import Prompt
-from tiebreak.runs.placement import require_own_pace
+from tiebreak.runs.placement import of_process, require_own_pace
 from tiebreak.runs.run import Run, read_manifest
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
@@ -60,6 +60,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, TokenisedPrompt]):
     def check(self) -> None:
         config = self.config
         require_own_pace("PPO")
+        require_whole_copy(adapter_of(self.source, config.adapter).method, config.algorithm)
         if config.vllm is not None:
             quantized = is_quantized(self.source, config.adapter)
             if adapter_of(self.source, config.adapter).method == "full":
@@ -190,6 +191,19 @@ class PPO(TrainedStage[PPOConfig, Prompt, TokenisedPrompt]):
 
     def products(self, rows: Rows[TokenisedPrompt]) -> Products:
         return Products(self.data.validation or self.data.train, self.config.sampling)
+
+
+def require_whole_copy(method: str, algorithm: str) -> None:
+    """Refuse a reference that TRL would call while DeepSpeed has its weights in shards.
+
+    Raises:
+        ConfigError: says what can be used instead.
+    """
+    if method == "full" and algorithm != "ppo" and of_process().distributed == "zero3":
+        raise ConfigError(
+            f"adapter.method: the reference of {algorithm} would be a second copy of full's weights, which ZeRO-3 does not "
+            "gather here: use --accelerate zero2, {method: lora}, or algorithm: ppo"
+        )
 
 
 def _where_held(reward: Reward) -> str:

@@ -17,6 +17,7 @@ from transformers.training_args import OptimizerNames
 
 from preference import second_copy
 from preference.configuration import DPOConfig
+from preference.ppo import train as ppo_stage
 from tiebreak.config import AdapterConfig, OptimizerConfig
 from tiebreak.errors import ConfigError
 from tiebreak.models import load
@@ -29,6 +30,7 @@ SPREAD = [
     ("VeRA", ("sft", "reward")),
     ("LoHa", ("sft", "dpo")),
     ("full", ("sft", "reward", "kto", "ppo", "grpo")),
+    pytest.param("OFT on NF4", ("sft", "reward", "ppo", "grpo"), marks=pytest.mark.proof),
 ]
 PADDED = ("rloo", "grpo")
 
@@ -128,12 +130,28 @@ def test_a_run_is_refused_before_it_loads_where_it_cannot_train(tmp_path: Path, 
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
-def test_rloo_on_int8_weights_is_refused_before_it_loads(tiny_model: Path) -> None:
-    source, int8 = find_model(str(tiny_model)), AdapterConfig(quantize="int8")
-    with pytest.raises(ConfigError, match="use quantize: nf4, or algorithm: grpo"):
-        load.require_possible(source, int8, OptimizerConfig(), "rloo")
-    load.require_possible(source, int8, OptimizerConfig(), "grpo")
-    load.require_possible(source, AdapterConfig(quantize="nf4"), OptimizerConfig(), "rloo")
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_a_second_copy_of_a_group_trainer_under_zero_3_is_refused(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL calls the reference by itself, and its embedding is empty there; PPO's is called by our backbone."""
+    monkeypatch.setattr(ppo_stage, "of_process", lambda: Placement(2, "zero3"))
+    with pytest.raises(ConfigError, match="does not gather here: use --accelerate zero2"):
+        ppo_stage.require_whole_copy("full", algorithm)
+    ppo_stage.require_whole_copy("lora", algorithm)
+    ppo_stage.require_whole_copy("full", "ppo")
+    monkeypatch.setattr(ppo_stage, "of_process", lambda: Placement(2, "zero2"))
+    ppo_stage.require_whole_copy("full", algorithm)
+
+
+def test_rloo_on_weights_that_round_by_batch_is_refused_before_it_loads(tiny_model: Path) -> None:
+    source = find_model(str(tiny_model))
+    for rounded in (AdapterConfig(quantize="int8"), AdapterConfig(method="oft", quantize="nf4")):
+        with pytest.raises(ConfigError, match="use method: lora with quantize: nf4, or algorithm: grpo"):
+            load.require_possible(source, rounded, OptimizerConfig(), "rloo")
+        load.require_possible(source, rounded, OptimizerConfig(), "grpo")
+    for exact in (AdapterConfig(quantize="nf4"), AdapterConfig(method="oft")):
+        load.require_possible(source, exact, OptimizerConfig(), "rloo")
 
 
 def test_a_second_copy_under_zero_3_is_refused_before_it_loads(
