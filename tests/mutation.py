@@ -111,7 +111,8 @@ TESTS = {
         "tests/tiebreak/data/test_images.py",
     ],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
-    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs", "trees")},
+    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs")},
+    "tiebreak/data/trees.py": ["tests/data_sets"],
 }
 """The code, and the tests that answer for it: those that run in their own process alone."""
 

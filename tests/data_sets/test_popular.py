@@ -25,7 +25,7 @@ from tiebreak.data.reading import (
     read_prompts,
 )
 from tiebreak.data.sources import read_source
-from tiebreak.data.trees import DELETED, WORSE
+from tiebreak.data.trees import DELETED, UNRANKED, WORSE
 from tiebreak.errors import DataError
 
 KEEP = Rules(validation_share=0.0)
@@ -328,6 +328,9 @@ TREE = [
     ("i", "g", "prompter", 0, "Thanks."),
     ("j", "b", "prompter", 0, "Well?"),
     ("k", "j", "assistant", 0, "Well."),
+    ("l", "j", "assistant", None, "Oh."),
+    ("m", "h", "prompter", 1, "And?"),
+    ("n", "h", "prompter", 0, "Or?"),
 ]
 """(message_id, parent_id, role, rank, text)"""
 
@@ -346,19 +349,22 @@ def nested(identity: str = "a") -> dict[str, Any]:
 def test_a_tree_is_rankings_and_one_best_conversation(
     rows: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two of the user's messages have several replies: two ranked ones, and three. `Well?` has one, `Thanks.` none."""
+    """Two of the user's messages have several ranked replies. `Well?` has one, `Thanks.` none; `Because.` has several, but
+    they are the user's."""
     source = str(write_rows(tmp_path / "rows.jsonl", rows))
     found = read_preferences(source, KEEP)
     assert [(tuple(m.content for m in one.prompt), one.chosen_text, one.rejected_text) for one in found] == [
         (("Hello?",), "Yes?", "What?"),
         *((("Hello?", "Yes?", "Why?"), *pair) for pair in (("So.", "Because."), ("So.", "No."), ("Because.", "No."))),
     ]
-    assert "1 left out: replies without a rank" in capsys.readouterr().err
+    assert read(source, "preferences").left_out == {UNRANKED: 2}
+    assert "2 left out: replies without a rank" in capsys.readouterr().err
     (shown,) = read_demonstrations(source, KEEP)
     assert [m.content for m in (*shown.prompt.messages, *shown.answers)] == ["Hello?", "Yes?", "Why?", "So."]
     assert "4 left out: replies that another is ranked above" in capsys.readouterr().err
     piece = read_piece(source, "demonstrations", read_source(source, "demonstrations"), KEEP, has_splits=False)
-    assert (len(piece.drafts), piece.left_out[WORSE]) == (1, 4)
+    assert (len(piece.drafts), piece.left_out) == (1, {WORSE: 4})
+    assert len(read(source, "answers").bad) == len(rows)
 
 
 def test_broken_trees(tmp_path: Path) -> None:
@@ -367,8 +373,17 @@ def test_broken_trees(tmp_path: Path) -> None:
     ):
         read_preferences(str(write_rows(tmp_path / "rows.jsonl", [*tree_rows("e", "c")])), KEEP)
     rows = [{**row, "deleted": row["message_id"] == "c"} for row in tree_rows()]
-    assert [one.where for one in read(str(write_rows(tmp_path / "rows.jsonl", rows)), "demonstrations").drafts]
-    assert read(str(tmp_path / "rows.jsonl"), "demonstrations").left_out[DELETED] == 6
-    alone = tree_rows(*"bcdefghijk")
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    assert read(source, "demonstrations").left_out == {DELETED: 8, WORSE: 2}
+    Path(source).write_text(f"{Path(source).read_text()}broken\n")
+    assert [one.where for one in read(source, "demonstrations").bad] == [f"{source}:{len(rows) + 1}"]
+    alone = tree_rows(*"bcdefghijklmn")
     with pytest.raises(DataError, match=r"1: trees without an answer"):
         read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", alone)), KEEP)
+
+
+@pytest.mark.parametrize("row", [tree_rows()[0], {"prompt": nested(), "message_tree_id": "a"}])
+def test_a_file_of_trees_holds_nothing_else(row: dict[str, Any], tmp_path: Path) -> None:
+    source = str(write_rows(tmp_path / "rows.jsonl", [row, {"prompt": "Why?", "completion": "So."}]))
+    found = read(source, "demonstrations")
+    assert ([one.where for one in found.bad], len(found.drafts)) == ([f"{source}:1"], 1)

@@ -1177,6 +1177,14 @@ def test_foreign_columns_are_named_once(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.splitlines()[1:] == [line]
 
 
+def test_a_selection_is_ours_where_it_has_a_probability(tmp_path: Path) -> None:
+    ours = {"strategy": "random", "probability": 0.25}
+    for value, read_as in ((ours, 0.25), ({"strategy": "best of 4"}, None), ("by probability", None)):
+        row = {"prompt": "a", "chosen": "b", "rejected": "c", "selection": value}
+        (found,) = read_preferences(str(write_rows(tmp_path / "rows.jsonl", [row])), KEEP)
+        assert (found.selection and found.selection.probability) == read_as
+
+
 @pytest.mark.parametrize(
     ("column", "value"), [("weight", "high"), ("weight", -1), ("margin", "big"), ("margin", -0.5), ("confidence", 4)]
 )
