@@ -71,6 +71,13 @@ _DATA_SETS = [
     for name in ("formats", "files", "splits", "odd_rows", "rows_by_hand", "pairs", "images", "command")
 ] + ["tests/data_sets"]
 _CHAT = ["tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"]
+_EVALUATION = [
+    "tests/evaluation/test_evaluate.py",
+    "tests/evaluation/test_gate.py",
+    "tests/evaluation/test_verdicts.py::test_a_manifest_has_each_figure_under_one_name",
+    "tests/tiebreak/data/test_splits.py::test_every_run_behind_a_policy_is_looked_at",
+    "tests/tiebreak/data/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
+]
 _LONG_TESTS = (
     *("test_ppo_never_trains_on_a_held_out_prompt", "test_evaluate_refuses_what_its_policy_was_trained_on"),
     *("test_dpo_drops_bad_rows_lists_and_counts_them", "test_sft_reads_a_table_by_columns"),
@@ -80,13 +87,10 @@ _LONG_TESTS = (
 """Tests of the data sets that train, or start a process, which has no mutant: left out unless they are named."""
 TESTS = {
     "tiebreak/measures/statistics.py": ["tests/tiebreak/measures/test_statistics.py"],
-    "evaluation/evaluate.py": [
-        "tests/evaluation/test_evaluate.py",
-        "tests/evaluation/test_gate.py",
-        "tests/evaluation/test_verdicts.py::test_a_manifest_has_each_figure_under_one_name",
-        "tests/tiebreak/data/test_splits.py::test_every_run_behind_a_policy_is_looked_at",
-        "tests/tiebreak/data/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
-    ],
+    **{
+        f"evaluation/{name}.py": [*_EVALUATION, "tests/evaluation/test_evaluate_yardsticks.py"]
+        for name in ("evaluate", "measuring", "yardstick_figures")
+    },
     "tiebreak/measures/yardstick.py": [
         "tests/tiebreak/measures/test_yardstick.py",
         "tests/evaluation/test_evaluate.py::test_what_is_no_measure_is_refused_by_name_on_the_first_answer",
