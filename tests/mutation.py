@@ -69,7 +69,7 @@ _STDERR = os.dup(2)
 _DATA_SETS = [
     f"tests/tiebreak/data/test_{name}.py"
     for name in ("formats", "files", "splits", "odd_rows", "rows_by_hand", "pairs", "images", "command")
-] + ["tests/data_sets"]
+] + ["tests/data_sets/test_popular.py"]
 _CHAT = ["tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"]
 _EVALUATION = [
     "tests/evaluation/test_evaluate.py",
@@ -116,7 +116,7 @@ TESTS = {
     ],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs")},
-    "tiebreak/data/trees.py": ["tests/data_sets"],
+    "tiebreak/data/trees.py": ["tests/data_sets/test_popular.py"],
 }
 """The code, and the tests that answer for it: those that run in their own process alone."""
 
