@@ -187,6 +187,8 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
                 raise ValueError(f"no step {name!r}{hint}")
         if twice := sorted({name for name in steps if steps.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)} twice: each step once")
+        if {"anonymise", "balance"} <= {*steps} and steps.index("balance") < steps.index("anonymise"):
+            raise ValueError("balance before anonymise: names could name a topic; put balance after it")
         return steps
 
     @model_validator(mode="after")

@@ -103,7 +103,7 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
         write_jsonl(run.final / "gaps.jsonl", journal.gap_lines())
     report = data_report(read, journal, dropped, counts, lengths)
     write_json(run.final / "report.json", report)
-    run.facts["counts"] = report["counts"]
+    run.facts |= {"counts": report["counts"], "data": data_facts(report)}
     run.facts |= {ANONYMISED: how} if (how := _anonymised(journal)) else {}
     inputs = {name: one.source for name, one in run.inputs.items() if name.startswith("data_")}
     shown = {kind: _lines_of(run.final / f"{kind}.jsonl") for kind in KINDS}
@@ -297,6 +297,26 @@ def data_report(
         "tags": dict(counts["tags"].most_common()),
         **({"steps": [asdict(tally) for tally in journal.tallies]} if journal.tallies else {}),
     }
+
+
+def data_facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of the data, for cards and data sheets. It quotes no row."""
+    steps = {one["step"]: one for one in report.get("steps", [])}
+    balance = {key: value for one in steps.values() for key, value in one["facts"].get("balance", {}).items()}
+    hidden = {key: value for one in steps.values() for key, value in one["facts"].get("found", {}).items()}
+    found = {
+        "lengths": report["lengths"],
+        "tags": report["tags"],
+        "dropped": report["dropped"],
+        "steps": {
+            name: {key: one[key] for key in ("read", "changed", "dropped", "flagged")} for name, one in steps.items()
+        },
+        "hidden": hidden,
+        "languages": balance.get("language", {}),
+        "words": balance.get("length", {}),
+        "gaps": next((one["facts"]["gaps"] for one in steps.values() if "gaps" in one["facts"]), None),
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _short(match: re.Match[str]) -> str:

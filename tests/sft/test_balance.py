@@ -69,7 +69,7 @@ def test_gaps_do_not_depend_on_the_order_of_rows_and_hold_no_personal_data(tmp_p
         rows.append({"prompt": "Where is my lamp? Write to anna.k@example.org please", "tags": ["lamp"]})
         source = write_rows(tmp_path / str(seed) / "rows.jsonl", rows)
         words = ["prepare", "--prompts", json.dumps([str(source)]), "--policy", tiny_model, "--near-duplicate", "1"]
-        steps = ["--steps", "balance", "anonymise", "--output", tmp_path / f"run{seed}"]
+        steps = ["--steps", "anonymise", "balance", "--output", tmp_path / f"run{seed}"]
         status, err = run_here(*words, *steps)
         assert status == 0, err
         written.append(read_rows(tmp_path / f"run{seed}" / "final" / "gaps.jsonl"))
@@ -78,6 +78,8 @@ def test_gaps_do_not_depend_on_the_order_of_rows_and_hold_no_personal_data(tmp_p
     lamp = next(gap for gap in written[0] if gap["value"] == "lamp")
     assert "anna" not in str([gap["value"] for gap in written[0]]), "an address names no topic"
     assert lamp["examples"] == ["Where is my lamp? Write to <EMAIL_1> please"]
+    status, err = run_here(*words, "--steps", "balance", "anonymise", "--output", tmp_path / "turned")
+    assert (status, "balance before anonymise: names could name a topic" in err) == (2, True), err
 
 
 def test_long_work_shows_its_progress(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

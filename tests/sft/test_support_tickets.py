@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY, read_rows, run_here
 
+from tiebreak.data.single import read_single_answers
+
 TICKETS = REPOSITORY / "data" / "support-tickets" / "tickets.json"
 VALUES = re.compile(
     r"[a-zöäü.]+@example\.(?:org|com|net)|020 7946 \d+|030 23125 \d+|DE\d{2}[ \d]{18,}|4242[ \d]{12,}|LM-\d{6}|"
@@ -36,8 +38,9 @@ def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypat
     assert len(set(VALUES.findall(raw))) > 90
     assert sum(name in raw for name in customers()) > 35
     monkeypatch.chdir(tmp_path)
-    assert len(commands()) == 4
-    for words in commands():
+    *own, review = commands()
+    assert len(own) == 5
+    for words in own:
         status, err = run_here(*words)
         assert status == 0, (words, err)
     run = tmp_path / "runs" / "support-tickets" / "prepare"
@@ -46,6 +49,12 @@ def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypat
             text = file.read_text(encoding="utf-8")
             assert not VALUES.findall(text), file
             assert not [name for name in customers() if name in text], file
+    sheet = (run / "data-sheet.md").read_text()
+    assert "- personal data hidden, by kind: ADDRESS " in sheet
+    assert "- step anonymise: read " in sheet
+    assert review[:3] == ["label", "--answers", "runs/support-tickets/prepare"]
+    answers = read_single_answers("runs/support-tickets/prepare", "review")
+    assert len(answers) == len(read_rows(run / "final" / "demonstrations.jsonl"))
     report = json.loads((run / "final" / "report.json").read_text())
     done = {tally["step"]: tally for tally in report["steps"]}
     assert done["language"]["dropped"] >= 4  # French, Spanish, Dutch, Italian

@@ -1,7 +1,8 @@
-"""A model's card, from the manifests of the runs that made it; no model is loaded.
+"""A model's card or a data sheet, from the manifests of the runs that made it; no model is loaded.
 
     tiebreak card runs/quickstart/ppo --evaluation runs/quickstart/evaluate          # ppo/card.md, for the hub
     tiebreak card runs/quickstart/ppo --form annex_iv --format html --answers answers.yaml
+    tiebreak card runs/quickstart/prepare --form data_sheet
 
 Every fact names the manifest that it is from. A fact that no manifest has is a marked blank with its question;
 `answers` is a file of `blank: answer`, which the card marks as stated by the provider.
@@ -20,7 +21,8 @@ from typing import Literal
 import yaml
 
 from tiebreak.card.content import Blank, Fact, Part
-from tiebreak.card.forms import BLANKS, FORMS, NOTES, TITLES, Subject
+from tiebreak.card.forms import BLANKS, FORMS, NAMES, NOTES, TITLES
+from tiebreak.card.subject import Subject
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config, read_yaml
 from tiebreak.errors import ConfigError, HandoffError, MachineError, counted
@@ -43,11 +45,12 @@ _STYLE = (
 
 
 class CardArguments(Section):
-    """`tiebreak card`. RUN is a finished run of sft, reward, dpo or ppo."""
+    """`tiebreak card`. RUN is a finished run of sft, reward, dpo or ppo; for a data sheet, of prepare, synthesise or
+    label."""
 
-    form: Literal["hub", "annex_iv"] = "hub"
+    form: Literal["hub", "annex_iv", "data_sheet"] = "hub"
     """hub: a model card with the hub's headings; annex_iv: a technical file with the headings of Annex IV of the EU AI
-    Act"""
+    Act; data_sheet: a data sheet (Gebru et al. 2021) of a run that made data"""
     format: Literal["md", "html", "pdf"] = "md"
     """pdf needs an installed Chromium or Chrome"""
     evaluation: str | None = None
@@ -55,7 +58,7 @@ class CardArguments(Section):
     answers: str | None = None
     """a YAML file with answers for blanks, as NAME: answer; tiebreak card prints the names"""
     output: str | None = None
-    """the file to write; null: card.md or technical-file.md in the run folder, with the format's suffix"""
+    """the file to write; null: card.md, technical-file.md or data-sheet.md in the run folder, with the format's suffix"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,12 +71,11 @@ def _card(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
         raise ConfigError("card takes one run: tiebreak card runs/quickstart/ppo [--evaluation RUN] [--form annex_iv]")
     folder, given = words[0], load_config(CardArguments, words[1:], "card")
-    subject = read_subject(folder, given.evaluation)
+    subject = read_subject(folder, given.evaluation, of_data=given.form == "data_sheet")
     answers = read_answers(given.answers) if given.answers else {}
     parts = FORMS[given.form](subject)
     title = f"{TITLES[given.form]}: {Path(folder).resolve().name}"
-    name = "card" if given.form == "hub" else "technical-file"
-    file = Path(given.output) if given.output else Path(folder) / f"{name}.{given.format}"
+    file = Path(given.output) if given.output else Path(folder) / f"{NAMES[given.form]}.{given.format}"
     if given.format == "md":
         write_text_atomically(file, as_markdown(title, parts, subject, answers, given.form))
     elif given.format == "html":
@@ -85,14 +87,21 @@ def _card(words: list[str]) -> None:
     show(f"{file}: {counted(len(names), 'blank')} to fill in" + (f" ({', '.join(names)})" if names else ""))
 
 
-def read_subject(folder: str, evaluation: str | None) -> Subject:
-    """The model's manifest, those behind it, and its evaluation's.
+def read_subject(folder: str, evaluation: str | None, *, of_data: bool = False) -> Subject:
+    """The manifest of the model or the data, those behind it, and the evaluation's.
 
     Raises:
         RunError: a run is not finished or not found.
-        HandoffError: the run made no model, or the evaluation did not measure it.
+        HandoffError: the run made no model (or no data), or the evaluation did not measure it.
     """
     manifest = read_manifest(folder)
+    if of_data:
+        if find_stage(str(manifest["stage"])).makes != "data" or evaluation is not None:
+            raise HandoffError(
+                f"{folder} is a run of {manifest['stage']}: a data sheet is of a run that made data (prepare, synthesise, "
+                "label), and takes no evaluation; use --form hub for a model"
+            )
+        return Subject(manifest, [one for _, one in manifest_chain(folder, as_far_as_known=True)])
     if not find_stage(str(manifest["stage"])).trains:
         raise HandoffError(
             f"{folder} is a run of {manifest['stage']}, which makes no model: name one of sft, reward, dpo, ppo"

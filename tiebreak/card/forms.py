@@ -7,9 +7,10 @@ lawyer; the form says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from tiebreak.card.content import Blank, Entry, Fact, Manifest, Part, fact, facts
+from tiebreak.card import datasheet
+from tiebreak.card.content import Blank, Entry, Fact, Part, fact, facts
+from tiebreak.card.subject import Subject
 from tiebreak.stages import find_stage
 
 _SETTINGS = (
@@ -29,25 +30,6 @@ _FIGURES = {
     "repetition_mean": "share of repeated word sequences",
     "n_prompts": "held-out prompts",
 }
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model, the runs that made it (inputs first), and an evaluation that measured it."""
-
-    manifest: Manifest
-    chain: Sequence[Manifest]
-    evaluation: Manifest | None = None
-    policy: str = ""
-    """its name in the evaluation"""
-
-    @property
-    def trained(self) -> list[Manifest]:
-        return [one for one in self.chain if find_stage(str(one["stage"])).trains]
-
-    @property
-    def data(self) -> list[Manifest]:
-        return [one for one in self.chain if find_stage(str(one["stage"])).makes == "data"]
 
 
 # --- groups of facts ---
@@ -194,6 +176,7 @@ BLANKS = {
     "energy": "How much energy did training take? No watts were measured.",
     "log_keeping": "Which events does the system log in use, and for how long (Article 12)?",
     "marking": "How are its answers marked as made by a machine (Article 50)?",
+    **datasheet.QUESTIONS,
 }
 
 
@@ -264,12 +247,22 @@ def annex_iv(subject: Subject) -> list[Part]:
     ]
 
 
-FORMS: dict[str, Callable[[Subject], list[Part]]] = {"hub": hub, "annex_iv": annex_iv}
+FORMS: dict[str, Callable[[Subject], list[Part]]] = {
+    "hub": hub,
+    "annex_iv": annex_iv,
+    "data_sheet": datasheet.data_sheet,
+}
 NOTES = {
     "hub": "",
     "annex_iv": (
         "The headings follow Annex IV of Regulation (EU) 2024/1689, shortened. Whether the model needs this file, and "
         "whether it is complete, is for a lawyer to say."
     ),
+    "data_sheet": (
+        "The sections are those of Gebru et al. 2021, Datasheets for Datasets; the last is after Article 10 of Regulation "
+        "(EU) 2024/1689. Whether that applies, and whether the answers suffice, is for a lawyer to say."
+    ),
 }
-TITLES = {"hub": "Model card", "annex_iv": "Technical documentation"}
+TITLES = {"hub": "Model card", "annex_iv": "Technical documentation", "data_sheet": "Data sheet"}
+NAMES = {"hub": "card", "annex_iv": "technical-file", "data_sheet": "data-sheet"}
+"""of the files"""

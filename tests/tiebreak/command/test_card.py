@@ -14,7 +14,9 @@ from support import run_here
 
 from tiebreak.card.command import as_markdown, read_subject
 from tiebreak.card.content import Fact, look_up, shown
-from tiebreak.card.forms import BLANKS, FORMS, Subject
+from tiebreak.card.datasheet import QUESTIONS, data_sheet
+from tiebreak.card.forms import BLANKS, FORMS
+from tiebreak.card.subject import Subject
 
 FACT = re.compile(r"^- (?P<name>.*?): (?P<value>.*) \*\(from (?P<stage>\w+) (?P<run>\w+)\)\*$")
 
@@ -24,7 +26,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("card")
     prompts = root / "prompts.jsonl"
     prompts.write_text('{"prompt": "Why?"}\n')
-    prepare = finished(root / "prepare", "prepare", {"data_0": str(prompts)}, counts={"prompts": {"train": 1234}})
+    data = {"dropped": {"the same as": 4321}, "steps": {"repair": {"read": 9, "changed": 3}}, "hidden": {"EMAIL": 17}}
+    counts = {"prompts": {"train": 1234}}
+    prepare = finished(root / "prepare", "prepare", {"data_0": str(prompts)}, counts=counts, data=data)
     sft = finished(
         root / "sft", "sft", {"policy": "org/base", "demonstrations": prepare}, metrics={"eval_loss": 1.23456}
     )
@@ -44,7 +48,26 @@ def card_of(runs: Path, *words: str | Path, suffix: str = "md") -> str:
     return file.read_text()
 
 
-@pytest.mark.parametrize("form", FORMS)
+def test_a_data_sheet_states_what_its_manifests_state_and_asks_the_rest(runs: Path) -> None:
+    manifest = json.loads((runs / "prepare" / "manifest.json").read_text())
+    status, message = run_here("card", runs / "prepare", "--form", "data_sheet")
+    assert status == 0, message
+    text = (runs / "prepare" / "data-sheet.md").read_text()
+    subject = read_subject(str(runs / "prepare"), None, of_data=True)
+    stated = [entry for part in data_sheet(subject) for entry in part.entries if isinstance(entry, Fact)]
+    assert all(shown(look_up(manifest, one.key)) == one.shown for one in stated)
+    assert len([line for line in text.splitlines() if FACT.match(line)]) == len(stated)
+    for wanted in ("1,234", "4,321", "EMAIL 17", "read 9, changed 3", "prompts.jsonl"):
+        assert wanted in text, wanted
+    assert all(f"- **[blank: {name}]** {question}" in text for name, question in QUESTIONS.items())
+    sections = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert sections[:2] == ["Motivation", "Composition"]  # Gebru et al. 2021, in their order
+    assert sections[-2:] == ["Maintenance", "Data governance (Article 10)"]
+    status, message = run_here("card", runs / "dpo", "--form", "data_sheet")
+    assert (status, "a data sheet is of a run that made data" in message) == (1, True), message
+
+
+@pytest.mark.parametrize("form", ["hub", "annex_iv"])
 def test_a_card_claims_nothing_that_no_manifest_says(runs: Path, form: str) -> None:
     """Each fact is looked up by hand in the manifest that it names; all other lines are those of a model without facts."""
     text = card_of(runs, "--form", form, "--evaluation", runs / "evaluate")
