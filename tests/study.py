@@ -106,7 +106,7 @@ def write_evaluation(
             "id": policies[name],
         }
     report = {
-        "policies": figures,
+        "policies": changed.pop("figures", figures),
         "baseline": "sft",
         "sampling": {"temperature": 0.7, "max_new_tokens": 96},
         "yardstick": "rubric",

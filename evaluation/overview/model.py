@@ -55,6 +55,10 @@ class RunRow(Part):
     """input's name → the id of its content"""
     figures: dict[str, float] = {}
     step: float | None = None
+    steps: int | None = None
+    """of its training, where it is in progress"""
+    seconds_left: float | None = None
+    """of a running training, at the pace of its last steps"""
     cost: Cost = Cost()
     git_commit: str | None = None
     packages: dict[str, str] = {}
@@ -263,6 +267,25 @@ class Headline(Part):
     caveats: list[str] = []
 
 
+class TrainingAnswers(Part):
+    """A policy's newest answers to held-out prompts while it trained, beside those before its first step."""
+
+    run: str
+    step: int
+    rows: list[dict[str, Any]]
+    """each with prompt, before_training and completion"""
+
+
+class FurtherMeasures(Part):
+    """What an evaluation measured besides its first yardstick."""
+
+    evaluation: str
+    baseline: str
+    yardsticks: list[dict[str, Any]] = []
+    policies: dict[str, dict[str, Any]] = {}
+    """name → its figures by yardstick, and by benchmark"""
+
+
 class Overview(Part):
     """The report."""
 
@@ -275,6 +298,8 @@ class Overview(Part):
     panels: list[Panel] = []
     reward_against_kl: list[KLChart] = []
     fields: list[Field] = []
+    training_answers: list[TrainingAnswers] = []
+    further: list[FurtherMeasures] = []
     agreement: list[Agreement] = []
     nodes: list[Node] = []
     edges: list[Edge] = []

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 
+from evaluation.compare.page import policy_marks
 from evaluation.compare.words import edge, label
+from evaluation.compare.yardsticks import benchmarks_part, yardsticks_part
 from evaluation.overview import charts
 from evaluation.overview.charts import Style, group_styles
 from evaluation.overview.grouping import value_words
@@ -59,11 +61,13 @@ def build_page(report: Overview, version: str = "") -> str:
     sections = [
         ("policies", "Policies", _policies(report, styles)),
         ("matches", "Win rates", _matches(report)),
+        ("yardsticks", "Other yardsticks", _further(report)),
         ("runs", "Runs", _runs(report, styles)),
         ("curves", "Curves", _curves(report, styles)),
         ("kl", "Reward against KL", _kl(report, styles)),
         ("shifts", "Length and refusals", _shifts(report, styles)),
         ("samples", "Answers", _samples(report, styles)),
+        ("training", "Answers during training", _training_answers(report)),
         ("raters", "Raters", _raters(report)),
         ("cost", "Cost", _cost(report)),
         ("lineage", "Lineage", _lineage(report)),
@@ -349,7 +353,41 @@ def _stage_runs(one: Differences, rows: Mapping[str, RunRow], report: Overview, 
 
 def _state(run: RunRow) -> str:
     at = f" at step {number(run.step)}" if run.step is not None and run.state != "finished" else ""
-    return f"{_STATES.get(run.state, run.state)}{at}"
+    at += f" of {number(run.steps)}" if at and run.steps else ""
+    left = f", about {duration(run.seconds_left)} left" if run.seconds_left is not None else ""
+    return f"{_STATES.get(run.state, run.state)}{at}{left}"
+
+
+# --- other yardsticks, answers in training ---
+
+
+def _further(report: Overview) -> Markup | None:
+    """A table for each evaluation with several yardsticks, or benchmarks."""
+    parts: list[object] = []
+    for one in report.further:
+        row = {"yardsticks": one.yardsticks, "policies": one.policies, "baseline": one.baseline}
+        marks = policy_marks(list(one.policies))
+        parts += [el("h3", one.evaluation) if len(report.further) > 1 else None]
+        parts += [yardsticks_part(row, marks), benchmarks_part(row, marks)]
+    return join(parts) if parts else None
+
+
+def _training_answers(report: Overview) -> Markup | None:
+    """The newest answers of each run, beside those before its training."""
+    if not report.training_answers:
+        return None
+    titles = ("Prompt", "Before training", "Answer")
+    parts = []
+    for one in report.training_answers:
+        rows = [
+            el("tr", [cell(title, str(row[key] or "–")) for title, key in zip(titles, row, strict=True)])
+            for row in one.rows
+        ]
+        parts += [
+            el("h3", f"{one.run}, step {number(one.step)}"),
+            el("div", table([heading(title) for title in titles], rows), cls="scroll"),
+        ]
+    return join(parts)
 
 
 def _plain_row(title: object, values: Sequence[str], runs: Sequence[RunRow] | None = None, cls: str = "") -> Markup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,28 @@ from evaluation.overview.grouping import (
     stage_differences,
     whole_config,
 )
-from evaluation.overview.model import Agreement, Cost, Edge, Field, Headline, Match, Node, Overview, RunRow
+from evaluation.overview.model import (
+    Agreement,
+    Cost,
+    Edge,
+    Field,
+    FurtherMeasures,
+    Headline,
+    Match,
+    Node,
+    Overview,
+    RunRow,
+    TrainingAnswers,
+)
 from evaluation.overview.policies import evaluated_trails, make_fields
 from evaluation.overview.reading import RunRecord, find_runs, is_number, read_runs
 from tiebreak.errors import RunError, TiebreakError
 from tiebreak.page.numbers import number, percent
 from tiebreak.stages import STAGES
+from tiebreak.tracking.contents import read_rows as read_table
 
+PACED_BY = 20
+"""last steps by which the time left is estimated"""
 MOST_NODES = 40
 """of the lineage graph; with more, it shows groups instead"""
 
@@ -77,10 +93,44 @@ def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], ti
         panels=overlay(records, names),
         reward_against_kl=kl_charts(records, names, evaluated_trails(evaluations, names)),
         fields=fields,
+        training_answers=[found for one in records if (found := training_answers(one, names))],
+        further=[more for name, one in evaluations.items() if (more := further_measures(name, one))],
         agreement=[found for one in everyone for found in agreement_of(one, names)],
         nodes=nodes,
         edges=edges,
         left_out=dict(left_out),
+    )
+
+
+def seconds_left(one: RunRecord) -> float | None:
+    """Of a running training, at the median pace of its last steps; None if its length or pace is not known yet."""
+    steps, rows = one.record.get("steps"), [row for row in one.rows if is_number(row.get("step_seconds"))]
+    paces = [row["step_seconds"] for row in rows if "loss" in row or "objective/kl" in row][-PACED_BY:]
+    if one.state != "running" or not isinstance(steps, int) or not paces:
+        return None
+    return float(max(steps - max(row["step"] for row in rows), 0) * statistics.median(paces))
+
+
+def training_answers(one: RunRecord, names: Mapping[str, str]) -> TrainingAnswers | None:
+    """The last rows of a run's completions.jsonl."""
+    rows = [row for row in read_table(Path(one.folder) / "completions.jsonl") if is_number(row.get("step"))]
+    if not rows:
+        return None
+    step = max(row["step"] for row in rows)
+    shown = ("prompt", "before_training", "completion")
+    newest = [{key: row.get(key) for key in shown} for row in rows if row["step"] == step]
+    return TrainingAnswers(run=names[one.id], step=int(step), rows=newest)
+
+
+def further_measures(name: str, evaluation: Evaluation) -> FurtherMeasures | None:
+    """Its yardsticks after the first, and benchmarks; None without any."""
+    keys = ("yardsticks", "benchmarks")
+    figures = {policy: one.model_dump(mode="json") for policy, one in evaluation.policies.items()}
+    policies = {policy: {key: row[key] for key in keys if row.get(key)} for policy, row in figures.items()}
+    if len(evaluation.yardsticks) < 2 and not any("benchmarks" in row for row in policies.values()):
+        return None
+    return FurtherMeasures(
+        evaluation=name, baseline=evaluation.baseline, yardsticks=list(evaluation.yardsticks), policies=policies
     )
 
 
@@ -127,6 +177,8 @@ def _row(one: RunRecord, names: Mapping[str, str], groups: Mapping[str, str], fa
         inputs={name: str(entry["id"]) for name, entry in one.inputs().items()},
         figures=one.metrics,
         step=max((row["step"] for row in one.rows if is_number(row["step"])), default=None),
+        steps=record.get("steps"),
+        seconds_left=seconds_left(one),
         cost=cost_of(one),
         git_commit=record.get("git_commit"),
         packages=dict(record.get("packages") or {}),

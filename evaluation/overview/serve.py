@@ -21,7 +21,7 @@ from tiebreak.runs import run as runs
 from tiebreak.terminal import show
 
 HOST = "127.0.0.1"
-_WATCHED = (runs.MANIFEST, runs.RUN_FILE, runs.METRICS)
+_WATCHED = (runs.MANIFEST, runs.RUN_FILE, runs.METRICS, "completions.jsonl")
 
 
 class LivePage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -330,6 +331,56 @@ def test_served_pages_follow_the_runs_on_this_machine_alone(tmp_path: Path) -> N
             assert refused.value.code == status
             refused.value.close()
         server.shutdown()
+
+
+def test_a_training_in_progress_shows_its_answers_and_the_time_left(tmp_path: Path) -> None:
+    """Ten steps of 40 done at 3 s each, one of them slow: 30 times 3 s."""
+    rows = [row | {"step_seconds": 3.0 + 100 * (row["step"] == 4)} for row in logged(10, loss=[0.7] * 10)]
+    folder = Path(finished(tmp_path / "part", "dpo", {}, rows=rows, keys={"beta": 0.2}))
+    record = json.loads((folder / "manifest.json").read_text()) | {"steps": 40}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "manifest.json").unlink()
+    answers = [(0, "Hm.", "Hm."), (5, "Hm.", "Feed."), (10, "Hm.", "Feed <b>daily</b>.")]
+    (folder / "completions.jsonl").write_text(
+        "".join(
+            json.dumps({"step": step, "prompt_id": "p", "prompt": "How?", "before_training": before, "completion": now})
+            + "\n"
+            for step, before, now in answers
+        )
+    )
+    with (folder / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as its process does
+        found = overview(tmp_path)
+    (row,) = found.runs
+    assert (row.state, row.steps, row.seconds_left) == ("running", 40, 90.0)
+    page = build_page(found)
+    assert "running at step 10 of 40, about 1 min 30 s left" in page
+    (shown,) = found.training_answers
+    assert (shown.step, [one["completion"] for one in shown.rows]) == (10, ["Feed <b>daily</b>."])
+    assert "Feed &lt;b&gt;daily&lt;/b&gt;." in page
+    assert overview(tmp_path).runs[0].seconds_left is None  # its process has ended
+
+
+def test_further_yardsticks_and_benchmarks_of_an_evaluation(tmp_path: Path) -> None:
+    policies, drawn = {"base": "a", "sft": "b"}, {"seed": 0, "prompts": 40}
+    plain = Path(write_evaluation(tmp_path / "plain", policies, {}, **drawn))
+    figures = json.loads((plain / "final" / "report.json").read_text())["policies"]
+    named = [
+        {"source": one, "title": one.title(), "better": "higher", "scale": [0, 1]} for one in ("rubric", "refusal")
+    ]
+    mean = {"mean": 0.25, "interval": [0.2, 0.3], "n_prompts": 40}
+    for row in figures.values():
+        row["yardsticks"] = {"rubric": mean, "refusal": mean}
+        row["benchmarks"] = {"leaves": {"acc": 0.625, "acc_stderr": 0.125}}
+    folder = write_evaluation(tmp_path / "several", policies, {}, **drawn, yardsticks=named, figures=figures)
+    found = overview(Path(folder))
+    (further,) = found.further
+    assert [one["source"] for one in further.yardsticks] == ["rubric", "refusal"]
+    assert further.policies["sft"]["benchmarks"]["leaves"]["acc"] == 0.625
+    page = build_page(found)
+    assert "Other yardsticks" in page
+    assert "0.625" in page
+    assert "± 0.125" in page
 
 
 def test_serving_needs_a_run(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TINY_TRAINING, read_rows, run_here, write_config
+from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 
 from tiebreak.config.monitors import MonitorConfig
 from tiebreak.tracking.wandb_copy import records_in
@@ -19,6 +19,14 @@ from tiebreak.training.monitors import crossing
 
 def train(stage: str, output: Path, tiny_model: Path, raw_data: Path, **values: Any) -> tuple[int, str]:
     data = ("preferences", "preferences.jsonl") if stage != "sft" else ("demonstrations", "demonstrations.jsonl")
+    if stage == "kto":  # single answers with labels
+        pairs = read_rows(raw_data / "preferences.jsonl")
+        sides = [(pair, side) for pair in pairs for side in ("chosen", "rejected")]
+        rows = [
+            {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen", "split": pair["split"]}
+            for pair, side in sides
+        ]
+        data = ("preferences", str(write_rows(output.parent / "answers.jsonl", rows)))
     settings = {
         "output": output,
         "policy": tiny_model,

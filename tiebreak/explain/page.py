@@ -128,10 +128,11 @@ def _short(text: str, most: int = 40) -> str:
 def build_page(explanation: Explanation) -> str:
     """One self-contained page."""
     title = f"Why this {explanation.measure}?"
+    unit = "" if explanation.unit == explanation.measure else f" {explanation.unit}"
     head = join(
         el("p", "Tiebreak: explanation", cls="eyebrow"),
         el("h1", title),
-        el("p", f"{explanation.measure} {explanation.value:+.3f} {explanation.unit}, by {explanation.run}", cls="lead"),
+        el("p", f"{explanation.measure} {explanation.value:+.3f}{unit}, by {explanation.run}", cls="lead"),
     )
     spans = [
         el(
@@ -146,7 +147,9 @@ def build_page(explanation: Explanation) -> str:
     answer = join(
         el("p", spans, cls="parts"),
         note(explanation.meaning),
-        note(f"Green raises it; red, with a dotted line below, lowers it. The strongest: {explanation.largest:.3f}."),
+        note(
+            f"Green raises it; orange, with a dotted line below, lowers it. The strongest: {explanation.largest:.3f}."
+        ),
         _parts_table(explanation),
     )
     sections = [

@@ -94,6 +94,8 @@ class Run:
     """the one to resume from: the newest that is complete and intact"""
     key: str = ""
     """random, and in every checkpoint: one that was put in from another run is skipped"""
+    steps: int | None = None
+    """of the training, once it is known"""
     seconds_before: float = 0.0
     """duration of earlier attempts at this run, up to their last checkpoint"""
     _started: float = field(default_factory=lambda: time.monotonic())
@@ -134,6 +136,7 @@ class Run:
     def note_seconds(self) -> None:
         """Write run.json with the duration so far: called with every checkpoint."""
         record = self.identity.record(self.folder) | {"seconds": self.seconds, "key": self.key}
+        record |= {"steps": self.steps} if self.steps is not None else {}
         write_json(self.folder / RUN_FILE, record)
 
     @property

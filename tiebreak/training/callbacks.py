@@ -157,6 +157,9 @@ class RunCallback(TrainerCallback):
         self.margin = Margin()
         if state.global_step >= state.max_steps:
             raise NothingToTrainError
+        if state.is_world_process_zero:
+            self.recorder.run.steps = state.max_steps
+            self.recorder.run.note_seconds()
         if state.global_step:
             self.evaluates_next = bool(facts_of(_checkpoint(args, state)).get(EVALUATE_NEXT))
 
