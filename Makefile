@@ -20,7 +20,7 @@ help:
 	@echo "make docs         the documentation, into site/; links are checked"
 	@echo "make wheel        the wheel in an environment of its own, without the training packages: it labels, exports, compares"
 	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
-	@echo "make labels       win rates by judgments bought, and losses with wrong votes, after the quickstart: about three hours; may be stopped"
+	@echo "make labels       win rates by judgments bought, and losses with wrong votes, after the quickstart: three to four hours; may be stopped"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make room         prepare on 1,000,000 generated tickets, killed once: time, memory, the same bytes"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"

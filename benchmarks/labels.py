@@ -1,7 +1,7 @@
 """How many judgments a better policy costs, and which losses stand wrong ones, on the quickstart's world.
 
     python benchmarks/labels.py --plan                    # the cells that are not finished, and how long they take
-    python benchmarks/labels.py                           # all of them: about three hours on two quiet CPU cores
+    python benchmarks/labels.py                           # all of them: three to four hours on two quiet CPU cores
     python benchmarks/labels.py --case budgets --seeds 0  # a part; stop at any time, and the same command continues
     python benchmarks/labels.py --table                   # tables of what is finished, and benchmarks/labels.json
     python benchmarks/labels.py --table --docs            # also into README.md and docs/benchmarks.md
@@ -60,7 +60,7 @@ LOSSES: Mapping[str, Mapping[str, Any]] = {
     "rater_em": {"rater_em": True, "use_weights": False},
 }
 """Keys of each. `robust` also gets the true share of wrong preferences: that of the majority of three votes"""
-SECONDS = {"select": 4, "label": 3, "reward": 60, "dpo": 85, "evaluate": 45, "sample": 130, "judge": 5, "join": 1}
+SECONDS = {"select": 4, "label": 3, "reward": 60, "dpo": 85, "evaluate": 70, "sample": 130, "judge": 5, "join": 1}
 """of the stages on two cores, from the quickstart; the plan adds them up"""
 RESAMPLES = 2_000
 PAGES = ("README.md", "docs/benchmarks.md")
@@ -84,6 +84,11 @@ class World:
     @property
     def pool(self) -> Path:
         return self.folder / "pool"
+
+    @property
+    def error_rate(self) -> float:
+        """A random model's answers are all alike to the rubric: only raters who err tell them apart."""
+        return 0.9 if self.small else 0.1
 
     @property
     def judge(self) -> Path:
@@ -152,10 +157,11 @@ def shared_stages(world: World) -> list[Stage]:
 def bought(world: World, folder: Path, pairs: int, seed: int, **selection: Any) -> list[Stage]:
     """Select pairs, and have each judged once."""
     select = {"output": folder / "select", "pairs": world.pool, "selected_pairs": pairs, "seed": seed, **selection}
-    return [Stage("select", select, ROOT / "configs" / "rounds" / "select.yaml"), labelled(folder, seed, overlap=1)]
+    select_file = ROOT / "configs" / "rounds" / "select.yaml"
+    return [Stage("select", select, select_file), labelled(folder, seed, overlap=1, error_rate=world.error_rate)]
 
 
-def labelled(folder: Path, seed: int, *, overlap: int, error_rate: float = 0.1, votes: bool = False) -> Stage:
+def labelled(folder: Path, seed: int, *, overlap: int, error_rate: float, votes: bool = False) -> Stage:
     """Simulated judgments of what a folder's selection holds."""
     keys = {
         "output": folder / "label",
@@ -185,6 +191,7 @@ def trained(world: World, folder: Path, preferences: Path, seed: int, **keys: An
         "policies": {"sft": world.runs / "sft", "dpo": folder / "dpo"},
         "prompts": world.runs / "prepare",
         "max_prompts": 3 if world.small else None,
+        **({"split": "validation"} if world.small else {}),
         "reward_model": None,
         **short,
     }
@@ -231,9 +238,10 @@ def buy_actively(cell: Cell, world: World, folder: Path, size: int) -> Path:
 def run_losses(cell: Cell, world: World, folder: Path) -> None:
     """The same wrong votes for every loss."""
     share, pairs = float(cell.size), 8 if world.small else PAIRS_OF_LOSSES
+    wrong = world.error_rate if world.small else share
     base = world.folder / cell.case / f"votes-{cell.size}-seed-{cell.seed}"
     selected, _ = bought(world, base, pairs, cell.seed)
-    run([selected, labelled(base, cell.seed, overlap=3, error_rate=share, votes=True)], base)
+    run([selected, labelled(base, cell.seed, overlap=3, error_rate=wrong, votes=True)], base)
     keys = dict(LOSSES[cell.arm])
     if cell.arm == "robust":
         keys["label_smoothing"] = round(share**2 * (3 - 2 * share), 4)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from small_world import World, write_preferences
-from support import end_process, read_rows, run_here, write_rows
+from support import end_process, on_two_processes, read_rows, run_here, write_rows
 from torch import Tensor
 
 from preference.configuration import DPOConfig, RaterEMConfig
@@ -142,8 +142,12 @@ def with_a_liar(file: Path) -> Path:
 
 
 def run_dpo(world: World, folder: Path, data: Path, steps: int, *flags: str) -> tuple[int, str]:
-    return run_here(
-        *("dpo", "--output", folder, "--policy", world.policy, "--preferences", data, "--validation-share", "0"),
+    return run_here("dpo", *words_of(world, folder, data, steps), *flags)
+
+
+def words_of(world: World, folder: Path, data: Path, steps: int) -> list[str | Path]:
+    return [
+        *("--output", folder, "--policy", world.policy, "--preferences", data, "--validation-share", "0"),
         *("--tracking.mode", "disabled", "--adapter.r", "4", "--adapter.alpha", "8", "--beta", "1"),
         *("--training.max-length-tokens", "32", "--training.learning-rate", "0.003", "--training.save-steps", "4"),
         *(
@@ -155,8 +159,7 @@ def run_dpo(world: World, folder: Path, data: Path, steps: int, *flags: str) -> 
             "float32",
         ),
         *("--training.lr-scheduler", "constant_with_warmup", "--training.warmup-share", "0", "--rater-em", "true"),
-        *flags,
-    )
+    ]
 
 
 def test_the_policy_finds_the_rater_who_lies(world: World, tmp_path: Path) -> None:
@@ -206,6 +209,17 @@ def test_batches_passes_and_accumulation_change_nothing(world: World, tmp_path: 
     whole, halved = (read_manifest(tmp_path / name)["rater_em"] for name in ("whole", "halves"))
     for rater, one in whole["raters"].items():
         assert one["reliability"] == pytest.approx(halved["raters"][rater]["reliability"], abs=1e-4)
+
+
+@pytest.mark.proof
+def test_two_processes_share_the_reliabilities_of_one(world: World, tmp_path: Path) -> None:
+    """To the last digit that the manifest has: 8 pairs on one process, 4 on each of two."""
+    data = with_a_liar(tmp_path / "rows.jsonl")
+    assert run_dpo(world, tmp_path / "one", data, 3, "--prompt-by-prompt", "false")[0] == 0
+    half = ("--prompt-by-prompt", "false", "--training.per-device-batch-size", "4")
+    on_two_processes("ddp", "tests/preference/dpo_on_two.py", *words_of(world, tmp_path / "two", data, 3), *half)
+    one, two = (read_manifest(tmp_path / name)["rater_em"] for name in ("one", "two"))
+    assert one == two
 
 
 def test_rows_without_raters_are_refused(world: World, tmp_path: Path) -> None:
