@@ -331,6 +331,7 @@ TREE = [
     ("l", "j", "assistant", None, "Oh."),
     ("m", "h", "prompter", 1, "And?"),
     ("n", "h", "prompter", 0, "Or?"),
+    ("o", "m", "assistant", None, "Alone."),
 ]
 """(message_id, parent_id, role, rank, text)"""
 
@@ -374,10 +375,10 @@ def test_broken_trees(tmp_path: Path) -> None:
         read_preferences(str(write_rows(tmp_path / "rows.jsonl", [*tree_rows("e", "c")])), KEEP)
     rows = [{**row, "deleted": row["message_id"] == "c"} for row in tree_rows()]
     source = str(write_rows(tmp_path / "rows.jsonl", rows))
-    assert read(source, "demonstrations").left_out == {DELETED: 8, WORSE: 2}
+    assert read(source, "demonstrations").left_out == {DELETED: 9, WORSE: 2}
     Path(source).write_text(f"{Path(source).read_text()}broken\n")
     assert [one.where for one in read(source, "demonstrations").bad] == [f"{source}:{len(rows) + 1}"]
-    alone = tree_rows(*"bcdefghijklmn")
+    alone = tree_rows(*"bcdefghijklmno")
     with pytest.raises(DataError, match=r"1: trees without an answer"):
         read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", alone)), KEEP)
 
@@ -387,3 +388,18 @@ def test_a_file_of_trees_holds_nothing_else(row: dict[str, Any], tmp_path: Path)
     source = str(write_rows(tmp_path / "rows.jsonl", [row, {"prompt": "Why?", "completion": "So."}]))
     found = read(source, "demonstrations")
     assert ([one.where for one in found.bad], len(found.drafts)) == ([f"{source}:1"], 1)
+
+
+def test_the_fewest_keys_of_a_tree_and_other_columns(tmp_path: Path) -> None:
+    keys = ("message_id", "parent_id", "role", "text")
+    flat = [
+        dict(zip(keys, row, strict=True)) for row in (("a", None, "prompter", "Why?"), ("b", "a", "assistant", "So."))
+    ]
+    (root, reply) = ({key: row[key] for key in ("role", "text")} for row in flat)
+    tree = {"prompt": {**root, "replies": [reply]}}
+    for rows in (flat, [tree], [{**row, "lang": "en", "split": "test"} for row in flat], [{**tree, "split": "test"}]):
+        source = str(write_rows(tmp_path / "rows.jsonl", rows))
+        (shown,) = read_demonstrations(source, KEEP)
+        assert (shown.prompt.messages[0].content, shown.text) == ("Why?", "So.")
+        assert shown.prompt.split == rows[0].get("split", "train")
+        assert list(read(source, "demonstrations").ignored) == [name for name in ("lang",) if name in rows[0]]
