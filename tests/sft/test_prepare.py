@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import json
 import random
@@ -259,6 +260,46 @@ def test_a_run_that_was_stopped_at_any_part_resumes_to_the_same_bytes(
             finished = run(tmp_path / "stopped", tiny_model, *many_rows(), **STEPS)
     assert starts > 4
     assert files_of(finished) == whole
+
+
+def test_hostile_files_are_listed_together_and_leave_nothing(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiebreak.data.compression.LONGEST_LINE_BYTES", 1000)
+    monkeypatch.setattr("tiebreak.data.compression.SURELY_FINE_BYTES", 10_000)
+    monkeypatch.setattr(store, "PART_ROWS", 2)
+    good = json.dumps({"prompt": "Why?", "completion": "So."}).encode() + b"\n"
+    long = json.dumps({"prompt": "x" * 2000, "completion": "y"}).encode() + b"\n"
+    files = {
+        "long.jsonl": good + long + good,
+        "deep.jsonl": good + b'{"prompt": ' + b"[" * 200 + b"]" * 200 + b"}\n",
+        "bomb.jsonl.gz": gzip.compress(good * 100_000),
+        "sheet.csv": b'prompt,completion\nWhy?,"=HYPERLINK(1)"\nWhy?,So.\n',
+        "latin.jsonl": good + '{"prompt": "Käse?", "completion": "Ja."}\n'.encode("latin-1"),
+        "utf16.jsonl": good.decode().encode("utf-16"),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    sources = [str(tmp_path / name) for name in files]
+    settings = {"output": str(tmp_path / "run"), "policy": str(tiny_model), "demonstrations": sources}
+    with pytest.raises(DataError, match=r"6 errors in the data; nothing was written") as caught:
+        prepare(PrepareConfig.model_validate(settings))
+    expected = {
+        "long.jsonl:2": "a line of more than 64 MB",
+        "deep.jsonl:2": "nested more than 100 levels deep",
+        "bomb.jsonl.gz": "a decompression bomb?",
+        "sheet.csv:2": "a spreadsheet's formula",
+        "latin.jsonl:2": "not UTF-8",
+        "utf16.jsonl": "UTF-16, not UTF-8",
+    }
+    for place, reason in expected.items():
+        assert any(f"{tmp_path / place}: " in fault and reason in fault for fault in caught.value.faults), place
+    assert not (tmp_path / "run" / "work").exists()
+    # the same folder takes the data once it is whole, and drops what it may
+    kept = [path for path in sources if not path.endswith((".gz", "utf16.jsonl"))]
+    prepare(PrepareConfig.model_validate({**settings, "demonstrations": kept, "on_bad_row": "drop"}))
+    assert len(read_rows(tmp_path / "run" / "bad_rows.jsonl")) == 4
+    assert report_of(tmp_path / "run")["counts"]["dropped"] == 4  # copies of the good row
 
 
 # --- what is dropped -------------------------------------------------------------------------------------------------
