@@ -48,9 +48,11 @@ class CardArguments(Section):
     """`tiebreak card`. RUN is a finished run of sft, reward, dpo or ppo; for a data sheet, of prepare, synthesise or
     label."""
 
-    form: Literal["hub", "annex_iv", "data_sheet"] = "hub"
-    """hub: a model card with the hub's headings; annex_iv: a technical file with the headings of Annex IV of the EU AI
-    Act; data_sheet: a data sheet (Gebru et al. 2021) of a run that made data"""
+    form: Literal["hub", "annex_iv", "annex_xi", "annex_xii", "article_53", "data_sheet"] = "hub"
+    """hub: a model card with the hub's headings; annex_iv, annex_xi: a technical file with the headings of Annex IV of
+    the EU AI Act, or of Annex XI, for general-purpose models; annex_xii: information for those who build on the model;
+    article_53: a summary of the content it was trained on; data_sheet: a data sheet (Gebru et al. 2021) of a run that
+    made data"""
     format: Literal["md", "html", "pdf"] = "md"
     """pdf needs an installed Chromium or Chrome"""
     evaluation: str | None = None
@@ -58,7 +60,7 @@ class CardArguments(Section):
     answers: str | None = None
     """a YAML file with answers for blanks, as NAME: answer; tiebreak card prints the names"""
     output: str | None = None
-    """the file to write; null: card.md, technical-file.md or data-sheet.md in the run folder, with the format's suffix"""
+    """the file to write; null: in the run folder, named after the form: card.md, technical-file.md, annex-xi.md, …"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

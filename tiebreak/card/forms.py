@@ -1,6 +1,6 @@
-"""The forms of a card: the hub's model card, and a technical file under the headings of the EU AI Act's Annex IV.
+"""The forms of a card: the hub's model card, and files under the EU AI Act's headings (Annexes IV, XI, XII; Article 53).
 
-The headings of Annex IV are those of Regulation (EU) 2024/1689, shortened. Which of them a model needs is a question for a
+The headings are those of Regulation (EU) 2024/1689, shortened. Which of them a model needs is a question for a
 lawyer; the form says so.
 """
 
@@ -175,6 +175,21 @@ BLANKS = {
     "monitoring": "How is it watched after release, and how are incidents reported?",
     "energy": "How much energy did training take? No watts were measured.",
     "log_keeping": "Which events does the system log in use, and for how long (Article 12)?",
+    "use_policy": "Which acceptable use policies apply?",
+    "release": "When was it released, and how is it distributed?",
+    "architecture": "Which architecture has it, and how many parameters?",
+    "modality": "Which inputs does it take, which outputs does it give, and in which format?",
+    "sizes": "How long may inputs and outputs be when it is used?",
+    "compute": "How many operations did training take, and how was that estimated? 'tiebreak plan' estimates them.",
+    "adversarial": "How was it attacked in tests, inside and outside the provider, and how was it adapted?",
+    "system": "Which components build on each other, and how are they integrated?",
+    "public_data": "Which of the data sets are publicly available, and where?",
+    "private_data": "Which data was licensed or bought from third parties?",
+    "crawled_data": "Was data crawled: by which crawlers, when, from which sites?",
+    "user_data": "Was data of users of your services used, and on which legal basis?",
+    "synthetic_data": "Which models wrote synthetic data, also outside Tiebreak?",
+    "reservations": "How were reservations of rights respected (robots.txt, terms, licences)?",
+    "illegal_content": "How was illegal content kept out of the data?",
     "marking": "How are its answers marked as made by a machine (Article 50)?",
     **datasheet.QUESTIONS,
 }
@@ -247,9 +262,90 @@ def annex_iv(subject: Subject) -> list[Part]:
     ]
 
 
+def annex_xi(subject: Subject) -> list[Part]:
+    """Technical documentation of a general-purpose model under the headings of Annex XI, section 1 and 2."""
+    unmeasured = "Which evaluation measured it? Name one with --evaluation."
+    return [
+        Part("Section 1, 1. General description", ()),
+        Part("(a) Tasks and systems it can be integrated in", (_blank("purpose"), _blank("integration")), 3),
+        Part("(b) Acceptable use policies", (_blank("use_policy"), _blank("out_of_scope")), 3),
+        Part("(c) Date of release, ways of distribution", (_blank("release"), _blank("forms")), 3),
+        Part("(d) Architecture and parameters", (*_base(subject), _blank("architecture")), 3),
+        Part("(e) Modality and format of inputs and outputs", (_blank("modality"), _blank("languages")), 3),
+        Part("(f) Licence", (_blank("licence"),), 3),
+        Part("Section 1, 2. Process of development", ()),
+        Part("(a) Technical means of integration", (*_software(subject), _blank("interface")), 3),
+        Part("(b) Design, training, choices", (*_steps(subject), *_metrics(subject), _blank("design")), 3),
+        Part("(c) Data", (*_data(subject), _blank("data_licences"), *_cleaning(subject), *_labelling(subject)), 3),
+        Part("(d) Computation", (*_machine(subject), _blank("compute")), 3),
+        Part("(e) Energy", (_blank("energy"),), 3),
+        Part("Section 2. Models with systemic risk", ()),
+        Part("1. Evaluation", tuple(_or_blank(_evaluated(subject), "evaluation", unmeasured)), 3),
+        Part("2. Adversarial testing", (_blank("adversarial"),), 3),
+        Part("3. Architecture of the system", (_blank("system"),), 3),
+    ]
+
+
+def annex_xii(subject: Subject) -> list[Part]:
+    """Information for providers who build a general-purpose model into their system: the headings of Annex XII."""
+    return [
+        Part("1. General description", ()),
+        Part("(a) Tasks and systems it can be integrated in", (_blank("purpose"), _blank("limits")), 3),
+        Part("(b) Acceptable use policies", (_blank("use_policy"), _blank("out_of_scope")), 3),
+        Part("(c) Date of release, ways of distribution", (_blank("release"), _blank("forms")), 3),
+        Part("(d) Hardware and software outside the model", (_blank("integration"),), 3),
+        Part("(e) Versions of software", tuple(_software(subject)), 3),
+        Part("(f) Architecture and parameters", (*_base(subject), _blank("architecture")), 3),
+        Part("(g) Modality and format of inputs and outputs", (_blank("modality"), _blank("languages")), 3),
+        Part("(h) Licence", (_blank("licence"),), 3),
+        Part("2. Elements and process of development", ()),
+        Part("(a) Technical means of integration", (_blank("interface"), _blank("marking")), 3),
+        Part("(b) Inputs and outputs: format and maximum size", (*_lengths(subject), _blank("sizes")), 3),
+        Part("(c) Data", (*_data(subject), _blank("data_licences"), *_cleaning(subject)), 3),
+    ]
+
+
+def article_53(subject: Subject) -> list[Part]:
+    """A summary of the content used for training, under the sections of the Commission's template."""
+    return [
+        Part(
+            "1. General information", (_blank("provider"), _blank("name_version"), *_base(subject), *_versions(subject))
+        ),
+        Part("2. List of data sources", ()),
+        Part("2.1 Publicly available data sets", (*_data(subject), _blank("public_data")), 3),
+        Part("2.2 Private data sets obtained from third parties", (_blank("private_data"), _blank("data_licences")), 3),
+        Part("2.3 Data crawled and scraped", (_blank("crawled_data"),), 3),
+        Part("2.4 User data", (_blank("user_data"),), 3),
+        Part("2.5 Synthetic data", (*_synthetic(subject), _blank("synthetic_data")), 3),
+        Part("2.6 Other sources: judgments", (*_labelling(subject), _blank("raters")), 3),
+        Part("3. Data processing", ()),
+        Part("3.1 Reservations of rights (text and data mining)", (_blank("reservations"),), 3),
+        Part(
+            "3.2 Removal of illegal content",
+            (*_cleaning(subject), _blank("illegal_content"), _blank("personal_data")),
+            3,
+        ),
+    ]
+
+
+def _lengths(subject: Subject) -> list[Fact]:
+    return [
+        entry
+        for one in subject.trained
+        for entry in fact(one, f"{one['stage']}: longest sequence in tokens", "config/training/max_length_tokens")
+    ]
+
+
+def _synthetic(subject: Subject) -> list[Fact]:
+    return [entry for one in subject.chain for entry in fact(one, f"{one['stage']}: synthetic rows", "synthetic")]
+
+
 FORMS: dict[str, Callable[[Subject], list[Part]]] = {
     "hub": hub,
     "annex_iv": annex_iv,
+    "annex_xi": annex_xi,
+    "annex_xii": annex_xii,
+    "article_53": article_53,
     "data_sheet": datasheet.data_sheet,
 }
 NOTES = {
@@ -258,11 +354,37 @@ NOTES = {
         "The headings follow Annex IV of Regulation (EU) 2024/1689, shortened. Whether the model needs this file, and "
         "whether it is complete, is for a lawyer to say."
     ),
+    "annex_xi": (
+        "The headings follow Annex XI of Regulation (EU) 2024/1689, shortened; section 2 is for models with systemic risk. "
+        "A fine-tuner is seldom the provider of a general-purpose model: whether that applies is for a lawyer to say."
+    ),
+    "annex_xii": (
+        "The headings follow Annex XII of Regulation (EU) 2024/1689, shortened. Whether the model needs this file, and "
+        "whether it is complete, is for a lawyer to say."
+    ),
+    "article_53": (
+        "A summary after Article 53(1)(d) of Regulation (EU) 2024/1689, its sections shortened; compare them with the "
+        "Commission's template. Data of the base model is its provider's to describe. Have a lawyer check it."
+    ),
     "data_sheet": (
         "The sections are those of Gebru et al. 2021, Datasheets for Datasets; the last is after Article 10 of Regulation "
         "(EU) 2024/1689. Whether that applies, and whether the answers suffice, is for a lawyer to say."
     ),
 }
-TITLES = {"hub": "Model card", "annex_iv": "Technical documentation", "data_sheet": "Data sheet"}
-NAMES = {"hub": "card", "annex_iv": "technical-file", "data_sheet": "data-sheet"}
+TITLES = {
+    "hub": "Model card",
+    "annex_iv": "Technical documentation",
+    "annex_xi": "Technical documentation (general-purpose model)",
+    "annex_xii": "Information for downstream providers",
+    "article_53": "Summary of training content",
+    "data_sheet": "Data sheet",
+}
+NAMES = {
+    "hub": "card",
+    "annex_iv": "technical-file",
+    "annex_xi": "annex-xi",
+    "annex_xii": "annex-xii",
+    "article_53": "training-content",
+    "data_sheet": "data-sheet",
+}
 """of the files"""
