@@ -298,7 +298,7 @@ def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
             _greet(store, under, new, pairs, answers)
             stack.enter_context(_answering(config))
             stack.enter_context(_reporting(store, config))
-        door = replace(build_page(server), title="Tiebreak")
+        door = replace(build_page(server), title="Tiebreak", oidc="")  # the button is on each campaign's own login page
         with contextlib.suppress(KeyboardInterrupt):
             run_server(CampaignServer(made, door, limit), listening, believed_proxies(server), server.prefix)
         show("", *(f"saved: {store.judged()} judgments in {store.url}" for store, _ in stores))

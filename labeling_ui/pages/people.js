@@ -1,6 +1,8 @@
 // Invitations, roles and passwords. Reviewers and observers see the page; the server refuses what is for leads alone.
 const ROLES = ['rater', 'reviewer', 'observer', 'lead'];
 
+if (props.value.oidc) find('[data-form=invite]').elements.names.placeholder = words['invite.oidc'];
+
 async function showPeople() {
   if (desk.dataset.role !== 'lead') return;
   const invited = await call('/api/lead/invitations');

@@ -173,7 +173,8 @@ def test_campaigns_that_cannot_share_a_server_are_refused(tmp_path: Path, capsys
 def test_a_lead_of_two_campaigns_logs_in_once(tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 
-    files = [configure(tmp_path, name) for name in ("first", "second")]
+    provider = {"issuer": "https://id.example", "client_id": "tiebreak"}
+    files = [configure(tmp_path, "first", oidc=provider), configure(tmp_path, "second")]
     port = free_port()
     words = [word for file in files for word in ("--config", str(file))]
     command = [sys.executable, "-m", "tiebreak.command.cli", "label", *words, "--port", str(port), "--prefix", "/label"]
@@ -188,8 +189,11 @@ def test_a_lead_of_two_campaigns_logs_in_once(tmp_path: Path) -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
             page = browser.new_page()
+            page.goto(f"{address}/c/first/login/")
+            assert page.get_attribute(".single-sign-on:visible", "href") == "/label/c/first/api/oidc/start"
             page.goto(address)
             page.fill("[name=username]", "Zoe")
+            assert page.is_hidden(".single-sign-on"), "a provider belongs to its campaign"
             page.fill("[name=password]", PASSWORD)
             page.keyboard.press("Enter")
             page.click(".choosing a >> text=second")

@@ -77,10 +77,10 @@ def test_the_table_for_spreadsheets_has_the_pay_and_no_formula(tmp_path: Path, m
     store.close()
 
 
-def test_a_day_has_its_breaks_and_the_time_on_changed_answers(tmp_path: Path) -> None:
+def test_a_day_has_its_breaks_and_the_time_on_changed_answers(url: str) -> None:
     """A minute each, until 10:00, 10:01, 10:20 (taken back), 10:21 and 10:26: a break from 10:01 to 10:20."""
     now = [FIRST * DAY_MS + 10 * 3_600_000 - 60_000]
-    store = open_store(tmp_path, [make_pair(n) for n in range(8)], raters=1, clock=lambda: now[0])
+    store = open_store(url, [make_pair(n) for n in range(8)], raters=1, clock=lambda: now[0])
     judge(store, now, 60.0)
     judge(store, now, 60.0)
     now[0] += 18 * 60_000
