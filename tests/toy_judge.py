@@ -16,6 +16,7 @@ from tiebreak.data.pairs import read_pairs
 from tiebreak.runs.run import identify_input, start_run
 from tiebreak.stages import Stage
 from tiebreak.terminal import say
+from tiebreak.tracking.recorder import tracked
 
 JUDGE = Stage(
     "longest",
@@ -46,7 +47,7 @@ def prefer_longer(assignment: Assignment) -> Submission:
 def judge(config: JudgeConfig) -> None:
     """The stage."""
     pairs = read_pairs(config.pairs, stage="longest")
-    with start_run(config, "longest") as run:
+    with start_run(config, "longest") as run, tracked(run):
         if run.finished:
             say(f"{run.folder} is already finished: nothing to do")
             return

@@ -137,7 +137,7 @@ def test_wandb_offline_run_reads_back(finished_recipe: Path) -> None:
         ("prepare", ["counts/prompts/train", "counts/dropped"]),
         ("sample", ["counts/completions", "counts/pairs"]),
         ("label", ["report/judgments/total", "report/preferences/by_split/train"]),
-        ("evaluate", ["dpo/outcomes/wins", "report/policies/ppo/score_mean", "completions"]),
+        ("evaluate", ["dpo/outcomes/wins", "ppo/score_mean", "completions"]),
         ("compare", ["report/policies/dpo/win_rate_vs_baseline", "verdicts/dpo"]),
     ],
 )
