@@ -40,6 +40,15 @@ class Measurement:
     """what PPO saw before any update: kl (nats a completion), score_mean, score_deviation"""
 
 
+def _product_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """Of xWᵀ, from their shapes."""
+    return 2 * int(x[0]) * int(x[1]) * int(weight[0])
+
+
+ONEDNN_PRODUCTS = {torch.ops.mkldnn._linear_pointwise: _product_flops}
+"""what FlopCounterMode does not count by itself"""
+
+
 class Clock(TrainerCallback):
     """Times some steps, then notes the peak memory, then counts the operations of the next step's matrix products.
 
@@ -56,7 +65,7 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         if len(self.seconds) == self._timed:
-            self._counter = FlopCounterMode(display=False)
+            self._counter = FlopCounterMode(display=False, custom_mapping=ONEDNN_PRODUCTS)
             self._counter.__enter__()
         self._started = now()
 

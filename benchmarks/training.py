@@ -43,6 +43,7 @@ from measuring import Clock, Measurement, product_rate, run_alone
 
 from tiebreak.chat.chat import build_chat
 from tiebreak.config import TrainingConfig
+from tiebreak.packed.products import Engine, use_products
 from tiebreak.records import Message, Preference
 from tiebreak.runs.run import Run, identify
 
@@ -231,6 +232,7 @@ def measure(
     model: str = MODEL,
     precision: Precision = "float32",
     tokens_per_pass: int | None = None,
+    matrix_products: Engine = "torch",
 ) -> Measurement:
     """Train in this process."""
     from tiebreak.models.find import find_model
@@ -245,7 +247,9 @@ def measure(
         pairs = _grouped_by_length(pairs, rows)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        budget = Budget(rows, taken, precision=precision, tokens_per_pass=tokens_per_pass)
+        budget = Budget(
+            rows, taken, precision=precision, tokens_per_pass=tokens_per_pass, matrix_products=matrix_products
+        )
         trainer = build_contestant(case.stage, contestant, pairs, budget, model, tokenizer, folder)
         built = time.perf_counter() - started
         clock = Clock(steps)
@@ -311,6 +315,8 @@ class Budget:
     precision: Precision = "float32"
     tokens_per_pass: int | None = None
     """ours; None: the device's default"""
+    matrix_products: Engine = "torch"
+    """ours"""
 
 
 def build_contestant(
@@ -350,7 +356,9 @@ def _ours(stage: str, base: Any, pairs: list[Pair], budget: Budget, tokenizer: A
         warmup_share=0.0,
         precision=budget.precision,
         tokens_per_pass=budget.tokens_per_pass,
+        matrix_products=budget.matrix_products,
     )
+    use_products(training.matrix_products)
     model = get_peft_model(base, _adapter("SEQ_CLS" if stage == "reward" else "CAUSAL_LM"))
     model.config.pad_token_id = tokenizer.pad_token_id
     trainer = _BUILD[stage](model, pairs, training, tokenizer, Path(folder))
@@ -486,9 +494,12 @@ def has_flash_attention() -> bool:
 # --- the run
 
 
-def in_fresh_process(case: Case, contestant: str, rows: int, steps: int, model: str) -> Measurement:
+def in_fresh_process(
+    case: Case, contestant: str, rows: int, steps: int, model: str, matrix_products: Engine = "torch"
+) -> Measurement:
     """`measure` there."""
     words = ["--measure", contestant, "--only", case.name, "--rows", str(rows), "--steps", str(steps)]
+    words += ["--matrix-products", matrix_products]
     return Measurement(**answer_of(Path(__file__), [*words, "--model", model], settled=contestant != "trl"))
 
 
@@ -600,6 +611,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=3, help="PPO's, which has no --steps; the first is not timed")
     parser.add_argument("--only", action="append", help="a case by name, or a stage's cases; may be given again")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
+    parser.add_argument("--matrix-products", choices=["torch", "onednn"], default="torch", help="ours, but for PPO")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -612,7 +624,9 @@ def main() -> None:
         sys.exit(f"no such case: {options.only}; there are: {', '.join(case.name for case in CASES)}")
     if options.measure:
         rows = options.rows or cases[0].rows
-        one = measure(cases[0], options.measure, rows, options.steps, options.model)
+        one = measure(
+            cases[0], options.measure, rows, options.steps, options.model, matrix_products=options.matrix_products
+        )
         options.answer.write_text(json.dumps(asdict(one)))
         return
     results = {row["case"]: row for row in json.loads(options.results.read_text())} if options.results.is_file() else {}
@@ -630,7 +644,7 @@ def main() -> None:
                 print(f"{case.name}: {name}", file=sys.stderr, flush=True)
                 times = GROWN.get(name)
                 rows, steps = (batch * times, GROWN_TO // times) if times else (batch, options.steps)
-                measured[name] = in_fresh_process(case, name, rows, steps, options.model)
+                measured[name] = in_fresh_process(case, name, rows, steps, options.model, options.matrix_products)
         steps = options.rollouts if case.stage == "ppo" else options.steps
         results[case.name] = summarise(case, batch, steps, measured)
         options.results.write_text(json.dumps(list(results.values()), indent=1) + "\n")

@@ -341,7 +341,8 @@ def _largest_pass(setting: Setting) -> int:
 
 
 def _host_bytes(setting: Setting) -> float:
-    """Every process loads the whole model before it is shared out; offloaded parts stay there."""
+    """Every process loads the whole model before it is sharded. A file in the number format of training is mapped, and all
+    processes share its pages; otherwise each has a copy, which is what is counted here. Offloaded parts stay there."""
     hardware, numbers = setting.hardware, setting.numbers
     if not hardware.device.is_gpu:
         return 0.0
