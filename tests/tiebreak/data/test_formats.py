@@ -1517,7 +1517,7 @@ def test_one_reason_for_all_rows_is_reported_once(tmp_path: Path) -> None:
 
 def test_dropped_rows_of_all_sources_are_listed_in_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
-    run: Any = SimpleNamespace(folder=tmp_path / "run", facts={})
+    run: Any = SimpleNamespace(folder=tmp_path / "run", facts={}, config=SimpleNamespace(trains=False))
     rules = Rules(on_bad_row="drop", validation_share=0.0, run=run)
     first = str(write_rows(tmp_path / "a.jsonl", [{"prompt": "a"}, 7, {"title": "x"}]))
     second = str(write_rows(tmp_path / "b.jsonl", [8, {"prompt": "b"}]))
