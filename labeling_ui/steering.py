@@ -30,6 +30,7 @@ from pydantic import Field, ValidationError
 
 from labeling_ui.configuration import read_store_arguments
 from labeling_ui.database.schema import MAX_PRIORITY
+from labeling_ui.exchange.media import MediaConfig, add_media, refuse_missing_media
 from labeling_ui.store.backup import back_up, restore_backup
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import Batch, BatchChange
@@ -137,6 +138,8 @@ class CorrectArguments(Section):
     """URL of the label store"""
     pairs: str
     """a file of pairs: pairs in the store with the same id and another text are replaced; the others stay"""
+    media: str | None = None
+    """folder of images and recordings that the store does not have yet"""
     columns: dict[str, str | None] = {}
     """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
 
@@ -210,7 +213,7 @@ def withdraw(words: Sequence[str]) -> None:
     arguments = read_store_arguments(WithdrawArguments, words, "label withdraw")
     store = Store.open(arguments.store)
     if arguments.absent_from is not None:
-        there = [pair.id for pair in read_pairs(arguments.absent_from, arguments.columns)]
+        there = [pair.id for pair in read_pairs(arguments.absent_from, arguments.columns, media=True)]
         ids = store.pairs_absent(arguments.absent_from, there)
     else:
         ids = _select(store, arguments, "label withdraw")
@@ -252,7 +255,10 @@ def correct(words: Sequence[str]) -> None:
     """`tiebreak label correct`"""
     arguments = read_store_arguments(CorrectArguments, words, "label correct")
     store = Store.open(arguments.store)
-    pairs, source = read_pairs(arguments.pairs, arguments.columns), identify_input(arguments.pairs).id
+    pairs, source = read_pairs(arguments.pairs, arguments.columns, media=True), identify_input(arguments.pairs).id
+    if arguments.media is not None:
+        add_media(store, pairs, MediaConfig(Path(arguments.media)))
+    refuse_missing_media(store, pairs)
     made = store.correct_pairs(_known(store, pairs), source=arguments.pairs, source_id=source)
     print(f"corrected {counted(len(made), 'pair')}; judgments of the earlier versions stay in the store, unused")
     for one in made:
@@ -344,7 +350,7 @@ def _select(store: Store, arguments: SelectArguments, command: str) -> list[str]
     if sum(ways) != 1:
         raise ConfigError(f"{command}: name the pairs in one way: --ids ID …, --pairs FILE or --from-batch NAME")
     if arguments.pairs is not None:
-        return [pair.id for pair in read_pairs(arguments.pairs, arguments.columns)]
+        return [pair.id for pair in read_pairs(arguments.pairs, arguments.columns, media=True)]
     if arguments.from_batch is not None:
         ids = store.pairs_in_batch(arguments.from_batch)
         if not ids:

@@ -65,10 +65,13 @@ def add_media(store: Store, pairs: Sequence[Pair], config: MediaConfig) -> int:
     with store.reading() as connection:
         there = known_media(connection, [name for name, _ in names])
     for name, kind in names:
-        if config.folder is None and name in there:
-            continue
         try:
             raw = _read(name, config.folder)
+        except BadMediaError as error:
+            if name not in there:  # the store's copy counts, whether or not the file is still there
+                faults.append(f"{_short(name)}: {error}")
+            continue
+        try:
             source = hashlib.sha256(raw).hexdigest()
             if name not in there:
                 keep = partial(keep_media, name=name, source_sha256=source, file=clean(raw, kind))
@@ -246,6 +249,17 @@ _SECONDS: dict[MediaType, Callable[[bytes], float | None]] = {
     "audio/ogg": _ogg_seconds,
     "audio/mpeg": _mp3_seconds,
 }
+
+
+def refuse_missing_media(store: Store, pairs: Iterable[Pair]) -> None:
+    """Refuse pairs with files that the store does not have.
+
+    Raises:
+        DataError: with every such file.
+    """
+    if missing := missing_media(store, pairs):
+        faults = [f"{_short(name)}: no such file in the store" for name in missing]
+        raise DataError(f"media: {counted(len(faults), 'error')}: name the folder of the files", faults)
 
 
 def missing_media(store: Store, pairs: Iterable[Pair]) -> list[str]:

@@ -43,6 +43,11 @@ def typeset(source: str, *, display: bool) -> str:
     return _one_thread().submit(_typeset, source, display).result()
 
 
+def warm() -> None:
+    """Load the engine without waiting for it, so that the first rater does not."""
+    _one_thread().submit(_typeset, "x", False)
+
+
 @functools.cache
 def _one_thread() -> ThreadPoolExecutor:
     """An engine may be used by the thread that made it only."""

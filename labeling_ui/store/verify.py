@@ -26,6 +26,7 @@ from labeling_ui.database.schema import (
     ITEMS,
     JUDGMENTS,
     LOG_HEAD,
+    MEDIA_FILES,
     PAIRS,
     PUBLICATIONS,
     RATER_HOURS,
@@ -138,7 +139,19 @@ def _verify(connection: Connection) -> Verification:
     for compare in (_compare_items, _compare_raters, _compare_work, _compare_assignments, _compare_judgments):
         result.faults += compare(connection, rebuilt)
     result.faults += [*_compare_lead(connection, rebuilt), *_compare_turns(connection, rebuilt)]
+    result.faults += _changed_media(connection)
     return result
+
+
+def _changed_media(connection: Connection) -> list[str]:
+    """Images and recordings that are not what their hash says."""
+    query = sa.select(MEDIA_FILES.c.sha256, MEDIA_FILES.c.content).execution_options(yield_per=1)
+    files = connection.execute(query)
+    return [
+        f"the file {row.sha256[:16]} was changed"
+        for row in files
+        if hashlib.sha256(row.content).hexdigest() != row.sha256
+    ]
 
 
 def _announced(connection: Connection) -> dict[int, str]:

@@ -23,6 +23,8 @@ from fastapi import APIRouter, Body, Depends, Query
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
+from labeling_ui.database.errors import RefusedError
+from labeling_ui.exchange.media import missing_media
 from labeling_ui.quality.agreement import PUBLISHED
 from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, Submission, storable
 from labeling_ui.store.figures.progress import BatchProgress
@@ -300,6 +302,8 @@ def correct_pairs(
 ) -> list[dict[str, Any]]:
     """Replace pairs by new versions: `pairs`, records with the ids of the old ones, whose judgments stay, unused."""
     pairs = checked(PairCorrections, body).pairs
+    if missing := missing_media(desk.store, pairs):
+        raise RefusedError(f"{missing[0][:100]}: not in the store: use 'tiebreak label correct' with --media FOLDER")
     made = desk.store.correct_pairs(pairs, source="corrections", source_id="corrections", by=lead.rater.id)
     return [vars(one) for one in made]
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 from labeling_ui.database.errors import RefusedError, StoreError
-from labeling_ui.pages import FILES, PageConfig, mount_pages
+from labeling_ui.pages import FILES, PageConfig, mount_pages, typesetting
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.quality.measuring import LatestFigures
@@ -86,6 +86,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         figures.begin()
+        typesetting.warm()
         yield
         figures.close()
 

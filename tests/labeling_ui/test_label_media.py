@@ -13,14 +13,17 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 from test_label_api import Campaign, no_pages, run  # noqa: F401 - a fixture
 
 from labeling_ui.configuration import LabelConfig
+from labeling_ui.database.schema import MEDIA_FILES
 from labeling_ui.exchange.export import write_labels
 from labeling_ui.exchange.media import BadMediaError, MediaConfig, add_media, clean
 from labeling_ui.label import add_pairs, read_some_pairs
 from labeling_ui.quality.aggregate import AggregationConfig
+from labeling_ui.steering import correct
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.context import SESSION_COOKIE
@@ -271,3 +274,26 @@ def test_leads_upload_pairs_with_files_that_are_there(campaign: tuple[Campaign, 
     added, refused = run(send(rows[0])), run(send(rows[1]))
     assert added.json() == {"pairs": 1, "new": 1, "shown": []}
     assert (refused.status_code, "new.png: no such file" in refused.text) == (422, True)
+
+
+def test_a_corrected_pair_has_its_files_and_a_changed_file_is_found(
+    campaign: tuple[Campaign, LabelConfig], tmp_path: Path
+) -> None:
+    site, config = campaign
+    (pair,) = site.store.pairs()
+    record = pair.model_dump(mode="json") | {"messages": asked("new.png")}
+    refused = site.call("lead", "POST", "/api/lead/pairs/correct", {"pairs": [record]})
+    assert (refused.status_code, "new.png: not in the store" in refused.text) == (409, True)
+    file = tmp_path / "corrected.jsonl"
+    file.write_text(json.dumps(record) + "\n")
+    words = ["--pairs", str(file), "--store", config.store_url]
+    with pytest.raises(DataError, match=r"new\.png: no such file"):
+        correct(words)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "new.png").write_bytes(png((5, 5)))
+    correct([*words, "--media", str(tmp_path / "new")])
+    assert [part.file for part in site.store.pairs()[-1].media][:1] == ["new.png"]
+    assert not verify(site.store).faults
+    with site.store.engine.begin() as connection:
+        connection.execute(sa.update(MEDIA_FILES).where(MEDIA_FILES.c.media_type == "image/png").values(content=b"x"))
+    assert sum("was changed" in fault for fault in verify(site.store).faults) == 2
