@@ -49,9 +49,10 @@ class Code(TypedDict):
 
 
 class GoldAnswer(TypedDict):
-    """The better completion of a gold pair; null where neither is better."""
+    """The better completion of a gold pair, or null where neither is better; of a single answer, its value."""
 
-    preferred_id: str | None
+    preferred_id: NotRequired[str | None]
+    value: NotRequired[int | str | None]
 
 
 class Invitation(TypedDict):
