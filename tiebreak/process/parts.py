@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +31,7 @@ def cores(most: int) -> int:
 
 
 def in_parts(work: Callable[[T], R], parts: Iterable[T], processes: int) -> Iterator[R]:
-    """`work` of each part, in order.
+    """`work` of each part, in order. The processes start at once, before any thread that the caller starts later.
 
     Args:
         processes: 1: in this process.
@@ -40,21 +40,22 @@ def in_parts(work: Callable[[T], R], parts: Iterable[T], processes: int) -> Iter
         Exception: what the work raised; RuntimeError, with the traceback, if that cannot be sent between processes.
     """
     if processes == 1:
-        yield from map(work, parts)
-        return
-    with contextlib.ExitStack() as stack:
-        workers = _start(work, processes, stack)
-        asked = 0
-        answered = 0
+        return map(work, parts)
+    stack = contextlib.ExitStack()
+    return _results(_start(work, processes, stack), parts, stack)
+
+
+def _results(workers: Sequence[Pipe], parts: Iterable[Any], stack: contextlib.ExitStack) -> Iterator[Any]:
+    with stack:
+        asked = answered = 0
         for part in parts:
-            worker = workers[asked % processes]
-            if asked - answered == processes:
-                yield _result(worker)
+            if asked - answered == len(workers):
+                yield _result(workers[answered % len(workers)])
                 answered += 1
-            worker.send((part,))
+            workers[asked % len(workers)].send((part,))
             asked += 1
         for number in range(answered, asked):
-            yield _result(workers[number % processes])
+            yield _result(workers[number % len(workers)])
 
 
 def _start(work: Callable[[T], R], processes: int, stack: contextlib.ExitStack) -> list[Pipe]:
