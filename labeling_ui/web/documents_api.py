@@ -12,6 +12,7 @@ GET  /api/lead/raters/{id}/erase                what an erasure would do; POST e
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +25,7 @@ from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import storable
 from labeling_ui.store.leads.documents import MAX_VERSION_CHARACTERS, Document, Publication
 from labeling_ui.web.context import (
+    LETTERS,
     LOCAL_RATER,
     CurrentSession,
     Desk,
@@ -32,7 +34,10 @@ from labeling_ui.web.context import (
     LeadWritingSession,
     ViewingSession,
     WritingSession,
+    judgment_as_json,
+    rename_answers,
 )
+from tiebreak.assessments import read_judgment
 
 MAX_TEXT_CHARACTERS = 200_000
 
@@ -155,7 +160,16 @@ def withdraw_consent(desk: DeskOf, session: WritingSession, body: Withdrawal) ->
 def own_data(desk: DeskOf, session: CurrentSession) -> Response:
     """Everything that the store has about the rater, as a file."""
     headers = {"Content-Disposition": 'attachment; filename="my-data.json"'}
-    return JSONResponse(desk.store.own_data(session.rater.id), headers=headers)
+    return JSONResponse(_with_letters(desk.store.own_data(session.rater.id)), headers=headers)
+
+
+def _with_letters(own: dict[str, Any]) -> dict[str, Any]:
+    """A rater's data with letters for answers: their ids may name a model."""
+    for row in (*own["judgments"], *own["rejected"]):
+        row["judgment"] = judgment_as_json(read_judgment(json.dumps(row["judgment"])))
+    for row in own["drafts"]:
+        row["draft"] = rename_answers(row["draft"], dict(zip(row.pop("shown"), LETTERS, strict=False)))
+    return own
 
 
 @router.get("/lead/raters/{rater_id}/erase")

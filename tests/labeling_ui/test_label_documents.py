@@ -112,6 +112,9 @@ def test_consent_is_withdrawn_and_given_again(campaign: Campaign) -> None:
     accept(campaign, "one")
     accept(campaign, "one", "consent")
     campaign.judge("one", "a", answer=1, rationale="mine")
+    following = campaign.call("one", "GET", "/api/next").json()["pair_id"]
+    half = {"rationale": "half", "flags": ["unsafe"], "answer_flags": {"A": ["unsafe"]}}
+    assert campaign.call("one", "PUT", f"/api/drafts/{following}", half).status_code == 200
     assert campaign.call("one", "POST", "/api/consent/withdraw", {"judgments": True}).status_code == 200
     assert campaign.call("one", "GET", "/api/next").status_code == 403
     assert campaign.call("one", "GET", "/api/me").json()["consent_withdrawn"] is True
@@ -121,6 +124,9 @@ def test_consent_is_withdrawn_and_given_again(campaign: Campaign) -> None:
     own = campaign.call("one", "GET", "/api/own-data").json()
     assert own["account"]["name"] == "one"
     assert own["judgments"][0]["judgment"]["rationale"] == "mine"
+    assert [own["judgments"][0]["judgment"][side] for side in ("left", "right")] == ["A", "B"], "ids may name a model"
+    (draft,) = own["drafts"]
+    assert (draft["draft"]["rationale"], draft["draft"]["answer_flags"]) == ("half", {"A": ["unsafe"]})
     assert [one["document"] for one in own["acceptances"]] == ["guidelines"]
     accept(campaign, "one", "consent")
     assert campaign.call("one", "GET", "/api/next").status_code == 200

@@ -41,6 +41,7 @@ from labeling_ui.database.schema import (
     TURNS,
 )
 from labeling_ui.store.leads.notes import threads_of_rater
+from labeling_ui.store.work.assigning import shown_of
 from labeling_ui.store.work.standing import lapse_open
 from tiebreak.hashing import canonical_json
 
@@ -214,7 +215,8 @@ def inactive(connection: Connection, before_ms: int) -> list[str]:
 
 
 def own_data(connection: Connection, rater_id: str) -> dict[str, Any]:
-    """Everything in the store about a person, but the hash of their password and the key of their second factor."""
+    """Everything in the store about a person, but the hash of their password and the key of their second factor. Answers
+    are named by their ids, which raters must not see."""
     row = connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).one()
     account = {name: getattr(row, name) for name in ("id", "name", "kind", "role", "pool", "standing", "standing_note")}
     return {
@@ -252,6 +254,10 @@ def _as_own(row: Any) -> dict[str, Any]:
 
 
 def _drafts(connection: Connection, rater_id: str) -> list[dict[str, Any]]:
-    query = sa.select(DRAFTS, ASSIGNMENTS.c.item_id).join(ASSIGNMENTS, ASSIGNMENTS.c.id == DRAFTS.c.assignment_id)
+    query = sa.select(DRAFTS.c.body, DRAFTS.c.at_ms.label("drafted_at_ms"), ASSIGNMENTS)
+    query = query.join(ASSIGNMENTS, ASSIGNMENTS.c.id == DRAFTS.c.assignment_id)
     rows = connection.execute(query.where(ASSIGNMENTS.c.rater_id == rater_id)).all()
-    return [{"item_id": row.item_id, "at_ms": row.at_ms, "draft": json.loads(row.body)} for row in rows]
+    return [
+        {"item_id": row.item_id, "at_ms": row.drafted_at_ms, "shown": shown_of(row), "draft": json.loads(row.body)}
+        for row in rows
+    ]
