@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,31 +67,23 @@ def run_here(*words: str | Path) -> tuple[int, str]:
     return 0, stderr.getvalue()
 
 
-LAUNCHERS = {
-    "ddp": ["torchrun", "--standalone", "--nproc-per-node", "2"],
-    "zero2": ["accelerate", "launch", "--config_file", "configs/accelerate/cpu_zero2.yaml"],
-    "zero3": ["accelerate", "launch", "--config_file", "tests/sharded/cpu_zero3.yaml"],
-}
+DEEPSPEED = {"zero2": "configs/accelerate/cpu_zero2.yaml", "zero3": "tests/sharded/cpu_zero3.yaml"}
 
 
 def on_two_processes(launcher: str, script: str, *words: str | Path) -> None:
-    """A script, which must end well on both."""
-    on_processes(LAUNCHERS[launcher], script, *words)
+    """A script, which must end well on both. `launcher`: ddp, or one of `DEEPSPEED`."""
+    on_processes(2, launcher, script, *words)
 
 
-def on_processes(launcher: list[str], script: str, *words: str | Path) -> None:
-    """A script under a launcher's words, which must end well on every process."""
-    program, *options = launcher
-    result = subprocess.run(
-        [str(Path(sys.executable).with_name(program)), *options, script, *map(str, words)],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-12000:]
+def on_processes(number: int, launcher: str, script: str, *words: str | Path) -> None:
+    """A script on so many processes, which must end well on every one."""
+    from prepared import deepspeed_environment, run_launch
+
+    environment = dict(os.environ) if launcher == "ddp" else deepspeed_environment(DEEPSPEED[launcher])
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        statuses = run_launch(number, str(REPOSITORY / script), list(map(str, words)), environment, errors)
+        errors.seek(0)
+        assert statuses == [0] * number, errors.read()[-12000:]
 
 
 def run_of(folder: Path, stage: str, config: Any) -> Any:

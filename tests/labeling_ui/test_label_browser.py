@@ -43,6 +43,9 @@ HOSTILE = [
 ]
 GUIDELINES = "Prefer the **true** answer.\n\n1. Read both.\n2. Check `1 + 1`.\n\n> When in doubt, it is a tie.\n"
 CODE = "def f(x):\n    return x < 1\n"
+QUICK = """const plain = window.setTimeout, shorter = { 300: 20, 3000: 300 };
+window.setTimeout = (act, ms, ...rest) => plain(act, shorter[ms] || ms, ...rest);"""
+"""A new pair takes answers at once: tests do not press twice by accident. What was saved is shown for a shorter time."""
 CHOICES = 3
 """answers of the last pair, which is a ranking"""
 
@@ -97,13 +100,22 @@ class Site:
         answers = [Completion(id=f"{n}{request.turn_id}", text=f"answer {n}", policy=f"policy {n}") for n in "ab"]
         answer_one(self.store, lambda _: answers, request)
 
+    def window(self, quick: bool = True, **context: Any) -> Any:
+        """A window without animations, and without the wait before a new pair takes an answer."""
+        window = self.browser.new_context(
+            **{"viewport": {"width": 1366, "height": 768}, "reduced_motion": "reduce", **context}
+        )
+        if quick:
+            window.add_init_script(QUICK)
+        window.set_default_timeout(20_000)
+        return window
+
     def page(self, rater: str, path: str = "/rate/", **context: Any) -> Any:
         """A page of a rater who is there."""
         session = log_in(self.store, rater, PASSWORD)
         assert session is not None
-        window = self.browser.new_context(**{"viewport": {"width": 1366, "height": 768}, **context})
+        window = self.window(**context)
         window.add_cookies([{"name": SESSION_COOKIE, "value": session.token, "url": self.address}])
-        window.set_default_timeout(20_000)
         window.on("request", lambda one: None if one.url.startswith(self.address) else self.elsewhere.append(one.url))
         page = window.new_page()
         page.goto(self.address + path)
@@ -152,6 +164,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     assert site.elsewhere == []
     assert verify(store).faults == []
     store.close()
+
+
+@pytest.fixture(autouse=True)
+def _windows_closed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A page that stays open goes on asking the server, and redraws itself."""
+    yield
+    if "site" in request.fixturenames:
+        for window in request.getfixturevalue("site").browser.contexts:
+            window.close()
 
 
 def on(page: Any, pair: int | str) -> None:
@@ -209,24 +230,24 @@ def test_judging_by_keys(site: Site) -> None:
 
 
 def test_a_double_press_or_click_judges_one_pair(site: Site) -> None:
-    page = site.open("double")
-    on(page, 0)
+    page = site.open("double", after=4, quick=False)
+    on(page, 4)
     press(page, "1")
     page.wait_for_timeout(60)
     page.keyboard.press("1")
     page.wait_for_timeout(400)
-    on(page, 1)
+    on(page, 5)
     page.dblclick("[data-answer='2']", delay=20)
     page.wait_for_timeout(400)
-    on(page, 2)
+    on(page, 6)
     page.focus("[data-answer='1']")
     press(page, "Enter")
-    on(page, 3)
+    on(page, 7)
     press(page, "Enter", "Space")  # the focus is back on the pair, not on the button
     page.wait_for_timeout(400)
-    on(page, 3)
-    eventually(page, lambda: len(site.judgments("double")) == 3, "three judgments")
-    assert [judgment.answer for judgment in site.judgments("double")] == [-3, 2, 1]
+    on(page, 7)
+    eventually(page, lambda: len(site.judgments("double", 4)) == 3, "three judgments")
+    assert [judgment.answer for judgment in site.judgments("double", 4)] == [-3, 2, 1]
 
 
 def in_view(page: Any, *selectors: str) -> None:
@@ -697,7 +718,7 @@ def test_without_pairs_a_conversation_opens_and_tells_how_long_it_waits(site: Si
 
 def test_guidelines_are_accepted_before_the_first_judgment_and_stay_beside_the_work(site: Site) -> None:
     add_account(site.store, "new", "rater", PASSWORD)
-    page = site.browser.new_page(viewport={"width": 1366, "height": 768})
+    page = site.window().new_page()
     page.goto(site.address)
     page.fill("[name=username]", "new")
     page.fill("[name=password]", "wrong")
@@ -803,7 +824,7 @@ def test_what_was_saved_is_said_for_a_moment(site: Site) -> None:
     on(page, 6)
     press(page, "5")
     page.wait_for_function("document.querySelector('.saved').textContent === 'Saved: B is slightly better · U undoes'")
-    page.wait_for_timeout(3_100)
+    page.wait_for_timeout(400)
     assert page.inner_text(".saved") == ""
 
 
@@ -895,11 +916,11 @@ def faults(page: Any, axe: str, *rules: str) -> list[str]:
 
 def faults_of_both(page: Any, axe: str) -> list[str]:
     """Faults wide and light, then narrow and dark, where what is wider than the window is one too."""
-    page.wait_for_timeout(150)  # colours fade in
+    page.emulate_media(reduced_motion="reduce")
+    page.wait_for_timeout(150)  # colours that are fading in
     found = faults(page, axe)
     page.set_viewport_size({"width": 390, "height": 844})
     page.evaluate("document.body.classList.add('dark')")
-    page.wait_for_timeout(150)
     wide = page.evaluate("document.querySelector('#desk .desk').scrollWidth")
     found += faults(page, axe, "color-contrast", "target-size") + [f"{wide} px wide"] * (wide > 390)
     page.evaluate("document.body.classList.remove('dark')")
@@ -927,8 +948,7 @@ UNSEEN_FOCUS = """() => {
 
 def rater_states(site: Site) -> Iterator[tuple[str, Any]]:
     """Every state of the raters' pages, in the order in which one person comes to them: its name, and the page."""
-    page = site.browser.new_page(viewport={"width": 1366, "height": 768})
-    page.set_default_timeout(20_000)
+    page = site.window().new_page()
     page.goto(f"{site.address}/login/")
     page.wait_for_selector(".login")
     page.fill("[name=username]", "nobody")
@@ -1045,7 +1065,6 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
     found: dict[str, list[str]] = {}
     seen = focused = 0
     for state, page in rater_states(site):
-        page.wait_for_timeout(150)  # colours fade in
         count, unseen = page.evaluate(UNSEEN_FOCUS)
         found[state] = faults(page, axe) + [f"focus is not seen: {one}" for one in unseen]
         page.set_viewport_size({"width": 390, "height": 844})
@@ -1053,7 +1072,6 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
         menu = page.locator("[data-menu]:visible") if state == "pair" else None
         if menu:
             menu.click()
-        page.wait_for_timeout(150)
         wide = page.evaluate("document.querySelector('#desk .desk').scrollWidth")
         found[state] += faults(page, axe, "color-contrast", "target-size") + [f"{wide} px wide"] * (wide > 390)
         if menu:
@@ -1137,7 +1155,7 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     assert (settled.pair_id, settled.answer) == (first.pair_id, -3)
     texts = {completion.id: completion.text for pair in campaign() for completion in pair.completions}
     assert show(texts[settled.left]) == show(left), "the side that is stored is the side that was shown"
-    page = site.browser.new_context().new_page()
+    page = site.window().new_page()
     page.goto(link)
     page.fill("[name=username]", "invited")
     page.fill("[name=password]", PASSWORD)

@@ -82,19 +82,27 @@ def test_a_changed_key_is_not_overwritten_in_silence(
     assert (finished_recipe / "runs" / "label" / "manifest.json").read_bytes() == before
 
 
-def test_kill_9_in_every_stage_ends_in_the_same_report(finished_recipe: Path, tmp_path: Path, tiny_model: Path) -> None:
+MARKERS = (
+    "sft/checkpoints/checkpoint-1/COMPLETE",
+    "sample/partial/*/00001.json",
+    "label/run.json",
+    "reward/checkpoints/checkpoint-2/COMPLETE",
+    "dpo/checkpoints/checkpoint-1/trainer_state.json",
+    "ppo/checkpoints/checkpoint-2/COMPLETE",
+    "evaluate/partial/answers-of-dpo/*.json",
+)
+
+
+@pytest.mark.parametrize(
+    "markers", [pytest.param(MARKERS[4::2], id="two stages"), pytest.param(MARKERS, id="all", marks=pytest.mark.proof)]
+)
+def test_kill_9_in_a_stage_ends_in_the_same_report(
+    finished_recipe: Path, tmp_path: Path, tiny_model: Path, markers: tuple[str, ...]
+) -> None:
+    """While a checkpoint is written, and while answers are; `make kills` does it at random moments."""
     recipe = write_recipe(tmp_path, tiny_model)
-    markers = (
-        "sft/checkpoints/checkpoint-1/COMPLETE",
-        "sample/partial/*/00001.json",
-        "label/run.json",
-        "reward/checkpoints/checkpoint-2/COMPLETE",
-        "dpo/checkpoints/checkpoint-1/trainer_state.json",
-        "ppo/checkpoints/checkpoint-2/COMPLETE",
-        "evaluate/partial/answers-of-dpo/*.json",
-    )
     killed = [marker for marker in markers if kill_once_there(recipe, marker)]
-    assert len(killed) >= 6, f"only {killed} were cut off"
+    assert len(killed) >= len(markers) - 1, f"only {killed} were cut off"
     result = run_command("run", "--config", recipe, timeout=900)
     assert result.returncode == 0, result.stderr[-6000:]
     assert report(tmp_path) == report(finished_recipe)

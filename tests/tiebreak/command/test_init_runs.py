@@ -1,4 +1,4 @@
-"""A recipe that `tiebreak init` writes from prompts runs to its report as it is, with people as raters.
+"""A recipe that `tiebreak init` writes runs to its report as it is.
 
 The finished recipe of the other tests is one that it writes from prompts with answers, with simulated raters.
 """
@@ -22,6 +22,11 @@ from tiebreak.config import load_config
 
 QUESTIONS = ("Why are my {} leaves pale?", "How often do I feed {}?")
 CROPS = ("basil", "lettuce", "mint", "tomato", "pepper", "kale")
+
+
+def rows(answered: bool) -> list[dict[str, str]]:
+    asked = [{"prompt": text.format(crop)} for text in QUESTIONS for crop in CROPS]
+    return [{**one, "completion": f"Light, {n}."} for n, one in enumerate(asked)] if answered else asked
 
 
 def start_here(entry: StageEntry, words: list[str], _: dict[str, str]) -> int:
@@ -55,22 +60,33 @@ def terse(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_from_prompts_with_people(terse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("answered", "raters"),
+    [
+        (False, "people"),
+        pytest.param(True, "people", marks=pytest.mark.proof),
+        pytest.param(False, "simulated", marks=pytest.mark.proof),
+    ],
+)
+def test_a_recipe_runs_to_its_report(
+    answered: bool, raters: str, terse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tiebreak.command.pipeline._in_a_process", start_here)
-    write_rows(Path("prompts.jsonl"), [{"prompt": text.format(crop)} for text in QUESTIONS for crop in CROPS])
-    assert run_here("init", "mine", "--data", "prompts.jsonl", "--policy", terse)[0] == 0
+    write_rows(Path("rows.jsonl"), rows(answered))
+    assert run_here("init", "mine", "--data", "rows.jsonl", "--raters", raters, "--policy", terse)[0] == 0
     run = ("run", "--config", "mine/pipeline.yaml")
     status, message = run_here(*run)
     assert status == 0, message
-    assert not Path("runs/mine/label").exists()
-    judge_all(load_config(LabelConfig, ["--config", "mine/label.yaml"], "label"))
-    assert run_here("label", "export", "--config", "mine/label.yaml")[0] == 0
-    status, message = run_here(*run)
-    assert status == 0, message
-    assert message.count("up to date, skipped") == 3  # prepare, sample and label
+    if raters == "people":
+        assert not Path("runs/mine/label").exists()
+        judge_all(load_config(LabelConfig, ["--config", "mine/label.yaml"], "label"))
+        assert run_here("label", "export", "--config", "mine/label.yaml")[0] == 0
+        status, message = run_here(*run)
+        assert status == 0, message
+        assert message.count("up to date, skipped") == 3 + answered  # prepare, sft if answered, sample and label
     report = json.loads(Path("runs/mine/compare/report.json").read_text())
-    assert list(report["policies"]) == ["base", "dpo", "ppo"]
+    assert list(report["policies"]) == ["base", *["sft"] * answered, "dpo", "ppo"]
     assert Path("runs/mine/compare/report.html").is_file()
 
 
@@ -80,10 +96,7 @@ def test_every_recipe_names_stages_that_take_their_files(
     answered: bool, raters: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = [{"prompt": text.format(crop)} for text in QUESTIONS for crop in CROPS]
-    write_rows(
-        Path("rows.jsonl"), [{**one, "completion": f"Light, {n}."} if answered else one for n, one in enumerate(asked)]
-    )
+    write_rows(Path("rows.jsonl"), rows(answered))
     status, message = run_here("init", "mine", "--data", "rows.jsonl", "--raters", raters, "--policy", tiny_model)
     assert status == 0, message
     recipe = load_config(PipelineConfig, ["--config", "mine/pipeline.yaml"], "run")
@@ -96,4 +109,4 @@ def test_every_recipe_names_stages_that_take_their_files(
     status, message = run_here("prepare", "--config", "mine/prepare.yaml")
     assert status == 0, message
     made = "demonstrations" if answered else "prompts"
-    assert len(Path(f"runs/mine/prepare/final/{made}.jsonl").read_text().splitlines()) == len(asked)
+    assert len(Path(f"runs/mine/prepare/final/{made}.jsonl").read_text().splitlines()) == len(rows(answered))
