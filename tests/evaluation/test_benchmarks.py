@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 QUESTIONS = ["Why pale?", "How warm?", "How often?", "Which pH?", "What light?"]
 CHOICES = [" Iron.", " Water, daily."]
+LIMIT = 4
 
 
 def evaluate(folder: Path, model: Path, output: str, **values: Any) -> tuple[int, str]:
@@ -48,7 +49,7 @@ def write_task(folder: Path, name: str, **values: Any) -> None:
 def test_a_task_of_ones_own_by_hand_and_one_that_wants_the_network(tmp_path: Path, tiny_model: Path) -> None:
     write_task(tmp_path, "leaves")
     write_task(tmp_path, "far", dataset_path="nobody/nothing", dataset_kwargs={})
-    given = {"benchmarks": ["leaves"], "benchmark_tasks": tmp_path / "tasks"}
+    given = {"benchmarks": ["leaves"], "benchmark_tasks": tmp_path / "tasks", "benchmark_limit": LIMIT}
     status, printed = evaluate(tmp_path, tiny_model, "run", **given)
     assert status == 0, printed
     model, tokenizer = (
@@ -64,7 +65,8 @@ def test_a_task_of_ones_own_by_hand_and_one_that_wants_the_network(tmp_path: Pat
         return sum(float(logits[at - 1, ids[at]]) for at in range(len(asked), len(ids)))
 
     right = [
-        max((0, 1), key=lambda n: logp(question, CHOICES[n])) == place % 2 for place, question in enumerate(QUESTIONS)
+        max((0, 1), key=lambda n: logp(question, CHOICES[n])) == place % 2
+        for place, question in enumerate(QUESTIONS[:LIMIT])
     ]
     report = json.loads((tmp_path / "run" / "final" / "report.json").read_text())
     assert report["policies"]["sft"]["benchmarks"]["leaves"]["acc"] == sum(right) / len(right)

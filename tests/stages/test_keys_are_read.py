@@ -39,6 +39,8 @@ UNREAD = {
     "monitors": "tests/stages/test_monitors.py",
     "vllm": "needs vLLM; tests/preference/test_vllm.py reads every key",
     "rewards": "tests/preference/test_rewards.py",
+    "benchmark_limit": "tests/evaluation/test_benchmarks.py",
+    "benchmark_chat": "tests/evaluation/test_benchmarks.py",
     "anonymise": "tests/sft/test_personal_data.py",
     "criteria": "tests/labeling_ui/test_label_saying.py",
     "qualify": "read as raters judge; tests/labeling_ui/test_label_standing.py",
