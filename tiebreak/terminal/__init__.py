@@ -20,6 +20,7 @@ _CODES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33",
 _LABELS = {"error": "red", "warning": "yellow", "saved": "green", "report": "green", "next": "cyan"}
 _TO_BE_READ = ("error", "report", "next")
 """labels whose paths are not dimmed"""
+_CELLS = re.compile(r"\s*(?:\S+\s{2,})*")
 _LABEL = re.compile(rf"^({'|'.join(_LABELS)}): ")
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _COLUMNS, _WIDEST_RULE = 80, 100
@@ -103,13 +104,14 @@ def coloured(line: str) -> str:
 
 
 def wrapped(line: str, limit: int) -> list[str]:
-    """A line wrapped between words at the terminal's width.
+    """A line wrapped between words at the terminal's width, below its own indent or, after columns, below the last of them.
 
     Commands are not wrapped, so that they can be copied; nor are coloured lines.
     """
     if len(line) <= limit or line.startswith("next: ") or "\x1b" in line:
         return [line]
-    indent = " " * (len(line) - len(line.lstrip()))
+    begin = _CELLS.match(line)
+    indent = " " * (min(begin.end(), limit // 2) if begin else 0)
     return textwrap.wrap(line, limit, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 

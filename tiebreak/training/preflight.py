@@ -114,7 +114,7 @@ def steps_check(config: Any, rows: int, placement: Placement) -> Check:
     left_out = rows % world
     steps = math.ceil((rows - left_out) / batch)
     rest = rows - left_out - (steps - 1) * batch
-    last = "" if rest == batch else f", the last of them of {rest:,} rows"
+    last = "" if rest == batch else f", the last of them of {counted(rest, 'row')}"
     dropped = f"{counted(left_out, 'row')} of each epoch left out, so that all processes have as many"
     text = f"{factors}: {steps:,} steps an epoch{last}; {dropped if left_out else 'no row is dropped'}"
     return Check("steps", text, "warn" if rows < batch else "ok")
