@@ -37,6 +37,7 @@ UNREAD = {
     "tracking": "W&B is off in tests",
     "guard": "tests/preference/test_guard_stage.py trains under one",
     "monitors": "tests/stages/test_monitors.py",
+    "rater_em": "tests/preference/test_rater_em.py",
     "vllm": "needs vLLM; tests/preference/test_vllm.py reads every key",
     "rewards": "tests/preference/test_rewards.py",
     "benchmark_limit": "tests/evaluation/test_benchmarks.py",
@@ -146,7 +147,7 @@ def test_labelling_reads_every_key_with_people_or_with_simulated_raters(
     monkeypatch.setattr(labeling_ui.label, "load_config", tiebreak.command.launch.load_config)
     monkeypatch.setattr(labeling_ui.label, "listen", lambda *_: contextlib.nullcontext())
     for name in ("create_app", "run_server"):
-        monkeypatch.setattr(labeling_ui.web.server, name, lambda *_: None)
+        monkeypatch.setattr(labeling_ui.web.server, name, lambda *_, **__: None)
     pairs = finished_recipe / "runs" / "sample"
     for simulated in ("true", "false"):
         out = tmp_path / simulated

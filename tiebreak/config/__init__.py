@@ -118,7 +118,7 @@ class OptimizerConfig(LoadingConfig):
         """Without a key that the first versions lacked, at its default, so that old runs keep their identity."""
         values: dict[str, Any] = write(self)
         later = {"optimizer": "adamw", "matrix_products": "torch"}
-        return {key: value for key, value in values.items() if later.get(key) != value}
+        return {key: value for key, value in values.items() if (key, value) not in later.items()}
 
 
 class TrainingConfig(OptimizerConfig):

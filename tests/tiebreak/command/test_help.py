@@ -136,6 +136,11 @@ SAMPLES = {
     "--flags.NAME": "prompt",
     "--spans.NAME": "0",
     "--rewards.N.function": "package.module:function",
+    "--monitors.N.webhook": "https://example.org/hook",
+    "--webhook.url": "https://example.org/hook",
+    "--since": "2026-01-01",
+    "--until": "2026-01-01",
+    "--policies": "first second",
 }
 """Where not every text will do."""
 
@@ -168,7 +173,7 @@ def words_for(flag: str, form: str, line: str) -> list[str]:
     if form == "[{…}, …]":
         return ["[{}]"]
     if form in ("TEXT", "VALUE"):
-        return [SAMPLES.get(flag, "text")]
+        return SAMPLES.get(flag, "text").split()
     return [form.split("|")[0]]
 
 
@@ -239,7 +244,7 @@ def test_a_files_values_are_shown_beside_the_defaults(tmp_path: Path, capsys: py
     main(["dpo", "--config", str(file), "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "[> 0; file: 0.375; default: 0.1]" in shown
-    assert "[≥ 0; file: 41; default: 0]" in shown
+    assert "[≥ 0, < 4294967296; file: 41; default: 0]" in shown
     assert "[file: runs/mine]" in shown
 
 
