@@ -46,6 +46,10 @@ UNREAD = {
     "criteria": "tests/labeling_ui/test_label_saying.py",
     "qualify": "read as raters judge; tests/labeling_ui/test_label_standing.py",
     "stop": "read as raters judge; tests/labeling_ui/test_label_standing.py",
+    "webhook": "tests/labeling_ui/test_label_webhook.py",
+    "oidc": "tests/labeling_ui/test_label_oidc.py",
+    "require_alt": "tests/labeling_ui/test_label_media.py",
+    "campaign": "tests/labeling_ui/test_label_campaigns.py",
     "converse": "needs a process that answers; tests/labeling_ui/test_label_conversations.py",
 }
 """Sections that these runs do not switch on, and where they are read."""

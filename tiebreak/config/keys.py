@@ -108,7 +108,7 @@ class Key:
         """The range of its value, as `≥ 0, < 1`."""
         signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
         found = [(signs[a], getattr(m, a)) for m in self.field.metadata for a in signs if hasattr(m, a)]
-        return ", ".join(f"{sign} {limit if isinstance(limit, int) else format(limit, 'g')}" for sign, limit in found)
+        return ", ".join(f"{sign} {limit:.12g}" for sign, limit in found)
 
     @property
     def meaning(self) -> str:

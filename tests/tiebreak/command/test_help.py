@@ -138,6 +138,7 @@ SAMPLES = {
     "--rewards.N.function": "package.module:function",
     "--monitors.N.webhook": "https://example.org/hook",
     "--webhook.url": "https://example.org/hook",
+    "--oidc.issuer": "https://example.org",
     "--since": "2026-01-01",
     "--until": "2026-01-01",
     "--policies": "first second",
