@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -14,6 +15,7 @@ from bigrams import EOS, Language, Script, build_bigrams
 from support import read_rows, run_here, write_config, write_rows
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from evaluation.evaluate import yardsticks_table
 from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.config import StageConfig
 from tiebreak.measures.yardsticks.registry import build_measure, parse
@@ -79,6 +81,23 @@ def by_word(output: Path, policy: str, yardstick: str) -> dict[str, Any]:
     return {row["messages"][-1]["content"]: row["yardsticks"][yardstick] for row in rows}
 
 
+def table_in(printed: str) -> dict[str, list[str]]:
+    """The rows of the table of yardsticks."""
+    lines = printed.splitlines()
+    start = next((n for n, line in enumerate(lines) if line.split() == ["yardstick", "sft", "dpo"]), len(lines))
+    rows = itertools.takewhile(bool, (line.split() for line in lines[start + 1 :]))
+    return {name: figures for name, *figures in rows}
+
+
+def test_the_table_of_yardsticks_by_hand() -> None:
+    figures = {"sft": {"a": {"mean": 0.5}, "b": {"mean": None}}, "dpo": {"a": {"mean": 2 / 3, "verdict": "better"}}}
+    figures["dpo"]["b"] = {"mean": 1234.5, "verdict": "too few"}
+    report = {"yardsticks": [{"source": "a"}, {"source": "b"}], "policies": {}}
+    report["policies"] = {name: {"yardsticks": values} for name, values in figures.items()}
+    printed = "\n".join(yardsticks_table(report, colours=False))
+    assert table_in(printed) == {"a": ["0.5", "0.667", "better"], "b": ["-", "1.23e+03"]}
+
+
 def test_several_yardsticks_by_hand_and_one_more_samples_nothing(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +151,11 @@ def test_without_the_new_keys_nothing_changes_and_with_rubric_alone_the_figures_
     bench: Path, tmp_path: Path
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
-    assert evaluate(bench, old)[0] == evaluate(bench, new, yardsticks=["rubric"])[0] == 0
+    for output, keys in ((old, {}), (new, {"yardsticks": ["rubric"]})):
+        status, printed = evaluate(bench, output, **keys)
+        assert (status, table_in(printed)) == (0, {})
+    assert not {"sample"} & read_rows(old / "final" / "completions.jsonl")[0].keys()
+    assert not {"samples_per_prompt"} & report_of(old).keys()
     manifest = json.loads((old / "manifest.json").read_text())
     assert not {"yardsticks", "references", "samples_per_prompt"} & manifest["config"].keys()
     rows, others = (read_rows(one / "final" / "completions.jsonl") for one in (old, new))
@@ -146,6 +169,7 @@ def test_a_prompt_that_the_first_yardstick_fails_on_is_left_out_for_every_policy
     status, printed = evaluate(bench, output, yardsticks=["mine:strict", "refusal"])
     assert status == 0, printed
     assert "1 prompt left out: the first yardstick, mine:strict, has no value for them" in printed
+    assert table_in(printed).keys() == {"mine:strict", "refusal"}
     report = report_of(output)["policies"]
     assert [row["n_prompts"] for row in report.values()] == [3, 3]
     assert report["sft"]["yardstick_mean"] == report["dpo"]["yardstick_mean"] == pytest.approx(1 / 3)
@@ -165,6 +189,10 @@ def test_several_answers_to_a_prompt_count_once(bench: Path, tmp_path: Path) -> 
     figures = report_of(output)["policies"]
     assert figures["sft"]["n_prompts"] == 4
     assert sum(figures["dpo"]["outcomes"].values()) == 4
+    two = tmp_path / "two"
+    assert evaluate(bench, two, samples_per_prompt=2, sampling=drawn)[0] == 0
+    numbers = [row["sample"] for row in read_rows(two / "final" / "completions.jsonl") if row["policy"] == "sft"]
+    assert (numbers, report_of(two)["samples_per_prompt"]) == ([0, 1] * 4, 2)
     single = tmp_path / "single"
     assert evaluate(bench, single, sampling=drawn)[0] == 0  # the first sample is the one without further ones
     alone = [row["text"] for row in read_rows(single / "final" / "completions.jsonl") if row["policy"] == "sft"]
