@@ -15,10 +15,12 @@ from bigrams import EOS, Language, Script, build_bigrams
 from support import read_rows, run_here, write_config, write_rows
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from evaluation.evaluate import yardsticks_table
+from evaluation.configuration import EvaluateConfig
+from evaluation.evaluate import means_by_prompt, seed_of, yardsticks_table
 from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.config import StageConfig
 from tiebreak.measures.yardsticks.registry import build_measure, parse
+from tiebreak.packed.generation import row_seed
 from tiebreak.records import Message, Prompt
 from tiebreak.runs.run import start_run
 
@@ -131,6 +133,7 @@ def test_several_yardsticks_by_hand_and_one_more_samples_nothing(
     assert figures["refusal"]["outcomes"] == {"wins": 0, "ties": 2, "losses": 2}
     assert figures["over_refusal"]["outcomes"] == {"wins": 1, "ties": 0, "losses": 0}  # fewer is better
     assert (figures["exact_match"]["n_prompts"], figures["refusal"]["verdict"]) == (2, "too few")
+    assert (report["yardstick_name"], report["yardstick_scale"]) == ("Rubric score", [0.0, 1.0])
     assert (report["yardstick"], report["policies"]["dpo"]["yardstick_mean"]) == ("rubric", figures["rubric"]["mean"])
 
     def refuse(*_: object, **__: object) -> None:
@@ -202,6 +205,20 @@ def test_several_answers_to_a_prompt_count_once(bench: Path, tmp_path: Path) -> 
     page = (tmp_path / "compare" / "report.html").read_text()
     assert "Self-BLEU" in page
     assert "Other yardsticks" in page
+
+
+def test_a_mean_over_the_answers_to_each_prompt() -> None:
+    rows = [{"prompt_id": "a", "s": 0.25}, {"prompt_id": "b", "s": 3.0}, {"prompt_id": "a", "s": 0.75}]
+    assert means_by_prompt(rows, "s") == {"a": 0.5, "b": 3.0}
+    assert means_by_prompt([{"s": 0.1 + 0.2}, {"s": 1.0}], "s") == {"0": 0.1 + 0.2, "1": 1.0}  # of reports without ids
+
+
+def test_the_first_answers_seed_does_not_depend_on_how_many_there_are() -> None:
+    config = EvaluateConfig(output="o", policies={"sft": "p"}, prompts="x", seed=3)
+    prompt = Prompt(id="prompt-1", messages=(Message(role="user", content="one"),), split="test")
+    seeds = [seed_of(config, prompt, sample) for sample in range(3)]
+    named = ("evaluate", prompt.id)
+    assert seeds == [row_seed(3, *named), row_seed(3, *named, 1), row_seed(3, *named, 2)]
 
 
 def test_judges_and_people_as_yardsticks_of_judged_pairs(bench: Path, tmp_path: Path) -> None:
