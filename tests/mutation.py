@@ -98,8 +98,8 @@ TESTS = {
     "evaluation/compare/verdicts.py": [
         "tests/evaluation/test_verdicts.py",
         "tests/evaluation/test_compare.py::test_a_guards_decision_in_words",
-        "tests/evaluation/test_compare.py::test_a_guard_of_the_same_judgments_is_said_to_be_one",
-        "tests/evaluation/test_compare.py::test_a_reward_model_no_better_than_chance_is_said_to_be_so",
+        "tests/evaluation/test_compare.py::test_a_guard_of_the_same_judgments_is_reported_as_one",
+        "tests/evaluation/test_compare.py::test_a_reward_model_no_better_than_chance_is_reported_as_such",
         "tests/evaluation/test_compare.py::test_simulated_raters_are_named_even_if_only_a_stage_says_so",
         "tests/evaluation/test_compare.py::test_any_set_of_policies_makes_a_page",
     ],

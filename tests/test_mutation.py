@@ -316,3 +316,12 @@ def test_every_file_has_its_tests() -> None:
         for path in (file, *(one.partition("::")[0] for one in tests)):
             assert (mutation.REPOSITORY / path).is_file(), path
     assert {Outcome("x", 1, {}).code, Mutant("f", 1, "g", "s", "a", "b").name} == {"x", "f g: a → b, in s"}
+
+
+def test_every_test_of_a_file_under_mutation_exists() -> None:
+    """A renamed one would end the file's run before its first fault."""
+    for name in {test for tests in mutation.TESTS.values() for test in tests}:
+        file, _, function = name.partition("::")
+        tree = ast.parse((mutation.REPOSITORY / file).read_text())
+        found = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        assert not function or function.partition("[")[0] in found, name

@@ -6,7 +6,8 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from test_compare import answer, hand_rows, report_of, write_evaluation, write_recipe, write_run
@@ -14,7 +15,7 @@ from test_compare import answer, hand_rows, report_of, write_evaluation, write_r
 from evaluation.compare import summary_table
 from evaluation.compare.lineage import Lineage, Origin
 from evaluation.compare.reading import Answer, Evaluation, Link, PolicyFigures
-from evaluation.compare.verdicts import Verdict, find_verdicts, guard_decision, headline, verdict
+from evaluation.compare.verdicts import Verdict, _synthetic_caveats, find_verdicts, guard_decision, headline, verdict
 from evaluation.evaluate import to_metrics
 from tiebreak.errors import HandoffError
 from tiebreak.records import write_json
@@ -849,3 +850,16 @@ def test_a_report_with_the_older_names_prints_the_same_table_as_one_with_todays(
 def test_a_manifest_has_each_figure_under_one_name() -> None:
     figures = {"yardstick_mean": 0.5, "rubric_mean": 0.5, "win_rate_vs_baseline": None, "win_rate_vs_sft": None}
     assert to_metrics({"policies": {"dpo": figures}}) == {"dpo": {"yardstick_mean": 0.5, "win_rate_vs_baseline": None}}
+
+
+def test_synthetic_rows_are_stated_for_each_training_with_how_many_people_reviewed() -> None:
+    def link(stage: str, **synthetic: int) -> Link:
+        return cast(Link, SimpleNamespace(stage=stage, manifest={"synthetic": synthetic} if synthetic else {}))
+
+    made = link("synthesise", rows=9, of=9, reviewed=0)
+    assert _synthetic_caveats([made, link("sft", rows=4, of=10, reviewed=4), link("reward")]) == [
+        "4 of the 10 rows of sft are synthetic, all of them reviewed."
+    ]
+    assert _synthetic_caveats([link("dpo", rows=3, of=7, reviewed=1)]) == [
+        "3 of the 7 rows of dpo are synthetic, 2 of them reviewed by nobody (review: none)."
+    ]
