@@ -2,7 +2,7 @@
 
     tiebreak duel --evaluation runs/quickstart/evaluate --output runs/quickstart/duel
 
-The answers are those of an evaluation, whose figures then stand beside people's. The pairs' purpose is `evaluation`: label
+The answers come from an evaluation; the report shows its figures beside people's. The pairs' purpose is `evaluation`: label
 stores refuse them beside training pairs of the same prompts, and exports keep their judgments out of training.
 """
 

@@ -37,5 +37,5 @@ class SecurityLog:
 
 
 def hidden_name(name: str) -> str:
-    """A name that somebody tried: attempts can be told apart, and a password typed there is not in the log."""
+    """A hash of a name that somebody tried: it tells attempts from one another, and hides a password typed as a name."""
     return f"tried:{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:12]}"

@@ -107,6 +107,13 @@ def create_app(
     app.state.metrics = Metrics()
     app.state.duels = LiveDuels(store)
     app.add_middleware(Guard, page=page, metrics=app.state.metrics)
+    _add_routes(app)
+    _add_refusals(app)
+    mount_pages(app, page)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
     for router in ROUTERS:
         app.include_router(router)
     for path, handler in (
@@ -121,13 +128,14 @@ def create_app(
         ("/openapi.json", describe_api),
     ):
         app.add_api_route(path, handler, include_in_schema=False)
+
+
+def _add_refusals(app: FastAPI) -> None:
     for refusal in (RefusedError, StoreError, ConfigError):
         app.add_exception_handler(refusal, _refused)
     app.add_exception_handler(RequestValidationError, malformed)
     for failure in (SQLAlchemyError, OSError):
         app.add_exception_handler(failure, unavailable)
-    mount_pages(app, page)
-    return app
 
 
 def home(desk: DeskOf) -> RedirectResponse:

@@ -70,7 +70,7 @@ def test_a_settled_evaluation_pair_stays_out_too(tmp_path: Path) -> None:
 
 
 def test_votes_are_exported_on_request_as_ones_for_or_against_the_chosen_answer(tmp_path: Path) -> None:
-    """Two for the first answer, one for the second; of the other pair a lead's answer stands for all votes."""
+    """Two for the first answer, one for the second; on the other pair a lead's answer replaces all votes."""
     store = open_store(tmp_path, [make_pair(0), make_pair(1)], overlap=3, raters=3)
     for rater, value in (("r0", 2), ("r1", 1), ("r2", -3)):
         judge_all(store, rater, value)

@@ -1,4 +1,4 @@
-"""Logging in through an identity provider: a small one on this machine, which can be told to misbehave."""
+"""Logging in through an identity provider: a small one on this machine, which misbehaves on request."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tiebreak.card.subject import Subject
 QUESTIONS = {
     "data_purpose": "For which purpose was the data set made, and which gap was it to fill?",
     "data_creator": "Who made it, on behalf of whom, and who paid for it?",
-    "data_represents": "What does a row stand for, and is the set all of them or a sample? Of which larger set, drawn how?",
+    "data_represents": "What does a row represent, and is the set all of them or a sample? Of which larger set, drawn how?",
     "data_missing": "Is anything missing from rows, and why?",
     "data_relations": "Do rows belong together (one person, one conversation, one case), and is that visible?",
     "data_errors": "Which errors, noise or repetitions are known?",

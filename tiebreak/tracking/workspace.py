@@ -26,7 +26,7 @@ WIN_RATE, WIN_LOW = "win_rate_vs_baseline", 0.5
 
 
 class WorkspaceArguments(Section):
-    """`tiebreak wandb workspace`. GROUP is the group of the runs: `tiebreak run` prints it, and it stands in the file
+    """`tiebreak wandb workspace`. GROUP is the group of the runs: `tiebreak run` prints it and writes it to the file
     `group` beside them."""
 
     project: str = "tiebreak"
