@@ -44,7 +44,7 @@ from labeling_ui.database.schema import ASSIGNMENTS, HOUR_MS, ITEMS, JUDGMENTS, 
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.login.accounts import add_account
 from tiebreak.records import Completion, Judgment, Message, Pair, prompt_id, write_jsonl
 
 PASSWORD = "a password for the benchmark"

@@ -20,7 +20,7 @@ from labeling_ui.store.store import default_store_url
 from labeling_ui.store.work.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Criterion, FlagTarget, Questionnaire, Required
 from labeling_ui.store.work.assigning import LEASE_SECONDS
 from labeling_ui.store.work.standing import QualifyConfig, StopConfig
-from labeling_ui.web.oidc_config import OidcConfig
+from labeling_ui.web.login.oidc_config import OidcConfig
 from labeling_ui.web.webhook import WebhookConfig
 from labeling_ui.worker import ConverseConfig
 from tiebreak.assessments import SingleTask

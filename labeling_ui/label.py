@@ -58,8 +58,8 @@ from labeling_ui.simulate import refuse_people, simulate
 from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.listening import listen
+from labeling_ui.web.login.accounts import needs_login
 from labeling_ui.worker import start_worker
 from tiebreak.assessments import SingleAnswer
 from tiebreak.command.closing import say_end
@@ -287,8 +287,8 @@ def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
             store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
             stack.callback(store.close)
             stores.append((store, _prepare_store(store, config, pairs, answers, accounts=True)))
-        from labeling_ui.web.accounts import LoginLimit
         from labeling_ui.web.campaigns import Campaign, CampaignServer, path_of
+        from labeling_ui.web.login.accounts import LoginLimit
         from labeling_ui.web.server import create_app, run_server
 
         limit, made = LoginLimit(), []

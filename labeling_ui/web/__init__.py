@@ -1,1 +1,1 @@
-"""The label server: accounts, request checks, and the HTTP API behind the pages."""
+"""The label server: requests are checked, then answered by the routes."""

@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from labeling_ui.pages import PageConfig, mount_login
 from labeling_ui.store.names import composed
 from labeling_ui.store.store import Store
-from labeling_ui.web.accounts import (
+from labeling_ui.web.context import Desk
+from labeling_ui.web.login.accounts import (
     CodeNeededError,
     LoginLimit,
     Session,
@@ -31,9 +32,8 @@ from labeling_ui.web.accounts import (
     knows_device,
     log_in,
 )
-from labeling_ui.web.api import DEVICE_DAYS, LoginWithCode, set_cookie, set_cookies
-from labeling_ui.web.context import Desk
 from labeling_ui.web.proxies import ProxyMiddleware
+from labeling_ui.web.routes.api import DEVICE_DAYS, LoginWithCode, set_cookie, set_cookies
 from labeling_ui.web.security import Guard
 from labeling_ui.web.server import malformed, unavailable
 

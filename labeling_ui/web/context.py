@@ -25,8 +25,8 @@ from labeling_ui.store.leads.documents import DOCUMENT_NAMES, Document
 from labeling_ui.store.store import Rater, Store
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.store.work.assigning import Assignment, shown_of
-from labeling_ui.web import second_factor
-from labeling_ui.web.accounts import LoginLimit, Session, find_session, has_identity, needs_login
+from labeling_ui.web.login import second_factor
+from labeling_ui.web.login.accounts import LoginLimit, Session, find_session, has_identity, needs_login
 from tiebreak.assessments import Assessment
 from tiebreak.records import Judgment, Span, explain
 

@@ -29,7 +29,11 @@ from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.store import Store
-from labeling_ui.web import (
+from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable
+from labeling_ui.web.login.accounts import LoginLimit, needs_login
+from labeling_ui.web.metrics import Metrics, may_read
+from labeling_ui.web.proxies import ProxyMiddleware
+from labeling_ui.web.routes import (
     api,
     documents_api,
     duels_api,
@@ -42,10 +46,6 @@ from labeling_ui.web import (
     upload_api,
     work_api,
 )
-from labeling_ui.web.accounts import LoginLimit, needs_login
-from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable
-from labeling_ui.web.metrics import Metrics, may_read
-from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.security import Guard
 from tiebreak.errors import ConfigError
 
@@ -99,8 +99,8 @@ def create_app(
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.state.provider = None
     if oidc is not None:
-        from labeling_ui.web.oidc import Provider  # needs the extra
-        from labeling_ui.web.oidc import router as oidc_router
+        from labeling_ui.web.routes.oidc import Provider  # needs the extra
+        from labeling_ui.web.routes.oidc import router as oidc_router
 
         app.state.provider = Provider(oidc)
         app.include_router(oidc_router)

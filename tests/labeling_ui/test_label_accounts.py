@@ -22,7 +22,15 @@ from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.answers import Draft
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import LoginLimit, add_account, disable, find_session, log_in, log_out, reset_password
+from labeling_ui.web.login.accounts import (
+    LoginLimit,
+    add_account,
+    disable,
+    find_session,
+    log_in,
+    log_out,
+    reset_password,
+)
 from tiebreak.errors import TiebreakError
 
 LogIn = Callable[[str], httpx.Client]

@@ -23,8 +23,8 @@ from labeling_ui.pages import PageConfig
 from labeling_ui.store.store import Role, Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work.asking import Questionnaire
-from labeling_ui.web.accounts import Session, add_account, invite, log_in
 from labeling_ui.web.context import SESSION_COOKIE, Writer
+from labeling_ui.web.login.accounts import Session, add_account, invite, log_in
 from labeling_ui.web.server import ROUTERS, create_app
 
 PASSWORD = "a long enough password"

@@ -20,8 +20,8 @@ from labeling_ui.database.schema import EVENTS
 from labeling_ui.store.store import Store, Submission
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work import conversations
-from labeling_ui.web.accounts import add_account, invite, log_in
 from labeling_ui.web.context import SESSION_COOKIE
+from labeling_ui.web.login.accounts import add_account, invite, log_in
 from labeling_ui.worker import answer_one
 from tiebreak.records import Completion, Judgment, Message, Pair
 

@@ -29,9 +29,9 @@ from test_label_api import PAGE, PASSWORD, Session, begin, no_pages, routes, run
 
 from labeling_ui.label import main
 from labeling_ui.store.store import Store
-from labeling_ui.web.accounts import LoginLimit, add_account, log_in
 from labeling_ui.web.campaigns import Campaign, CampaignServer, path_of
 from labeling_ui.web.context import SESSION_COOKIE
+from labeling_ui.web.login.accounts import LoginLimit, add_account, log_in
 from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.server import create_app
 

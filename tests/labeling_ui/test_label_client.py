@@ -15,8 +15,8 @@ from label_support import ROOT, free_port, make_pair, open_store
 
 from labeling_ui.pages import PageConfig
 from labeling_ui.store.store import Store
-from labeling_ui.web.accounts import add_account
 from labeling_ui.web.client_types import FILE, client_source
+from labeling_ui.web.login.accounts import add_account
 from labeling_ui.web.server import create_app
 from tiebreak.client import Client, ClientError
 

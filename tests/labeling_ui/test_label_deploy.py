@@ -24,7 +24,7 @@ from labeling_ui.configuration import LabelConfig
 from labeling_ui.simulate import SimulateConfig, simulate
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.login.accounts import add_account
 from tiebreak.config import load_config
 
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())

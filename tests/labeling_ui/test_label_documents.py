@@ -21,7 +21,7 @@ from labeling_ui.store.answers import Draft, Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web import context
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.login.accounts import add_account
 from labeling_ui.web.server import create_app
 
 CONFIGURED = replace(PAGE, guidelines="Be fair.", guideline_version="1")

@@ -12,7 +12,7 @@ from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults_of_both
 
 from labeling_ui.store.store import Store, Submission
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import add_account, log_in
+from labeling_ui.web.login.accounts import add_account, log_in
 
 pytestmark = needs_chromium
 

@@ -25,10 +25,10 @@ from test_label_api import PAGE, PASSWORD, no_pages, run  # noqa: F401
 
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import add_account, invite_all, log_in, needs_login
 from labeling_ui.web.context import SESSION_COOKIE
-from labeling_ui.web.oidc import enter, tls
-from labeling_ui.web.oidc_config import OidcConfig
+from labeling_ui.web.login.accounts import add_account, invite_all, log_in, needs_login
+from labeling_ui.web.login.oidc_config import OidcConfig
+from labeling_ui.web.routes.oidc import enter, tls
 from labeling_ui.web.server import create_app
 
 SECRET = "the client's secret"

@@ -169,7 +169,7 @@ def test_nothing_is_rendered_on_the_event_loop(app: FastAPI, monkeypatch: pytest
 
     for name in ("render_answer", "render_message"):
         monkeypatch.setattr(f"labeling_ui.web.context.{name}", lambda part, _: watched(part.text))
-    monkeypatch.setattr("labeling_ui.web.talk_api.render", watched)
+    monkeypatch.setattr("labeling_ui.web.routes.talk_api.render", watched)
     turn = {"conversation_id": "conversation-1", "number": 0, "text": "hello"}
     first, asked = requests(app, ("GET", "/api/next", None), ("POST", "/api/turns", turn))
     assert first.json()["messages"][0]["html"] == first.json()["messages"][0]["content"]

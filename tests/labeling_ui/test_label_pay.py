@@ -20,7 +20,7 @@ from labeling_ui.store.figures import pay
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.login.accounts import add_account
 
 DAY_MS = 86_400_000
 FIRST = 20_000  # days since 1970: 2024-10-04

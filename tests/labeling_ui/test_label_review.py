@@ -11,7 +11,7 @@ from test_label_browser import axe, faults_of_both  # noqa: F401
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.login.accounts import add_account
 
 PASSWORD = "a long password"
 

@@ -17,9 +17,9 @@ from test_label_lead import site  # noqa: F401
 
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.web import second_factor
-from labeling_ui.web.accounts import CodeNeededError, add_account, log_in, reset_password
-from labeling_ui.web.second_factor import STEP_SECONDS, step_of
+from labeling_ui.web.login import second_factor
+from labeling_ui.web.login.accounts import CodeNeededError, add_account, log_in, reset_password
+from labeling_ui.web.login.second_factor import STEP_SECONDS, step_of
 
 RFC_SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
 RFC_CODES = {59: "287082", 1111111109: "081804", 1111111111: "050471", 1234567890: "005924", 2000000000: "279037"}

@@ -21,12 +21,13 @@ from labeling_ui.label import believed_proxies
 from labeling_ui.pages import PageConfig
 from labeling_ui.store.names import skeleton
 from labeling_ui.store.store import NameTakenError, Store
-from labeling_ui.web import accounts, security
-from labeling_ui.web.accounts import LoginLimit, accept_invitation, add_account, invite, log_in, reset_password
-from labeling_ui.web.api import DEVICE_COOKIE
+from labeling_ui.web import security
 from labeling_ui.web.context import SESSION_COOKIE
+from labeling_ui.web.login import accounts
+from labeling_ui.web.login.accounts import LoginLimit, accept_invitation, add_account, invite, log_in, reset_password
 from labeling_ui.web.metrics import TOKEN
 from labeling_ui.web.proxies import ProxyMiddleware
+from labeling_ui.web.routes.api import DEVICE_COOKIE
 from labeling_ui.web.security import MAX_BODY_BYTES, Guard
 from labeling_ui.web.server import create_app
 from labeling_ui.worker import ConverseConfig, start_worker

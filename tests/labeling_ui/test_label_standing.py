@@ -17,7 +17,7 @@ from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work.assigning import Assignment
 from labeling_ui.store.work.standing import Bounds, QualifyConfig, StopConfig, one_test, sequential_test
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.login.accounts import add_account
 
 QUALIFY = QualifyConfig(batch="test", questions=4, pass_mark=0.7, by="accuracy", attempts=2)
 PASSWORD = "a long password"

@@ -33,7 +33,7 @@ from label_support import CHROMIUM, FLAGS, make_pair, serving_config
 from labeling_ui.database.schema import EVENTS, ITEMS, JUDGMENTS, RATER_HOURS, REJECTIONS
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.login.accounts import add_account
 from tiebreak.records import Pair, write_jsonl
 
 PASSWORD = "a password for the campaign"

@@ -26,7 +26,7 @@ from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS, SESSIONS
 from labeling_ui.store.names import composed, mixes_scripts
 from labeling_ui.store.store import Rater, Role, Store, insert_rater, move_rater, wall_clock_ms
-from labeling_ui.web import second_factor
+from labeling_ui.web.login import second_factor
 from tiebreak.errors import ConfigError
 
 SESSION_DAYS = 14

@@ -40,22 +40,6 @@ from labeling_ui.store.names import composed
 from labeling_ui.store.store import NameTakenError, wall_clock_ms
 from labeling_ui.store.work import assigning, judging
 from labeling_ui.store.work.assigning import Assignment, load_assignment, shown_of
-from labeling_ui.web import second_factor
-from labeling_ui.web.accounts import (
-    SESSION_DAYS,
-    CodeNeededError,
-    Session,
-    accept_invitation,
-    change_password,
-    device_mark,
-    end_other_sessions,
-    has_account,
-    knows_device,
-    list_sessions,
-    log_in,
-    log_out,
-    remove_factor,
-)
 from labeling_ui.web.context import (
     LETTERS,
     SESSION_COOKIE,
@@ -73,6 +57,22 @@ from labeling_ui.web.context import (
     refuse_unasked,
     rendered,
     with_ids,
+)
+from labeling_ui.web.login import second_factor
+from labeling_ui.web.login.accounts import (
+    SESSION_DAYS,
+    CodeNeededError,
+    Session,
+    accept_invitation,
+    change_password,
+    device_mark,
+    end_other_sessions,
+    has_account,
+    knows_device,
+    list_sessions,
+    log_in,
+    log_out,
+    remove_factor,
 )
 from labeling_ui.web.security_log import hidden_name
 

@@ -37,10 +37,10 @@ from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS
 from labeling_ui.store.names import composed
 from labeling_ui.store.store import NameTakenError, Rater, Store, insert_rater, wall_clock_ms
-from labeling_ui.web.accounts import Session, begin_session, check_name
-from labeling_ui.web.api import set_cookies
 from labeling_ui.web.context import Desk, DeskOf
-from labeling_ui.web.oidc_config import OidcConfig
+from labeling_ui.web.login.accounts import Session, begin_session, check_name
+from labeling_ui.web.login.oidc_config import OidcConfig
+from labeling_ui.web.routes.api import set_cookies
 from tiebreak.errors import ConfigError
 
 COOKIE = "tiebreak_oidc"

@@ -31,15 +31,6 @@ from labeling_ui.store.figures.progress import BatchProgress
 from labeling_ui.store.leads import adjudication
 from labeling_ui.store.pairs.campaign import CONVERSATIONS, BatchChange
 from labeling_ui.store.store import Role, wall_clock_ms
-from labeling_ui.web.accounts import (
-    INVITATION_DAYS,
-    INVITATION_PATH,
-    change_rater,
-    invitations,
-    invite_all,
-    reset_password_of,
-    revoke_invitation,
-)
 from labeling_ui.web.context import (
     DeskOf,
     LeadSession,
@@ -49,6 +40,15 @@ from labeling_ui.web.context import (
     as_json,
     checked,
     viewing_session,
+)
+from labeling_ui.web.login.accounts import (
+    INVITATION_DAYS,
+    INVITATION_PATH,
+    change_rater,
+    invitations,
+    invite_all,
+    reset_password_of,
+    revoke_invitation,
 )
 from tiebreak.assessments import SingleAnswer
 from tiebreak.records import Pair
