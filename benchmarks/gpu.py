@@ -272,8 +272,8 @@ def _layers(work: Work, way: str) -> Figures:
     import flex
 
     from tiebreak.packed.forward import hidden_states, packs
-    from tiebreak.packed.lm_head import layers_of
     from tiebreak.packed.packing import pack_sequences
+    from tiebreak.packed.parts import layers_of
 
     model, pad = _base(work)
     device = model.device

@@ -41,7 +41,7 @@ from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import adapter_of, load_policy
-from tiebreak.packed.forward import whole_model
+from tiebreak.packed.parts import whole_model
 from tiebreak.packed.products import products_engine
 from tiebreak.packed.proof import is_routed
 from tiebreak.runs.run import Run, installed_versions

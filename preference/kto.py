@@ -37,8 +37,9 @@ from tiebreak.data.reading import read_answers
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
 from tiebreak.models.adapters.adapter import Adapter
-from tiebreak.models.load import load_policy, resolve_precision
-from tiebreak.packed.forward import whole_model
+from tiebreak.models.load import load_policy
+from tiebreak.models.precision import resolve_precision
+from tiebreak.packed.parts import whole_model
 from tiebreak.packed.proof import is_routed
 from tiebreak.records import LabelledAnswer, Prompt
 from tiebreak.runs.run import Run

@@ -18,7 +18,7 @@ from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
 from tiebreak.data.reading import read_edits, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.models.load import resolve_precision
+from tiebreak.models.precision import resolve_precision
 from tiebreak.records import Preference, Prompt
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say

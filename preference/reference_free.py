@@ -34,7 +34,7 @@ from preference.policy.adapters import POLICY, REFERENCE
 from preference.second_copy import require_adapter_of
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.load import load_policy
-from tiebreak.packed.forward import whole_model
+from tiebreak.packed.parts import whole_model
 from tiebreak.runs.run import Run
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.noise import switch_off_noise

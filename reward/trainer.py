@@ -15,7 +15,7 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from reward.losses import centring_loss, preference_loss
-from tiebreak.packed.forward import whole_model
+from tiebreak.packed.parts import whole_model
 from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import StepInPasses
 from tiebreak.training.prompt_order import PromptByPrompt

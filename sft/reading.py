@@ -27,11 +27,10 @@ from tiebreak.data.reading import (
     require_columns,
     settle,
 )
-from tiebreak.data.shapes import RecordKind
 from tiebreak.data.sources import Piece, pieces_of
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted
-from tiebreak.records import Demonstration, Messages, Prompt
+from tiebreak.records import Demonstration, Messages, Prompt, RecordKind
 from tiebreak.runs.run import Run
 
 

@@ -102,8 +102,8 @@ def test_flex_attention_borrows_the_beginning_of_all_rows(gpu: Any, tiny_model: 
     import flex
 
     from tiebreak.packed.forward import hidden_states, packs
-    from tiebreak.packed.lm_head import layers_of
     from tiebreak.packed.packing import pack_sequences
+    from tiebreak.packed.parts import layers_of
 
     work = gpu.Work(str(tiny_model), gpu.SMALL, precision="float32")
     model, _ = gpu._base(work)

@@ -30,6 +30,8 @@ from tiebreak.content import ImagePart, MediaPart, Parts, TextPart, read_parts
 Split = Literal["train", "validation", "test"]
 Kind = Literal["human", "simulated", "model", "synthetic", "unstated"]
 Purpose = Literal["training", "evaluation"]
+RecordKind = Literal["prompts", "demonstrations", "preferences", "answers"]
+"""what a stage reads a source as"""
 MAX_STRENGTH = 3
 """of a preference: much better"""
 

@@ -27,9 +27,10 @@ from tiebreak.errors import HandoffError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import load_copy, load_policy
-from tiebreak.packed.forward import packs, whole_model, why_not
+from tiebreak.packed.forward import packs, why_not
 from tiebreak.packed.fused import fuse_layers
 from tiebreak.packed.lm_head import HeadOutput, head_of
+from tiebreak.packed.parts import whole_model
 from tiebreak.packed.proof import (
     TOKENS_CHECKED,
     BatchResult,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tiebreak.packed.forward import hidden_states
-from tiebreak.packed.lm_head import layers_of
 from tiebreak.packed.logprobs import pad_right
 from tiebreak.packed.packing import PackedRow, pack_sequences
+from tiebreak.packed.parts import layers_of
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,13 @@ from tiebreak.measures.yardsticks.instructions import share_followed
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.find import ModelSource, find_model
-from tiebreak.models.load import format_held, format_of, load_trained_reward_model
+from tiebreak.models.load import load_trained_reward_model
+from tiebreak.models.precision import format_held, format_of
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE
 from tiebreak.models.scores import ScoreScale, combine_scores, read_score_scale
 from tiebreak.models.tokenizers import chat_facts, load_chat
-from tiebreak.packed.forward import whole_model
 from tiebreak.packed.logprobs import member_scores_in_batches
+from tiebreak.packed.parts import whole_model
 from tiebreak.records import Prompt
 from tiebreak.runs.run import Run
 

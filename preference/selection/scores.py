@@ -129,9 +129,8 @@ def mean_states(
     """The mean of a model's last hidden states over each sequence's tokens from `starts` on, rounded for the disk."""
     import torch
 
-    from tiebreak.packed.forward import whole_model
-    from tiebreak.packed.lm_head import layers_of
     from tiebreak.packed.logprobs import pad_right
+    from tiebreak.packed.parts import layers_of, whole_model
 
     device = next(model.parameters()).device
     ids, mask = pad_right(sequences, pad_id, device)

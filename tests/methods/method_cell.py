@@ -23,7 +23,7 @@ from support import read_rows, write_config, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tiebreak.config import AdapterConfig
-from tiebreak.models import load
+from tiebreak.models import load, precision
 from tiebreak.models.reload import FreshProcess
 
 STAGES = ("sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo")
@@ -278,8 +278,8 @@ def open_model(model: Path, final: Path | None, kind: Any, **options: Any) -> An
     pinned = json.loads((final / "model.json").read_text())
     if pinned["quantized"]:
         saved = AdapterConfig.model_validate(pinned["adapter"])
-        held = load.WeightFormat(saved.quantize, saved.double_quantize)
-        options["quantization_config"] = load.quantization(held, torch.float32)
+        held = precision.WeightFormat(saved.quantize, saved.double_quantize)
+        options["quantization_config"] = precision.quantization(held, torch.float32)
     config = json.loads((final / "adapter_config.json").read_text())
     model = Path(config["base_model_name_or_path"])
     with safe_open(final / "adapter_model.safetensors", framework="pt") as tensors:

@@ -23,7 +23,7 @@ from pydantic import Field
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import ChatSettings, Section, load_config
 from tiebreak.data import shapes
-from tiebreak.data.columns import Cells
+from tiebreak.data.cells import Cells
 from tiebreak.data.images import messages_of
 from tiebreak.data.reading import (
     DEFAULT,
@@ -36,14 +36,13 @@ from tiebreak.data.reading import (
     read,
     read_own,
 )
-from tiebreak.data.shapes import RecordKind
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.data.trees import holds_trees
 from tiebreak.errors import ConfigError, DataError, HandoffError, counted
 from tiebreak.extras import INSTALL, has_training_packages
 from tiebreak.process.ending import exit_with_message
-from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, Split, prompt_id, text_of
+from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind, Split, prompt_id, text_of
 from tiebreak.shipped import find_shipped
 from tiebreak.terminal import has_colours
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tiebreak.content import ImagePart, Part, TextPart, image_of
-from tiebreak.data.columns import Cells
+from tiebreak.data.cells import Cells
 from tiebreak.errors import DataError, counted
 from tiebreak.records import Demonstration, LabelledAnswer, Messages, Pair, Preference, Prompt
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tiebreak.data import shapes
-from tiebreak.data.columns import Cells, about
+from tiebreak.data.cells import Cells, about
 from tiebreak.data.images import require_text
 from tiebreak.data.reading import fault_lines, is_run, read_rows, whole_rows
 from tiebreak.data.sources import read_source

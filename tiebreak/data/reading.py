@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeGuard, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tiebreak.data import shapes
-from tiebreak.data.columns import Cells, about
+from tiebreak.data.cells import Cells, about
 from tiebreak.data.conversations import open_objects
 from tiebreak.data.images import require_text, require_text_records
-from tiebreak.data.shapes import AnswerRow, LabelRow, Omission, PreferenceRow, PromptRow, RatingRow, RecordKind
+from tiebreak.data.shapes import AnswerRow, LabelRow, Omission, PreferenceRow, PromptRow, RatingRow
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
 from tiebreak.data.synthetic import SYNTHETIC, check_reviewed
@@ -33,6 +33,7 @@ from tiebreak.records import (
     Messages,
     Preference,
     Prompt,
+    RecordKind,
     Split,
     explain,
     first_line,

@@ -13,14 +13,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from tiebreak.content import ImagePart
 from tiebreak.data.bbq import COLUMNS as BBQ_COLUMNS
 from tiebreak.data.bbq import READ_BY_YARDSTICKS as BBQ_READ_BY_YARDSTICKS
 from tiebreak.data.bbq import is_bbq
 from tiebreak.data.bbq import prompt_of as bbq_prompt
-from tiebreak.data.columns import Cells
+from tiebreak.data.cells import Cells
 from tiebreak.data.conversations import (
     is_conversation,
     is_printed_conversation,
@@ -32,9 +32,7 @@ from tiebreak.data.conversations import (
 from tiebreak.data.documents import DOCUMENT
 from tiebreak.data.images import IMAGES, has_placeholders, place_images, read_images
 from tiebreak.data.tickets import is_ticket, ticket_of
-from tiebreak.records import MAX_STRENGTH, Message, Messages, Tools, check_prompt, check_side, text_of
-
-RecordKind = Literal["prompts", "demonstrations", "preferences", "answers"]
+from tiebreak.records import MAX_STRENGTH, Message, Messages, RecordKind, Tools, check_prompt, check_side, text_of
 
 PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 LATE_PROMPTS = ("input", "context")

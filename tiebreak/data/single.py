@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from tiebreak.assessments import SINGLE_TASKS, SingleAnswer, SingleTask
 from tiebreak.data import shapes
-from tiebreak.data.columns import Cells, about
+from tiebreak.data.cells import Cells, about
 from tiebreak.data.images import require_text
 from tiebreak.data.reading import fault_lines, is_run, read_own, whole_rows
 from tiebreak.data.sources import read_file, read_source

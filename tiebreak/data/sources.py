@@ -21,7 +21,6 @@ from pathlib import Path
 from tiebreak.data.arrow import read_parquet, read_saved, to_table
 from tiebreak.data.compression import COMPRESSED_ENDINGS
 from tiebreak.data.documents import DOCUMENT_ENDINGS, read_document
-from tiebreak.data.shapes import RecordKind
 from tiebreak.data.splits import split_of, variant_of
 from tiebreak.data.text import (
     JSON_ENDINGS,
@@ -36,6 +35,7 @@ from tiebreak.data.text import (
     table_of,
 )
 from tiebreak.errors import DataError, RunError
+from tiebreak.records import RecordKind
 
 ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, ".parquet")
 NOT_DOCUMENTS = ("readme", "license", "licence", "changelog")

@@ -17,7 +17,7 @@ from tiebreak.chat.chat import Chat
 from tiebreak.chat.templates import in_parts, render_messages
 from tiebreak.chat.turns import with_fixed_date
 from tiebreak.errors import HandoffError
-from tiebreak.export.weights import Origin, Probe
+from tiebreak.export.origin import Origin, Probe
 from tiebreak.records import Message
 
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "q8_0": 0.5}

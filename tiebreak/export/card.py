@@ -11,7 +11,7 @@ import yaml
 from tiebreak import __version__
 from tiebreak.export.answers import Comparison
 from tiebreak.export.configuration import ExportArguments
-from tiebreak.export.weights import Origin, base_for_others
+from tiebreak.export.origin import Origin, base_for_others
 from tiebreak.models.scores import read_score_scale
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.stages import STAGES

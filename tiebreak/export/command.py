@@ -58,7 +58,8 @@ def export(name: str, arguments: ExportArguments) -> Path:
 
         require_login()
     with while_importing():
-        from tiebreak.export.weights import find_origin, kind_of, stored_dtype
+        from tiebreak.export.origin import find_origin, kind_of
+        from tiebreak.export.weights import stored_dtype
     if kind_of(name) == "reward" and arguments.to in OF_POLICIES:
         raise HandoffError(
             f"{name} is a reward model, which --to {arguments.to} does not run: use --to safetensors or hub"

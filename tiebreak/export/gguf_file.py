@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tiebreak.errors import HandoffError
 from tiebreak.export.configuration import Dtype
+from tiebreak.export.origin import Origin
 from tiebreak.export.vocabulary import read_vocabulary
-from tiebreak.export.weights import Origin
 from tiebreak.terminal import say
 
 ARCHITECTURES: Mapping[str, str] = {

@@ -16,7 +16,7 @@ from typing import Any
 from tiebreak.chat.templates import in_parts, render_messages
 from tiebreak.errors import HandoffError
 from tiebreak.export.go_template import render_go
-from tiebreak.export.weights import Origin
+from tiebreak.export.origin import Origin
 
 MODELFILE = "Modelfile"
 _SYSTEM, _USER, _ANSWER, _NEXT = "Qs7", "Qu7", "Qa7", "Qn7"

@@ -11,7 +11,7 @@ import gguf
 
 from tiebreak.errors import HandoffError
 from tiebreak.export.alone import STOPS_BY_TEXT
-from tiebreak.export.weights import Origin
+from tiebreak.export.origin import Origin
 
 _LATER = "use --to safetensors and llama.cpp's convert_hf_to_gguf.py"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"

@@ -9,127 +9,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tiebreak.chat.chat import Chat
 from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.export.configuration import Dtype
+from tiebreak.export.origin import Origin, Probe, base_for_others
 from tiebreak.models.adapters.adapter import Adapter, merge, probe_ids
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
-from tiebreak.models.bundled import PREFIX
-from tiebreak.models.find import CHAT_FILE, MODEL_FILE, ModelKind, ModelSource, copy_code, find_model
-from tiebreak.models.load import WeightFormat, format_of, load_base, load_frozen_policy, load_trained_reward_model
+from tiebreak.models.find import CHAT_FILE, MODEL_FILE, ModelSource, copy_code
+from tiebreak.models.load import load_base, load_frozen_policy, load_trained_reward_model
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE, probe_difference, probe_values
 from tiebreak.models.save import pinned_chat
-from tiebreak.models.scorers import scorer_class
 from tiebreak.models.scores import SCALE_FILE
-from tiebreak.models.tokenizers import load_chat
 from tiebreak.records import write_json
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES: Mapping[torch.dtype, Dtype] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _ADAPTER_ALONE = "export the adapter with --to adapter"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A model's outputs before it was saved."""
-
-    ids: list[int]
-    values: list[float]
-    """log-probabilities of the ids after the first, or a score by each member of a reward model"""
-    dtype: str
-    """the format in which they were computed"""
-    tolerance: float
-    """largest difference that the run's own formats cause"""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The model to export."""
-
-    source: ModelSource
-    chat: Chat
-    template: str
-    """the chat template with the run's template_arguments as its defaults"""
-
-    @property
-    def kind(self) -> ModelKind:
-        """A policy or a reward model."""
-        return self.source.kind
-
-    @property
-    def weights(self) -> WeightFormat | None:
-        """The format in which its base weights were held, where it is not their own."""
-        return format_of(self.source, None)
-
-    @property
-    def quantized(self) -> bool:
-        """Whether they were held in fewer bits."""
-        return self.weights is not None
-
-    @property
-    def ends(self) -> list[int]:
-        """The tokens at which it stops, that of its own template first."""
-        return [self.chat.end_id, *(one for one in self.chat.stop_ids if one != self.chat.end_id)]
-
-    @property
-    def end_texts(self) -> list[str]:
-        """The same as text."""
-        return [str(self.chat.tokenizer.decode([one], skip_special_tokens=False)) for one in self.ends]
-
-
-def find_origin(name: str, trust_remote_code: bool = False) -> Origin:
-    """A run folder, checkpoint, path, hub id or bundled model, with its chat template.
-
-    Raises:
-        RunError, ModelError, HandoffError: there is none, or its files have changed.
-    """
-    source = find_model(name, kind_of(name), trust_remote_code)
-    if source.kind == "reward":
-        _require_own_classifier(source)
-    chat = load_chat(source, None, trust_remote_code)
-    return Origin(source, chat, _with_defaults(chat))
-
-
-def kind_of(name: str) -> ModelKind:
-    """Whether a run folder holds a policy or a reward model; all else is a policy."""
-    path = Path(name)
-    for file in (path / "final" / MODEL_FILE, path / MODEL_FILE):
-        if file.is_file():
-            return "reward" if json.loads(file.read_text(encoding="utf-8")).get("kind") == "reward" else "policy"
-    return "policy"
-
-
-def _require_own_classifier(source: ModelSource) -> None:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source.base_path, trust_remote_code=source.trust_remote_code)
-    if not getattr(config, "auto_map", None) and scorer_class(config) is not None:
-        raise HandoffError(
-            f"{source.name}: transformers has no AutoModelForSequenceClassification with a score head for "
-            f"{config.model_type}, so nothing but Tiebreak could load it: score with 'from tiebreak import "
-            "load_reward_model'"
-        )
-
-
-def _with_defaults(chat: Chat) -> str:
-    """The template, in which the arguments that the run was trained with are defaults: others call it without them."""
-    lines = []
-    for name, value in chat.settings.template_arguments.items():
-        literal = json.dumps(value, ensure_ascii=False)
-        if value is None or "null" in literal:
-            raise HandoffError(
-                f"template_arguments: {name} is or holds null, which a template cannot be given as default"
-            )
-        lines.append(f"{{%- if {name} is not defined %}}{{%- set {name} = {literal} %}}{{%- endif %}}")
-    return "".join(lines) + str(chat.tokenizer.chat_template)
 
 
 def stored_dtype(source: ModelSource) -> Dtype:
@@ -258,12 +159,6 @@ def write_adapter(origin: Origin, folder: Path) -> None:
         write_ends(origin, generation)
         generation.save_pretrained(folder)
     write_beside(origin, folder)
-
-
-def base_for_others(source: ModelSource) -> str:
-    """The base's name where others find it: on the hub, or else its folder on this machine."""
-    is_local = source.base.startswith(PREFIX) or Path(source.base).is_dir()
-    return str(source.base_path.resolve()) if is_local else source.base
 
 
 def write_ends(origin: Origin, generation: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tiebreak.errors import HandoffError
-from tiebreak.packed.proof import own_computation
+from tiebreak.packed.fused import own_computation
 from tiebreak.records import write_json
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tiebreak.config import LoadingConfig
 from tiebreak.errors import ModelError
 from tiebreak.models.find import find_base
-from tiebreak.models.load import resolve_precision
+from tiebreak.models.precision import resolve_precision
 
 TOXIC_LABELS = ("toxic", "toxicity", "hate", "offensive", "abusive")
 

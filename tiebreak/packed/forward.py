@@ -26,8 +26,9 @@ from transformers.cache_utils import Cache
 
 from tiebreak.packed.attention import TREE_ATTENTION
 from tiebreak.packed.fused import fuse_layers
-from tiebreak.packed.lm_head import Head, HeadOutput, head_of, layers_of, own_head
+from tiebreak.packed.lm_head import Head, HeadOutput, head_of, own_head
 from tiebreak.packed.packing import PackedRow, Packing, pack_padded, pack_sequences
+from tiebreak.packed.parts import layers_of, whole_model
 from tiebreak.packed.sharding import most_of_all
 from tiebreak.upstream import attention_of, fused_output, replace_forward
 
@@ -72,12 +73,6 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
 
     replace_forward(base, forward)
     return ""
-
-
-def whole_model(model: nn.Module) -> nn.Module:
-    """The model without its PEFT wrapper, with its adapters."""
-    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base
 
 
 def packs(model: nn.Module) -> bool:

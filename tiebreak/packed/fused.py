@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from tiebreak.packed.attention import TREE_ATTENTION
 from tiebreak.packed.lora import Weights, fuse_lora, lora_forward, weights_of
-from tiebreak.upstream import moves_weights, replace_forward, replaced_forward
+from tiebreak.packed.parts import whole_model
+from tiebreak.upstream import attention_of, moves_weights, replace_forward, replaced_forward
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 """transformers' names in Llama, Mistral, Qwen and similar models"""
@@ -52,6 +54,23 @@ def own_forwards(model: nn.Module) -> Iterator[None]:
     finally:
         for module, forward in before:
             replace_forward(module, forward)
+
+
+@contextmanager
+def own_computation(model: nn.Module) -> Iterator[nn.Module]:
+    """Within, a model uses only its own code; yields the model without PEFT's wrapper."""
+    base = whole_model(model)
+    packed = attention_of(base) == TREE_ATTENTION
+    forward = replace_forward(base, None)
+    if packed:
+        base.set_attn_implementation("sdpa")
+    try:
+        with own_forwards(model):
+            yield base
+    finally:
+        if packed:
+            base.set_attn_implementation(TREE_ATTENTION)
+        replace_forward(base, forward)
 
 
 def unfuse_layers(model: nn.Module) -> None:

@@ -26,11 +26,12 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.packed.forward import TOKENS_PER_PASS, hidden_states, packs, whole_model
+from tiebreak.packed.forward import TOKENS_PER_PASS, hidden_states, packs
 from tiebreak.packed.fused import fuse_layers
 from tiebreak.packed.lm_head import head_of
 from tiebreak.packed.logprobs import selected_logps
 from tiebreak.packed.packing import pack_sequences
+from tiebreak.packed.parts import whole_model
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.proof import FAILURES
 from tiebreak.terminal import say

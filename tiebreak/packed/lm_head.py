@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tiebreak.packed.parts import layers_of
 from tiebreak.packed.products import affine, product
 from tiebreak.packed.sharding import gathered
 from tiebreak.upstream import replace_forward
@@ -298,12 +299,6 @@ def own_head(model: nn.Module, hidden: Tensor, outputs: dict[str, Any] | None = 
     if not calls:
         raise NotImplementedError(f"the head of {type(model).__name__} cannot be called separately")
     return made
-
-
-def layers_of(model: nn.Module) -> nn.Module:
-    """The model without its head: the module that computes its last hidden states."""
-    base: nn.Module = model.base_model
-    return getattr(model, "model", base) if base is model else base
 
 
 class _LayersOutput:

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from tiebreak.packed.forward import TOKENS_PER_PASS, packed_log_probs, packed_scores, packs, whole_model
+from tiebreak.packed.forward import TOKENS_PER_PASS, packed_log_probs, packed_scores, packs
 from tiebreak.packed.fused import fuse_layers
-from tiebreak.packed.lm_head import layers_of
 from tiebreak.packed.packing import pack_sequences
+from tiebreak.packed.parts import layers_of, whole_model
 
 Example = tuple[Sequence[int], Sequence[int]]
 """(prompt ids, completion ids)"""

@@ -12,8 +12,7 @@ attention the faster paths do not support is trained correctly, only more slowly
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -23,9 +22,10 @@ from torch import Tensor, nn
 
 from tiebreak.errors import ModelError
 from tiebreak.packed.attention import TREE_ATTENTION
-from tiebreak.packed.forward import REFUSED, pack_forward, whole_model
-from tiebreak.packed.fused import own_forwards, unfuse_layers
+from tiebreak.packed.forward import REFUSED, pack_forward
+from tiebreak.packed.fused import own_computation, unfuse_layers
 from tiebreak.packed.lm_head import read_logits
+from tiebreak.packed.parts import whole_model
 from tiebreak.terminal import say
 from tiebreak.upstream import attention_of, fused_output, replace_forward, replaced_forward
 
@@ -279,23 +279,6 @@ def weighted_sum(values: Tensor, model: nn.Module) -> BatchResult:
 def refuse_packing(model: nn.Module, reason: str) -> None:
     """Never compute a model packed again."""
     whole_model(model).__dict__[REFUSED] = reason
-
-
-@contextmanager
-def own_computation(model: nn.Module) -> Iterator[nn.Module]:
-    """Within, a model uses only its own code; yields the model without PEFT's wrapper."""
-    base = whole_model(model)
-    packed = attention_of(base) == TREE_ATTENTION
-    forward = replace_forward(base, None)
-    if packed:
-        base.set_attn_implementation("sdpa")
-    try:
-        with own_forwards(model):
-            yield base
-    finally:
-        if packed:
-            base.set_attn_implementation(TREE_ATTENTION)
-        replace_forward(base, forward)
 
 
 def _own_forward(base: nn.Module, temperature: float, *, alone: bool) -> Callable[..., Any]:

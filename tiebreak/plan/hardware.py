@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tiebreak.config import read_yaml
+from tiebreak.config.yaml_files import read_yaml
 from tiebreak.errors import ConfigError
 from tiebreak.plan.devices import Device
 from tiebreak.runs.agreement import read_deepspeed

@@ -10,10 +10,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tiebreak.config import OptimizerConfig, read_yaml
+from tiebreak.config.yaml_files import read_yaml
 from tiebreak.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tiebreak.config import OptimizerConfig
 
 FORMATS = {
     "auto": ("no", "bf16"),  # by the device

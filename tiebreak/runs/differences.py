@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from tiebreak.config import Section
+from tiebreak.config.section import Section
 
 
 class Difference(NamedTuple):

@@ -11,11 +11,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tiebreak.config import OptimizerConfig, StageConfig, read_yaml
+from tiebreak.config.yaml_files import read_yaml
 from tiebreak.errors import ConfigError
 from tiebreak.runs.agreement import FSDP_ON_CPU, of_deepspeed, read_deepspeed
+
+if TYPE_CHECKING:
+    from tiebreak.config import OptimizerConfig, StageConfig
 
 
 @dataclass(frozen=True)

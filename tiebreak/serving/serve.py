@@ -115,7 +115,7 @@ def served_folder(name: str, arguments: ServeArguments) -> Path:
         return _named(folder.resolve())
     with while_importing():
         from tiebreak.chat.turns import model_end_tokens
-        from tiebreak.export.weights import find_origin
+        from tiebreak.export.origin import find_origin
     origin = find_origin(name, arguments.trust_remote_code)
     if origin.source.folder is not None:
         raise HandoffError(

@@ -23,8 +23,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tiebreak.packed.forward import whole_model
 from tiebreak.packed.packing import pack_padded
+from tiebreak.packed.parts import whole_model
 from tiebreak.packed.positions import require_positions
 from tiebreak.packed.proof import (
     TOKENS_CHECKED,

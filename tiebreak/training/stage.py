@@ -21,7 +21,7 @@ from tiebreak.errors import DataError, HandoffError, NoRowLeftError, TiebreakErr
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.full import whole_state
-from tiebreak.models.load import resolve_precision
+from tiebreak.models.precision import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.save import save_adapter, save_whole

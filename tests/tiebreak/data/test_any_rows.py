@@ -14,8 +14,8 @@ from tiebreak.data import shapes
 from tiebreak.data.columns import OUR_COLUMNS
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read, read_rows
-from tiebreak.data.shapes import RecordKind
 from tiebreak.errors import TiebreakError
+from tiebreak.records import RecordKind
 
 COLUMNS = sorted(
     {

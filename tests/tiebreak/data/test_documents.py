@@ -13,8 +13,8 @@ from support import read_rows, run_here, write_rows
 
 from tiebreak.data import compression
 from tiebreak.data.reading import Rules, read, read_demonstrations
-from tiebreak.data.shapes import RecordKind
 from tiebreak.errors import DataError
+from tiebreak.records import RecordKind
 
 ARTICLE = (
     "<html><head><title>T</title><meta charset='{}'></head><body><nav><a href='/'>Home</a><a href='/b'>Basket</a></nav>"

@@ -21,7 +21,8 @@ import pytest
 from support import SHARED_DATA, write_rows
 
 from tiebreak.command.data import guess_kind
-from tiebreak.data.columns import Cells, about, check_columns
+from tiebreak.data.cells import Cells, about
+from tiebreak.data.columns import check_columns
 from tiebreak.data.conversations import is_conversation, is_transcript, parse_cell, to_messages, to_tools
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import (
@@ -44,7 +45,6 @@ from tiebreak.data.shapes import (
     PreferenceRow,
     PromptRow,
     RatingRow,
-    RecordKind,
     answers_to_judge,
     guess,
     interpret,
@@ -52,7 +52,17 @@ from tiebreak.data.shapes import (
 )
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, RunError, counted
-from tiebreak.records import Demonstration, Message, Messages, Preference, Prompt, Split, prompt_id, write_jsonl
+from tiebreak.records import (
+    Demonstration,
+    Message,
+    Messages,
+    Preference,
+    Prompt,
+    RecordKind,
+    Split,
+    prompt_id,
+    write_jsonl,
+)
 
 QUESTIONS = [
     ("Why do roots turn brown?", "The water is too warm. Cool it to 18 °C.", "Roots are like that."),

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from support import write_rows
 
-from tiebreak.data.columns import Cells
+from tiebreak.data.cells import Cells
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read, read_answers
-from tiebreak.data.shapes import LabelRow, Omission, PreferenceRow, RecordKind, guess, interpret, unsettled_winner
+from tiebreak.data.shapes import LabelRow, Omission, PreferenceRow, guess, interpret, unsettled_winner
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, RunError
-from tiebreak.records import write_jsonl
+from tiebreak.records import RecordKind, write_jsonl
 
 KEEP: dict[str, Any] = {"validation_share": 0.0}
 SIDES = {"prompt": "q", "chosen": "x", "rejected": "y"}

@@ -18,10 +18,12 @@ from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError, RunError
 from tiebreak.export import answers
 from tiebreak.export.folder import written_whole
-from tiebreak.export.weights import find_origin, load_merged, require_finite
+from tiebreak.export.origin import find_origin
+from tiebreak.export.weights import load_merged, require_finite
 from tiebreak.library import load_reward_model, score
 from tiebreak.models.find import find_model
-from tiebreak.models.load import format_of, load_base
+from tiebreak.models.load import load_base
+from tiebreak.models.precision import format_of
 from tiebreak.process.stopping import Stopped
 
 ASK = [{"role": "user", "content": "Why are my basil leaves pale?"}]

@@ -17,9 +17,9 @@ from support import run_here
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen2Config
 
 from tiebreak.errors import HandoffError
-from tiebreak.export import gguf_file, ollama, vocabulary, weights
+from tiebreak.export import gguf_file, ollama, vocabulary
 from tiebreak.export.go_template import render_go
-from tiebreak.export.weights import Origin, find_origin
+from tiebreak.export.origin import Origin, find_origin
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -246,7 +246,7 @@ def test_an_end_token_that_a_file_cannot_name_is_an_error(origin: Origin) -> Non
 def with_template(origin: Origin, template: str) -> Origin:
     from dataclasses import replace
 
-    return weights.Origin(origin.source, replace(origin.chat), template)
+    return Origin(origin.source, replace(origin.chat), template)
 
 
 LLAMA_3 = (

@@ -20,13 +20,8 @@ from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, Training
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import find_model
-from tiebreak.models.load import (
-    load_frozen_policy,
-    load_policy,
-    load_reward_model,
-    load_trained_reward_model,
-    resolve_precision,
-)
+from tiebreak.models.load import load_frozen_policy, load_policy, load_reward_model, load_trained_reward_model
+from tiebreak.models.precision import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.save import save_adapter

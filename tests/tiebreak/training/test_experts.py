@@ -11,7 +11,7 @@ from small_models import SIZES, build
 from test_passes import dpo_trainer, random_pairs, sft_trainer
 from transformers import AutoConfig
 
-from tiebreak.packed.forward import whole_model
+from tiebreak.packed.parts import whole_model
 from tiebreak.packed.proof import ForwardPath
 
 pytestmark = pytest.mark.filterwarnings(

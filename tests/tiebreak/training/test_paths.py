@@ -15,7 +15,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from tiebreak.errors import ConfigError, ModelError
 from tiebreak.packed import forward as pairwise
 from tiebreak.packed import lm_head as head
-from tiebreak.packed.forward import packs, whole_model
+from tiebreak.packed.forward import packs
+from tiebreak.packed.parts import whole_model
 from tiebreak.packed.proof import BatchResult, ForwardPath, fault_of
 from tiebreak.runs.run import read_manifest
 

@@ -27,7 +27,7 @@ from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, r
 from tiebreak.models.adapters.targets import ModelLayers, require_targets
 from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, VIRTUAL, attach, is_virtual, start_prefix
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
-from tiebreak.packed.forward import whole_model
+from tiebreak.packed.parts import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
 from tiebreak.packed.sharding import gathered, in_shards_of_fsdp, unsharded
 from tiebreak.upstream import adapters_off, adapters_set

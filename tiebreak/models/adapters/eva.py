@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tiebreak.errors import ConfigError
-from tiebreak.packed.proof import own_computation
+from tiebreak.packed.fused import own_computation
 
 TOKENS = 2048
 """of the training rows: directions settle within a few batches (Paischer et al. 2024, Section 4)"""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tiebreak.config.adapter import METHODS
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.packed.lm_head import layers_of
+from tiebreak.packed.parts import layers_of
 from tiebreak.upstream import replace_forward
 
 VIRTUAL = tuple(method.peft_type for method in METHODS.values() if method.virtual)

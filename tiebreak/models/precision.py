@@ -1,0 +1,83 @@
+"""Number formats of weights: the dtype for this machine, and fewer bits by bitsandbytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tiebreak.config import AdapterConfig, LoadingConfig
+from tiebreak.errors import MachineError
+from tiebreak.models.find import ModelSource
+
+
+def resolve_precision(training: LoadingConfig) -> torch.dtype:
+    """The dtype for training on this machine.
+
+    Raises:
+        MachineError: a setting that needs a GPU, on a machine without one.
+    """
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and training.precision == "float16":
+        raise MachineError(
+            "training.precision: float16 needs a GPU, and this machine has none: use auto, float32 or bfloat16"
+        )
+    if not has_gpu and training.attention == "flash_attention_2":
+        raise MachineError(
+            "training.attention: flash_attention_2 needs a GPU, and this machine has none: use auto, sdpa or eager"
+        )
+    if training.precision == "auto":
+        return torch.bfloat16 if has_gpu and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[training.precision]
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """A number format of frozen base weights, by bitsandbytes."""
+
+    name: str
+    """nf4, fp4 or int8"""
+    double: bool = True
+    """whether the scales of 4 bits are held in 8 bits"""
+
+
+def quantization(weights: WeightFormat, dtype: torch.dtype) -> Any:
+    """transformers' configuration of a format; products are computed in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    heads = ["lm_head", "score"]
+    if weights.name == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=weights.name,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=weights.double,
+        llm_int8_skip_modules=heads,
+    )
+
+
+def format_of(source: ModelSource, adapter: AdapterConfig | None) -> WeightFormat | None:
+    """The format of the base weights: as the configuration says, or as the run was trained. None: their own."""
+    if adapter is None:
+        if not source.pinned.get("quantized"):
+            return None
+        adapter = AdapterConfig.model_validate(source.pinned.get("adapter") or {"quantize": "nf4"})
+    return None if adapter.quantize == "none" else WeightFormat(adapter.quantize, adapter.double_quantize)
+
+
+def format_held(model: nn.Module) -> WeightFormat | None:
+    """The format of a loaded model's base weights."""
+    if getattr(model, "is_loaded_in_8bit", False):
+        return WeightFormat("int8")
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return None
+    held: Any = model.config.quantization_config
+    return WeightFormat(held.bnb_4bit_quant_type, held.bnb_4bit_use_double_quant)
+
+
+def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
+    """Whether the base weights are to be quantised."""
+    return format_of(source, adapter) is not None
