@@ -16,11 +16,10 @@ import json
 import os
 import secrets
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -50,6 +49,8 @@ from labeling_ui.database.schema import (
     flush_to_disk,
 )
 from labeling_ui.store.answers import Answer, Draft, Submission
+from labeling_ui.store.clock import iso_time as iso_time
+from labeling_ui.store.clock import wall_clock_ms as wall_clock_ms
 from labeling_ui.store.figures import audit, exported
 from labeling_ui.store.figures import progress as counts
 from labeling_ui.store.figures.audit import AuditEntry
@@ -103,11 +104,6 @@ class Rater:
     """the figures behind it"""
     erased: bool = False
     """their personal data were erased: the name is the pseudonym"""
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since 1970."""
-    return int(time.time() * 1000)
 
 
 def default_store_url(path: Path) -> str:
@@ -1043,15 +1039,6 @@ def _as_exported(row: Any) -> ExportedJudgment:
 def _as_settled(row: Any) -> ExportedJudgment:
     fields = from_json(row.record) | {"batch": row.batch, "gold": row.gold is not None, "settled": True}
     return ExportedJudgment.model_validate(fields | {"at": None if row.at_ms < 0 else iso_time(row.at_ms)})
-
-
-def iso_time(at_ms: int) -> str:
-    """A time in UTC, to the millisecond.
-
-    >>> iso_time(1_777_887_000_250)
-    '2026-05-04T09:30:00.250Z'
-    """
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
 
 
 def _as_rater(row: Any) -> Rater:

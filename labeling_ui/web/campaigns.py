@@ -33,9 +33,9 @@ from labeling_ui.web.login.accounts import (
     log_in,
 )
 from labeling_ui.web.proxies import ProxyMiddleware
+from labeling_ui.web.refusals import malformed, unavailable
 from labeling_ui.web.routes.api import DEVICE_DAYS, LoginWithCode, set_cookie, set_cookies
 from labeling_ui.web.security import Guard
-from labeling_ui.web.server import malformed, unavailable
 
 DOOR_COOKIE = "tiebreak_door"
 """The device cookie of the common login page: see `accounts.device_mark`."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -29,10 +28,11 @@ from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.store import Store
-from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable
+from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer
 from labeling_ui.web.login.accounts import LoginLimit, needs_login
 from labeling_ui.web.metrics import Metrics, may_read
 from labeling_ui.web.proxies import ProxyMiddleware
+from labeling_ui.web.refusals import malformed, refused, unavailable
 from labeling_ui.web.routes import (
     api,
     documents_api,
@@ -132,7 +132,7 @@ def _add_routes(app: FastAPI) -> None:
 
 def _add_refusals(app: FastAPI) -> None:
     for refusal in (RefusedError, StoreError, ConfigError):
-        app.add_exception_handler(refusal, _refused)
+        app.add_exception_handler(refusal, refused)
     app.add_exception_handler(RequestValidationError, malformed)
     for failure in (SQLAlchemyError, OSError):
         app.add_exception_handler(failure, unavailable)
@@ -187,25 +187,6 @@ def metrics(request: Request, desk: DeskOf) -> Response:
     counted: Metrics = request.app.state.metrics
     text = "\n".join([*counted.lines(status), ""])
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _refused(_request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": printable(str(error))}, status_code=409)
-
-
-def malformed(_request: Request, error: Exception) -> JSONResponse:
-    """FastAPI's validation errors, without the values: a password must not appear in a reply."""
-    faults = error.errors() if isinstance(error, RequestValidationError) else []
-    return JSONResponse(
-        {"detail": [printable(f"{fault['loc'][-1]}: {fault['msg']}") for fault in faults]}, status_code=422
-    )
-
-
-def unavailable(_request: Request, error: Exception) -> JSONResponse:
-    """A full disk or a locked store: nothing was stored, and the page keeps the judgment and retries."""
-    cause = error.__cause__ or error
-    print(f"error: cannot use the label store: {cause}", file=sys.stderr, flush=True)
-    return JSONResponse({"detail": "the label store is not available: nothing was stored"}, status_code=503)
 
 
 def run_server(app: ASGIApp, listening: socket.socket, proxies: Sequence[str] = (), prefix: str = "") -> None:

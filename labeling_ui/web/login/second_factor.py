@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyotp
 import segno
@@ -15,7 +16,10 @@ import sqlalchemy as sa
 
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import SECOND_FACTORS
-from labeling_ui.store.store import Rater, Store, wall_clock_ms
+from labeling_ui.store.clock import wall_clock_ms
+
+if TYPE_CHECKING:
+    from labeling_ui.store.store import Rater, Store
 
 STEP_SECONDS = 30
 WINDOW_STEPS = 1

@@ -1,0 +1,31 @@
+"""Replies to requests that were refused."""
+
+from __future__ import annotations
+
+import sys
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from labeling_ui.web.context import printable
+
+
+def refused(_request: Request, error: Exception) -> JSONResponse:
+    """What the store or the routes refuse, with their reason."""
+    return JSONResponse({"detail": printable(str(error))}, status_code=409)
+
+
+def malformed(_request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's validation errors, without the values: a password must not appear in a reply."""
+    faults = error.errors() if isinstance(error, RequestValidationError) else []
+    return JSONResponse(
+        {"detail": [printable(f"{fault['loc'][-1]}: {fault['msg']}") for fault in faults]}, status_code=422
+    )
+
+
+def unavailable(_request: Request, error: Exception) -> JSONResponse:
+    """A full disk or a locked store: nothing was stored, and the page keeps the judgment and retries."""
+    cause = error.__cause__ or error
+    print(f"error: cannot use the label store: {cause}", file=sys.stderr, flush=True)
+    return JSONResponse({"detail": "the label store is not available: nothing was stored"}, status_code=503)
