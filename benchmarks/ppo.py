@@ -94,16 +94,20 @@ def trl_python(folder: Path = ENVIRONMENT) -> Path:
 
 
 def measure_contestants(
-    names: Sequence[str], prompts: list[list[int]], episodes_a_step: int, rollouts: int, model: str
+    names: Sequence[str],
+    prompts: list[list[int]],
+    episodes_a_step: int,
+    rollouts: int,
+    model: str,
+    matrix_products: str = "torch",
 ) -> dict[str, Measurement]:
     """`ours` and TRL 1.12, each in a process of its own, one after the other."""
     python = {name: trl_python() if name == TRL else Path(sys.executable) for name in names}
     measured = {}
     with tempfile.TemporaryDirectory() as scratch:
         asked, job, answer = (Path(scratch) / f"{name}.json" for name in ("asked", "job", "answer"))
-        asked.write_text(
-            json.dumps({"prompts": prompts, "episodes_a_step": episodes_a_step, "rollouts": rollouts, "model": model})
-        )
+        values = {"prompts": prompts, "episodes_a_step": episodes_a_step, "rollouts": rollouts, "model": model}
+        asked.write_text(json.dumps({**values, "matrix_products": matrix_products}))
         run_alone(sys.executable, __file__, "prepare", asked, job)
         for name in names:
             print(f"ppo, multi-turn: {name}", file=sys.stderr, flush=True)
@@ -202,6 +206,7 @@ def our_config(job: Job) -> Any:
         per_device_batch_size=job.episodes_a_step,
         warmup_share=0.0,
         precision=job.precision,  # type: ignore[arg-type]
+        matrix_products=job.matrix_products,  # type: ignore[arg-type]
     )
     return PPOConfig(
         output="",
@@ -232,6 +237,7 @@ def ours(job: Job, folder: Path) -> Measurement:
     from tiebreak.chat.chat import build_chat
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_tokenizer
+    from tiebreak.packed.products import use_products
     from tiebreak.runs.run import Run, identify
 
     class TimedTrainer(PPOTrainer):
@@ -253,6 +259,7 @@ def ours(job: Job, folder: Path) -> Measurement:
 
     config = our_config(job)
     training = config.training
+    use_products(training.matrix_products)
     args = build_ppo_args(config, Run(folder, identify(config, "ppo", {})))
     args.save_strategy, args.logging_steps, args.disable_tqdm = "no", 1, True
     source = find_model(job.model)

@@ -48,6 +48,8 @@ class Job:
     r: int = 16
     alpha: int = 32
     precision: str = "float32"
+    matrix_products: str = "torch"
+    """ours"""
 
     @property
     def minibatches(self) -> int:

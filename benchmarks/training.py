@@ -514,18 +514,21 @@ def answer_of(script: Path, words: Sequence[str], settled: bool = True) -> Any:
         return json.loads(Path(answer.name).read_text())
 
 
-def measure_ppo(contestants: Sequence[str], rows: int, rollouts: int, model: str) -> dict[str, Measurement]:
+def measure_ppo(
+    contestants: Sequence[str], rows: int, rollouts: int, model: str, matrix_products: Engine = "torch"
+) -> dict[str, Measurement]:
     """Rollouts in which a step takes `rows` episodes; SFT learns the conversations that their prompts are of."""
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_tokenizer
 
     pairs = build_pairs("multi-turn", rows * ppo.MINIBATCHES, load_tokenizer(find_model(model)))
     optimising = [name for name in contestants if name != OUR_SFT]
-    measured = ppo.measure_contestants(optimising, [pair.prompt for pair in pairs], rows, rollouts, model)
+    prompts = [pair.prompt for pair in pairs]
+    measured = ppo.measure_contestants(optimising, prompts, rows, rollouts, model, matrix_products)
     if OUR_SFT in contestants:
         print(f"ppo, multi-turn: {OUR_SFT}", file=sys.stderr, flush=True)
         sft = next(case for case in CASES if case.name == "sft, multi-turn")
-        measured[OUR_SFT] = in_fresh_process(sft, "ours", rows, ppo.MINIBATCHES, model)
+        measured[OUR_SFT] = in_fresh_process(sft, "ours", rows, ppo.MINIBATCHES, model, matrix_products)
     return measured
 
 
@@ -611,7 +614,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=3, help="PPO's, which has no --steps; the first is not timed")
     parser.add_argument("--only", action="append", help="a case by name, or a stage's cases; may be given again")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
-    parser.add_argument("--matrix-products", choices=["torch", "onednn"], default="torch", help="ours, but for PPO")
+    parser.add_argument("--matrix-products", choices=["torch", "onednn"], default="torch", help="ours")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -637,7 +640,7 @@ def main() -> None:
         names = [name for name in case.contestants if name in ("ours", *options.contestants)]
         batch = options.rows or case.rows
         if case.stage == "ppo":
-            measured = measure_ppo(names, batch, options.rollouts, options.model)
+            measured = measure_ppo(names, batch, options.rollouts, options.model, options.matrix_products)
         else:
             measured = {}
             for name in names:

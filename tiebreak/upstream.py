@@ -419,6 +419,27 @@ class Hooks(_Trainer):
         theirs = {f"{each.__module__}:{each.__qualname__}" for each in cls.__mro__}
         _refuse(name for names in NAMES.values() for name in names if name.owner in theirs)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """The trainer's own, without its rounding of what trains on quantised weights; see `unrounded`."""
+        with unrounded(kwargs.get("model", args[0] if args else None)):
+            super().__init__(*args, **kwargs)
+
+
+@contextmanager
+def unrounded(model: Any) -> Iterator[None]:
+    """Within, trained parameters keep their format, but for LoRA's factors.
+
+    On quantised weights TRL's trainers round all that trains to bfloat16, which is meant for LoRA. The numbers nearest to 1
+    differ from it by 0.004 there, so a norm or a scale of (IA)³ would lose every step of a usual learning rate; and OFT
+    would rotate a layer's inputs in it.
+    """
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    named = model.named_parameters() if quantized else ()
+    before = [(each, each.data) for name, each in named if each.requires_grad and "lora_" not in name]
+    yield
+    for parameter, data in before:
+        parameter.data = data
+
 
 class SamplerHook(Hooks):
     """The order of training rows."""

@@ -343,9 +343,7 @@ def load_reward(
     one_language = chat_facts(own) == chat_facts(conversations.chat)
     held = format_held(whole_model(host.lm))
     rounds_by_batch = held is not None and held.name == "int8"  # by the largest activations beside a token
-    # rotated inputs of quantised weights: beside the policy's adapter, scores were .009 from those of the saved model
-    rotates = held is not None and (reward.pinned.get("adapter") or {}).get("method") == "oft"
-    held_as_policy = held == format_of(reward, None) and not rounds_by_batch and not rotates
+    held_as_policy = held == format_of(reward, None) and not rounds_by_batch and not rotates_rounded(reward)
     final = reward.folder or reward.probed
     scale = read_score_scale(final) if final else UNKNOWN_SCALE
     same_base = mounts(reward) and reward.base_sha256 == policy.base_sha256
@@ -408,6 +406,15 @@ def mounts(reward: ModelSource) -> bool:
     """Whether a reward model is an adapter on layers, which can be one among others."""
     pinned = reward.pinned.get("adapter") or {}
     return reward.folder is not None and pinned.get("method") != "prompt"
+
+
+def rotates_rounded(reward: ModelSource) -> bool:
+    """Whether its adapter is OFT that was trained in bfloat16, as earlier versions did on quantised weights: in float32 it
+    rotates a layer's inputs otherwise, and scores differ in the third digit."""
+    if reward.folder is None or (reward.pinned.get("adapter") or {}).get("method") != "oft":
+        return False
+    probe = json.loads((reward.folder / PROBE_FILE).read_text(encoding="utf-8"))
+    return bool(probe["coarsest_dtype"] != "float32")
 
 
 def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:

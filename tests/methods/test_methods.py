@@ -11,6 +11,7 @@ import torch
 from method_cell import run_method, write_data
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from support import end_process, run_here, write_config
 from transformers import AutoModelForCausalLM
 from transformers.training_args import OptimizerNames
@@ -30,7 +31,7 @@ SPREAD = [
     ("VeRA", ("sft", "reward")),
     ("LoHa", ("sft", "dpo")),
     ("full", ("sft", "reward", "kto", "ppo", "grpo")),
-    pytest.param("OFT on NF4", ("sft", "reward", "ppo", "grpo"), marks=pytest.mark.proof),
+    pytest.param("OFT on NF4", ("sft", "reward", "ppo", "rloo", "grpo"), marks=pytest.mark.proof),
 ]
 PADDED = ("rloo", "grpo")
 
@@ -146,12 +147,33 @@ def test_a_second_copy_of_a_group_trainer_under_zero_3_is_refused(
 
 def test_rloo_on_weights_that_round_by_batch_is_refused_before_it_loads(tiny_model: Path) -> None:
     source = find_model(str(tiny_model))
-    for rounded in (AdapterConfig(quantize="int8"), AdapterConfig(method="oft", quantize="nf4")):
-        with pytest.raises(ConfigError, match="use method: lora with quantize: nf4, or algorithm: grpo"):
-            load.require_possible(source, rounded, OptimizerConfig(), "rloo")
-        load.require_possible(source, rounded, OptimizerConfig(), "grpo")
-    for exact in (AdapterConfig(quantize="nf4"), AdapterConfig(method="oft")):
+    rounded = AdapterConfig(quantize="int8")
+    with pytest.raises(ConfigError, match="use quantize: nf4, or algorithm: grpo"):
+        load.require_possible(source, rounded, OptimizerConfig(), "rloo")
+    load.require_possible(source, rounded, OptimizerConfig(), "grpo")
+    for exact in (AdapterConfig(quantize="nf4"), AdapterConfig(method="oft", quantize="nf4")):
         load.require_possible(source, exact, OptimizerConfig(), "rloo")
+
+
+@pytest.mark.filterwarnings("default")
+def test_small_steps_on_quantised_weights_are_not_lost(tmp_path: Path, tiny_model: Path) -> None:
+    """Adam's first step moves each trained number by the learning rate; they start at 1, where bfloat16 steps by 0.004."""
+    write_data(tmp_path)
+    config = write_config(
+        tmp_path / "sft.yaml",
+        output=tmp_path / "sft",
+        policy=tiny_model,
+        demonstrations=tmp_path / "demonstrations.jsonl",
+        validation_share=0.0,
+        adapter={"method": "ia3", "quantize": "nf4"},
+        training={"learning_rate": 1e-4, "max_steps": 1, "warmup_share": 0.0},
+    )
+    status, remarks = run_here("sft", "--config", config)
+    assert status == 0, remarks
+    scales = load_file(tmp_path / "sft" / "final" / "adapter_model.safetensors").values()
+    moved = torch.cat([(values.float() - 1).abs().flatten() for values in scales])
+    assert float(moved.median()) == pytest.approx(1e-4, rel=0.01)
+    assert float(moved.max()) == pytest.approx(1e-4, rel=0.01)
 
 
 def test_a_second_copy_under_zero_3_is_refused_before_it_loads(

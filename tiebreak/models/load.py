@@ -281,12 +281,10 @@ def require_possible(
             f"adapter.method: {algorithm} samples with a cache of keys and values, which has no place for virtual tokens; "
             "ia3 and vera train as few weights"
         )
-    rounds_by_batch = adapter.quantize == "int8" or (adapter.method == "oft" and adapter.quantize != "none")
-    if rounds_by_batch and algorithm == "rloo":
-        what = "int8 weights" if adapter.quantize == "int8" else f"method: oft on {adapter.quantize} weights"
+    if adapter.quantize == "int8" and algorithm == "rloo":
         raise ConfigError(
-            f"adapter.quantize: with {what}, a token's log-probability depends on the other rows of its batch, by more "
-            "than the check of rloo's reference allows; use method: lora with quantize: nf4, or algorithm: grpo"
+            "adapter.quantize: with int8 weights, a token's log-probability depends on the other rows of its batch, by "
+            "more than the check of rloo's reference allows; use quantize: nf4, or algorithm: grpo"
         )
     if adapter.method == "prefix" and training.gradient_checkpointing:
         raise ConfigError(

@@ -25,6 +25,7 @@ from torch.nn.functional import silu
 from tiebreak.packed.attention import TREE_ATTENTION
 from tiebreak.packed.lora import Weights, fuse_lora, lora_forward, weights_of
 from tiebreak.packed.parts import whole_model
+from tiebreak.packed.products import linear_forward, products_engine
 from tiebreak.upstream import attention_of, moves_weights, replace_forward, replaced_forward
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -33,10 +34,14 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 @torch.no_grad()
 def fuse_layers(model: nn.Module) -> dict[str, int]:
-    """Fuse a model's norms, gated MLPs and LoRA layers; returns how many of each."""
+    """Fuse a model's norms, gated MLPs and LoRA layers; returns how many of each. With oneDNN's products, its other linear
+    layers are computed by it too."""
     modules = list(model.modules())
     norms = [module for module in modules if _is_norm(module)]
     mlps = [module for module in modules if _is_gated_mlp(module)]
+    linears = [m for m in modules if type(m) is nn.Linear] if products_engine() == "onednn" else []
+    for module in linears:
+        replace_forward(module, types.MethodType(linear_forward, module))
     for module in norms:
         replace_forward(module, types.MethodType(_norm_forward, module))
     for module in mlps:
@@ -206,7 +211,7 @@ def _mlp_forward(module: Any, x: Tensor) -> Tensor:
     return fused
 
 
-_FUSED = (_norm_forward, _mlp_forward, lora_forward)
+_FUSED = (_norm_forward, _mlp_forward, lora_forward, linear_forward)
 
 
 # --- numerical checks

@@ -8,10 +8,10 @@ differ in the last digits.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from tiebreak.errors import MachineError
@@ -64,3 +64,35 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def tall_product(a: Tensor, b: Tensor) -> Tensor:
     """aᵀb for many rows and a narrow b, of shapes (N, K) and (N, r)."""
     return onednn_linear(b.T, a.T).T if by_onednn(a) else a.T @ b
+
+
+class _Linear(torch.autograd.Function):
+    """y = xWᵀ + bias, W and bias frozen or trained."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(flat if weight.requires_grad else None, weight)
+        ctx.shape = x.shape
+        return onednn_linear(flat, weight, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        flat, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        return (
+            product(grad, weight).view(ctx.shape) if of_x else None,
+            product(grad.T, flat) if of_weight else None,
+            grad.sum(0) if of_bias else None,
+        )
+
+
+def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer's forward by oneDNN, where it is the engine and the weights are whole and of x's format."""
+    weight = layer.weight
+    whole = type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
+    if not by_onednn(x) or not whole or weight.dtype != x.dtype or torch.is_autocast_enabled("cpu") or not x.numel():
+        return linear(x, weight, layer.bias)
+    made: Tensor = _Linear.apply(x, weight, layer.bias)
+    return made

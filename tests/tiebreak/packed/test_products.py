@@ -17,7 +17,7 @@ from tiebreak import upstream
 from tiebreak.config import OptimizerConfig
 from tiebreak.errors import MachineError
 from tiebreak.packed import products
-from tiebreak.packed.fused import fuse_layers
+from tiebreak.packed.fused import fuse_layers, own_forwards
 from tiebreak.packed.lm_head import token_logps
 from tiebreak.packed.products import add_product, affine, product, tall_product, use_products
 from tiebreak.runs.run import read_manifest, read_metrics
@@ -69,6 +69,23 @@ def test_layers_have_the_values_and_gradients_of_peft(architecture: str) -> None
     assert of_found.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(of_found[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+
+
+def test_layers_that_train_or_have_no_adapter_are_computed_by_it_too() -> None:
+    """A whole model: every linear layer's value, and the gradients of its weights, biases and input."""
+    model = build("llama with biases").unload().requires_grad_(True)
+    logits, gradients = values_and_gradients(model)
+    fuse_layers(model)
+    linears = sum(isinstance(module, nn.Linear) for module in model.modules())
+    with mock.patch.object(products, "onednn_linear", wraps=upstream.onednn_linear) as multiply:
+        found, of_found = values_and_gradients(model)
+    assert multiply.call_count == 3 * linears  # forwards, and backwards by input and by weight
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
+    assert of_found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(of_found[name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+    with own_forwards(model), mock.patch.object(products, "onednn_linear", side_effect=AssertionError("called")):
+        torch.testing.assert_close(values_and_gradients(model)[0], logits, rtol=0, atol=0)
 
 
 def test_the_head_has_the_values_and_gradient_of_a_softmax() -> None:
