@@ -47,7 +47,7 @@ def find_tasks(config: EvaluateConfig) -> Any:
 
 
 def run_benchmarks(config: EvaluateConfig, run: Run, manager: Any) -> Benchmarks:
-    """The tasks' figures of every policy; what is done is on disk.
+    """The tasks' figures for every policy; finished policies are kept on disk.
 
     Raises:
         DataError: a task's data is not on this machine, or the task fails.

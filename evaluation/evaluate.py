@@ -271,7 +271,8 @@ def add_measurements(
 
     identity = run.inputs["yardstick"].id[:8] if yardstick.file else ""
     what = " ".join(filter(None, ["measurements of", name, yardstick.source.replace(":", "."), identity]))
-    values = in_batches(run, list(range(len(prompts))), config.batch_size, measure, what)
+    title = f"{yardstick.source} of {name}"
+    values = in_batches(run, list(range(len(prompts))), config.batch_size, measure, what, title)
     for answer, value in zip(answers, values, strict=True):
         answer["measured"] = value
 

@@ -157,7 +157,8 @@ def _measure_texts(
         return ["yardstick", measure.source, identity, inputs]
 
     what = _file_name(f"{measure.source} of {policy} {identity[:8]}")
-    found = cached_batches(run, list(range(len(groups))), config.batch_size, compute, what, parts)
+    title = f"{measure.source} of {policy}"
+    found = cached_batches(run, list(range(len(groups))), config.batch_size, compute, what, parts, title)
     failures = []
     for group, result in zip(groups, found, strict=True):
         for n, value in zip(group, result["values"], strict=True):

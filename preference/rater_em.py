@@ -18,7 +18,7 @@ E-step: the bound is largest at the posterior, by Bayes' rule
 With one vote a pair this is RE-PO's η·σ(m)/(η·σ(m) + (1 − η)·σ(−m)), its Eq. 5; several votes on a pair share their truth.
 
 M-step: η_k is the mean of its c_ik, with `prior_votes` votes of the initial reliability (a Beta prior, so that no rater is
-certain); the policy descends the first sum, which is cDPO's loss with the label q_i.
+certain); the policy minimises the negative of the first sum, which is cDPO's loss with the label q_i.
 
 The step is incremental (Neal & Hinton 1998): a batch renews the q_i of its own pairs, and η is that of the latest q of all
 pairs seen so far. Every such step raises the bound or leaves it, so there is no rate to tune.

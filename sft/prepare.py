@@ -300,7 +300,7 @@ def data_report(
 
 
 def data_facts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest says of the data, for cards and data sheets. It quotes no row."""
+    """The data's facts in the manifest, for cards and data sheets. They quote no row."""
     steps = {one["step"]: one for one in report.get("steps", [])}
     balance = {key: value for one in steps.values() for key, value in one["facts"].get("balance", {}).items()}
     hidden = {key: value for one in steps.values() for key, value in one["facts"].get("found", {}).items()}

@@ -45,7 +45,7 @@ class ReadRows:
 
 @dataclass(frozen=True)
 class Source:
-    """A source, and what is known of it before its rows are read."""
+    """A source before its rows are read."""
 
     number: int
     path: str
@@ -205,7 +205,7 @@ def _columns(pieces: Sequence[Mapping[str, Any]]) -> tuple[set[str], set[str]]:
 def _drop_leaked(readings: Sequence[Reading], sources: Sequence[Mapping[str, Any]]) -> dict[int, set[int]]:
     """Leave out rows of prompts that name two splits; returns part → places of its rows that are left out.
 
-    Rows that name no split are never left out, so that only the others are looked at.
+    Rows that name no split are never left out, so only the others are checked.
     """
     number = 0
     for reading, one in zip(readings, sources, strict=True):

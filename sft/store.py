@@ -1,12 +1,12 @@
 """Rows of a prepare run on disk while it works: memory stays bounded, and a run that was killed resumes.
 
     work/0-read/00000.rows      a part: the rows of some lines of a source
-    work/0-read/00000.json      the part's summary, written last: what has one is not computed again
+    work/0-read/00000.json      the part's summary, written last: a part that has one is not computed again
     work/0-read/complete.json   the pass's summary
 
 A pass (reading, a step, comparing, measuring, writing) goes through the parts in order, in two processes where there are
-many rows. Its rows are removed once the next pass is complete, and the folder when the run is finished: what a step
-removed from the rows is in it until then.
+many rows. Its rows are removed once the next pass is complete, and the folder once the run is finished: until then it also
+holds what steps removed from the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tiebreak.terminal.progress import progress
 WORK = "work"
 PART_ROWS = 4_000
 MANY_ROWS = 10_000
-"""From here on, a pass takes two processes and shows its progress."""
+"""rows from which a pass takes two processes and shows its progress"""
 MOST_PROCESSES = 2
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def _is_plain(message: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class RowPart:
-    """A file of rows, less those at some places in it."""
+    """A file of rows, without those at some places in it."""
 
     path: Path
     size: int

@@ -157,14 +157,14 @@ def _rounded(interval: Interval | None, scale: float = 1.0, digits: int = 6) -> 
 
 
 def caveats_of(figures: Mapping[str, Any]) -> list[str]:
-    """What a reader must know besides the figures."""
+    """Caveats beside the figures."""
     counts, found = figures["counts"], []
     if "simulated" in figures["kinds"]:
         found.append("The raters are simulated: nobody has read these answers.")
     if counts["raters"] == 1:
-        found.append("One rater: the figures are of this rater, and nothing is known of others.")
+        found.append("One rater: the figures hold for this rater, and say nothing about others.")
     elif counts["raters"] < FEW_RATERS:
-        found.append(f"{counts['raters']} raters: the intervals for other raters are wide, and rough.")
+        found.append(f"{counts['raters']} raters: the intervals for other raters are wide and approximate.")
     missing = counts["pairs"] - counts["judged"]
     if missing:
         found.append(f"{missing} of {counts['pairs']} pairs are not judged yet.")

@@ -33,7 +33,7 @@ def report(config: DuelReportConfig) -> None:
     """The command."""
     with start_run(config, "duel report", inputs_of(config)) as run, tracked(run):
         if run.finished:
-            say(f"{run.folder} holds this very report already: nothing to do")
+            say(f"{run.folder} holds this report already: nothing to do")
             return
         final = _final_of(config.duel)
         made: dict[str, Any] = json.loads((final / "report.json").read_text(encoding="utf-8"))

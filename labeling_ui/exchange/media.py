@@ -1,7 +1,7 @@
 """Images and recordings of a campaign: checked, cleaned, and copied into the label store by their hash.
 
-The files are untrusted. Their kind is what their bytes say, never their name. Images are decoded within limits and written
-anew, which removes EXIF and whatever else was appended; recordings lose ID3 tags. SVG, which can act, is no image here.
+The files are untrusted. Their bytes decide their kind, never their name. Images are decoded within limits and written anew,
+which removes EXIF and appended data; recordings lose ID3 tags. SVG, which can run scripts, is not accepted.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ LABEL_STUDIO_XML = """<View>
 
 
 class _Compared:
-    """Two completions of a pair and all that was said of them."""
+    """Two completions of a pair and all judgments of them."""
 
     def __init__(self, pair: Pair, first: str, second: str) -> None:
         self.pair = pair

@@ -78,7 +78,7 @@ class CampaignServer:
         self._prefix = page.prefix
         self._door = build_door(campaigns, page, limit)
         self._apps = [campaign.app for campaign in campaigns]
-        # Named proxies have been believed before: see `server.run_server`.
+        # The headers of trusted proxies are already applied: see `server.run_server`.
         self._campaigns: Mapping[str, ASGIApp] = {
             one.name: ProxyMiddleware(one.app, (), page.prefix + path_of(one.name)) for one in campaigns
         }
@@ -114,7 +114,7 @@ class CampaignServer:
 
 
 def build_door(campaigns: Sequence[Campaign], page: PageConfig, limit: LoginLimit) -> FastAPI:
-    """The application of everything outside the campaigns: the login page, and whether the server is well."""
+    """The application of everything outside the campaigns: the login page and the health checks."""
     app = FastAPI(title="Tiebreak", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.door = Door(campaigns, page, limit)
     app.add_middleware(Guard, page=page, has_campaign=False)
@@ -186,7 +186,8 @@ def login(request: Request, response: Response, body: LoginWithCode) -> dict[str
 def _log_in(
     door: Door, name: str, body: LoginWithCode, *, crowded: bool
 ) -> tuple[list[tuple[Campaign, Session]], bool]:
-    """The sessions, and whether a campaign lacks a code. Each store checks the password: the time tells nothing."""
+    """The sessions, and whether a campaign lacks a code. Every store checks the password, so that the
+    response time reveals nothing."""
     sessions: list[tuple[Campaign, Session]] = []
     lacks_code = False
     for campaign in door.campaigns:

@@ -6,9 +6,9 @@
     X-Tiebreak-Timestamp: seconds since 1970
     X-Tiebreak-Signature: sha256=HMAC-SHA256 of TIMESTAMP.BODY, with the secret
 
-The log is read on from a place that is kept in the store and moves once the receiver has answered 2xx: nothing is lost by
-a crash, and several servers may send one thing twice, under one id. Addresses of private networks are refused unless a key
-allows them, also where a name comes to point to one; redirects are not followed.
+The store keeps the place in the log up to which events were sent. It moves once the receiver has answered 2xx, so a crash
+loses nothing; several servers may send an event twice, with the same id. Addresses of private networks are refused unless a
+key allows them, even if a host name resolves to one later; redirects are not followed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FIRST_WAIT_SECONDS = 1.0
 MOST_WAIT_SECONDS = 300.0
 TIMEOUT_SECONDS = 10.0
 PLACE = "webhook"
-"""The setting that holds how far the log has been sent."""
+"""The setting with the place in the log up to which events were sent."""
 SECRET = "TIEBREAK_WEBHOOK_SECRET"
 MIN_SECRET_CHARACTERS = 16
 
@@ -72,11 +72,11 @@ class WebhookConfig(Section):
 
 
 class DeliveryError(Exception):
-    """The receiver did not accept it."""
+    """The receiver did not accept a delivery."""
 
 
 def secret_of_environment() -> bytes:
-    """The secret that signs.
+    """The signing secret.
 
     Raises:
         ConfigError: it is missing or short.
@@ -109,7 +109,7 @@ class Webhook:
         self._thread = threading.Thread(target=self._run, name="webhook", daemon=True)
 
     def __enter__(self) -> Webhook:
-        """Begin. A campaign's earlier events are no news."""
+        """Start. A campaign's earlier events are not sent."""
         if self._place() is None:
             with self._store.reading() as connection:
                 place = present_place(connection)
@@ -138,7 +138,7 @@ class Webhook:
                 wait = min(2 * wait, MOST_WAIT_SECONDS)
 
     def send_waiting(self) -> bool:
-        """Send what has happened; whether the log was read on.
+        """Send new events; returns whether the place in the log moved.
 
         Raises:
             DeliveryError: the receiver did not accept it: it is sent again, with all after the last place.

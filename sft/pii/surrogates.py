@@ -1,5 +1,5 @@
-"""Invented values in the place of real ones. Wherever a range is reserved for examples, they are from it, so that none
-belongs to anybody: RFC 2606 (domains), RFC 5737 and 3849 (IP addresses), RFC 7042 (MAC), Bundesnetzagentur's numbers for
+"""Invented values in place of real ones, from ranges reserved for examples where there are any, so that they belong to
+nobody: RFC 2606 (domains), RFC 5737 and 3849 (IP addresses), RFC 7042 (MAC), Bundesnetzagentur's numbers for
 films, and bank code 00000000.
 """
 

@@ -1,4 +1,4 @@
-"""Takes the rows through the steps, part by part, and keeps on disk what each did to which row."""
+"""Runs the steps over the rows, part by part, and keeps on disk what each did to which row."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _run_on_parts(step: Step, rows: RowFiles, opened: Pass, protect: Change | No
 
 
 def _run_on_all(step: Step, rows: RowFiles, opened: Pass, protect: Change | None) -> Summary:
-    """A step that changes no row: the rows stay the files that they are."""
+    """A step that changes no row: the rows' files stay as they are."""
     opened.folder.mkdir(exist_ok=True)
     ledger = Ledger(Tally(step.name, read=len(rows)), protect=protect)
     step.run(rows, ledger)

@@ -195,7 +195,7 @@ class Withdraw(TypedDict):
 
 
 class Withdrawal(TypedDict):
-    """Whether a rater's judgments are not to be used either."""
+    """Whether the rater also objects to the use of their judgments."""
 
     judgments: NotRequired[bool]
 
@@ -320,7 +320,7 @@ class Operations(Connection):
         return self.request("GET", "/api/documents")
 
     def lead_publications(self, document: Literal["guidelines", "consent"]) -> Any:
-        """The text that counts, and all versions, the latest first, with the number of raters who accepted each last."""
+        """The current text and all versions, latest first, each with the number of raters whose last acceptance it was."""
         return self.request("GET", f"/api/lead/documents/{quote(str(document), safe='')}")
 
     def lead_publish(self, document: Literal["guidelines", "consent"], body: NewText) -> Any:
@@ -336,11 +336,11 @@ class Operations(Connection):
         return self.request("POST", f"/api/lead/documents/{quote(str(document), safe='')}/preview", body=body)
 
     def withdraw_consent(self, body: Withdrawal) -> Any:
-        """The rater does not agree any more: they get no work, and the lead sees it. `judgments`: nor to the use of theirs."""
+        """Withdraw the rater's consent: they get no more work, and the lead sees it. `judgments`: they also object to the use of their judgments."""
         return self.request("POST", "/api/consent/withdraw", body=body)
 
     def own_data(self) -> Any:
-        """Everything that the store has about the rater, as a file."""
+        """The rater's data in the store, as a file."""
         return self.request("GET", "/api/own-data")
 
     def lead_preview_erasure(self, rater_id: str, *, judgments: bool = False) -> Any:
@@ -488,7 +488,7 @@ class Operations(Connection):
         return self.request("POST", "/api/lead/rejections/take-back", body=body)
 
     def lead_upload(self, content: bytes, *, name: str, batch: str = "", preview: bool = False) -> Any:
-        """Add a file's pairs to a batch: those that are new. `preview`: only count and show them."""
+        """Add a file's new pairs to a batch. `preview`: only count and show them."""
         return self.request(
             "POST", "/api/lead/pairs/upload", query={"name": name, "batch": batch, "preview": preview}, content=content
         )
@@ -526,7 +526,7 @@ class Operations(Connection):
         return self.request("GET", "/api/notes")
 
     def write_note(self, body: NewNote) -> Any:
-        """Write to the leads about a pair that one has, or has had."""
+        """Write to the leads about a pair that the rater has, or has had."""
         return self.request("POST", "/api/notes", body=body)
 
     def lead_notes_for_leads(self, *, item_id: str | None = None) -> Any:

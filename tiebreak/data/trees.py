@@ -125,7 +125,7 @@ def _rankings(root: Node, left_out: Counter[str]) -> Iterator[Row]:
 
 
 def _paths(node: Node, before: tuple[Node, ...] = ()) -> Iterator[tuple[Node, ...]]:
-    """The way to each message of a tree."""
+    """The path to each message of a tree."""
     path = (*before, node)
     yield path
     for reply in node.replies:

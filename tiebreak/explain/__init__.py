@@ -1,1 +1,1 @@
-"""Why a model scored or wrote an answer as it did: words, tokens, and the training pairs that made it so."""
+"""Why a model scored or wrote an answer as it did: words, tokens, and the training pairs behind it."""

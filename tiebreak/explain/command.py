@@ -1,10 +1,10 @@
-"""Explains a reward model's score of an answer, or what a policy learned to like in it.
+"""Explains a reward model's score of an answer, or what a policy has learned to prefer in it.
 
     tiebreak explain runs/quickstart/reward --prompt "Why are my leaves pale?" --answer "Add iron." --html
     tiebreak explain runs/quickstart/dpo --prompt … --answer … --pairs
 
-Of a reward model: each word's effect is the score less that of the answer without it. Of a policy: each token's
-log-probability less that under the policy that its training began from. `--pairs` estimates how each training pair moved
+For a reward model, a word's effect is the score minus that of the answer without it; for a policy, a token's effect is its
+log-probability minus that under the policy from which training started. `--pairs` estimates how each training pair moved
 the result.
 """
 
@@ -66,7 +66,7 @@ def _made_by(run: str) -> str:
     """The stage of a run.
 
     Raises:
-        ConfigError: it is none of a model.
+        ConfigError: the run made no model.
     """
     manifest = read_manifest(run)
     kind = (manifest.get("model") or {}).get("kind")
@@ -98,7 +98,7 @@ def explain_score(run: str, given: ExplainArguments) -> Explanation:
         value=value,
         unit="score",
         parts=tuple(parts),
-        meaning="A word's effect is the score less that of the answer without it. Effects do not add up to the score.",
+        meaning="A word's effect is the score minus that of the answer without it. Effects do not add up to the score.",
         pairs=pairs,
     )
 
@@ -119,7 +119,7 @@ def _pairs_of_score(run: str, given: ExplainArguments, chat: Chat) -> tuple[Infl
 
 
 def explain_policy(run: str, given: ExplainArguments) -> Explanation:
-    """Each token's log-probability under a policy less that under another."""
+    """Each token's log-probability under a policy minus that under another."""
     from tiebreak.library import load_policy
     from tiebreak.packed.logprobs import completion_logps_in_batches
 
@@ -144,14 +144,14 @@ def explain_policy(run: str, given: ExplainArguments) -> Explanation:
         value=sum(effects),
         unit="nats",
         parts=tuple(Part(text, effect) for text, effect in zip(texts, effects, strict=True)),
-        meaning="A token's effect is its log-probability under this policy less that under the other. They add up.",
+        meaning="A token's effect is its log-probability under this policy minus that under the other. They add up.",
         against=against,
         pairs=pairs,
     )
 
 
 def _began_from(run: str) -> str:
-    """The policy that a policy's training began from.
+    """The policy from which a policy's training started.
 
     Raises:
         ConfigError: it is not recorded, or not found.
@@ -203,7 +203,7 @@ def _values(target: Any, losses: Losses, sketch: Any) -> list[float]:
     from tiebreak.explain.influence import influences
     from tiebreak.terminal.progress import progress
 
-    with progress(len(losses), "gradients of training pairs") as bar:
+    with progress(len(losses), "gradients of pairs") as bar:
         return influences(target, losses, sketch, lambda: bar.advance(1))
 
 

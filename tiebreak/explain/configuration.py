@@ -17,7 +17,7 @@ class ExplainArguments(Section):
     answer: str
     """the answer to it that is explained"""
     against: str | None = None
-    """of a policy: the policy that it is compared with, token by token; null: the one that its training began from"""
+    """of a policy: the policy to compare it with, token by token; null: the one from which its training started"""
     pairs: bool = False
     """also estimate how each training pair moved the score, or the log-probability of the answer; of a model with a LoRA
     adapter that was trained on pairs"""

@@ -2,8 +2,8 @@
 
 A step of gradient descent on a pair with loss L moves a value f by −η ∇f·∇L; the influence of the pair is −∇f·∇L, over the
 adapter's LoRA matrices. Gradients are projected to 512 dimensions by a count sketch (Charikar et al. 2002), which keeps
-their products up to noise of relative size 1/√512. Weights, margins and the order of training are not in it: it ranks
-pairs, and names no amounts.
+their products up to noise of relative size 1/√512. Weights, margins and the order of training are ignored, so it
+ranks pairs and gives no amounts.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def influences(
 
     Args:
         target: a scalar with its graph.
-        losses: each computes its scalar when it is its turn, so that one graph is held at a time.
+        losses: each computes its scalar when called, so that only one graph is held at a time.
     """
     aim = sketch.gradient(target)
     found = []

@@ -17,7 +17,7 @@ class Part:
 
 
 def leave_one_out(answer: str, score: Callable[[Sequence[str]], Sequence[float]]) -> tuple[float, list[Part]]:
-    """(the answer's score, its words), each word's effect being the score less that of the answer without it.
+    """(the answer's score, its words), each word's effect being the score minus that of the answer without it.
 
     Args:
         score: of several answers at once.
@@ -39,6 +39,6 @@ def leave_one_out(answer: str, score: Callable[[Sequence[str]], Sequence[float]]
 
 
 def _without(answer: str, start: int, end: int) -> str:
-    """The answer less a word and the blanks behind it; those before it where it is the last."""
+    """The answer without a word and the blanks after it; those before it, if it is the last word."""
     left, right = answer[:start], answer[end:].lstrip()
     return (left + right if right else left.rstrip()).strip()

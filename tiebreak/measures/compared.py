@@ -2,8 +2,8 @@
 
     yardsticks: [rubric, "judge:runs/judge-test", "people:runs/label-test"]
 
-An evaluation writes the pairs of its answers, policy against baseline; judges and people judge them like any pairs; the
-evaluation with a yardstick more reads the judgments. Answers that are the same text are a tie that nobody need judge.
+An evaluation writes the pairs of its answers, policy against baseline; judges and people judge them like any pairs; a
+second evaluation, with this yardstick added, reads the judgments. Equal answers are a tie and are not judged.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def confidence_sequence(values: Array, level: float = LEVEL) -> Interval:
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a win rate at this moment."""
+    """A win rate at one look."""
 
     n: int
     """independent values: prompts whose judgments are complete"""

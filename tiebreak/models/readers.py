@@ -1,5 +1,5 @@
-"""Models that read texts for yardsticks: a classifier of toxicity, and an encoder for BERTScore. They are named, never
-chosen here, and found like any model."""
+"""Models that read texts for yardsticks: a classifier of toxicity, and an encoder for BERTScore. The user names
+them; they are found like any model."""
 
 from __future__ import annotations
 

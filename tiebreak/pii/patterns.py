@@ -210,7 +210,7 @@ def find_patterns(text: str, patterns: Iterable[Pattern]) -> list[Finding]:
 
 
 def users_patterns(patterns: Mapping[str, str], words: Sequence[str]) -> list[Pattern]:
-    """The user's patterns by kind, and the words of his list (kind WORD).
+    """The user's patterns by kind, and the words of the user's list (kind WORD).
 
     Raises:
         re.error: an expression is not valid; the caller checked them.

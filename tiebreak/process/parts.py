@@ -102,7 +102,7 @@ def _result(worker: Pipe) -> Any:
     try:
         succeeded, result = worker.recv()
     except EOFError:
-        raise RuntimeError("a worker process ended early: was it killed, or is the memory used up?") from None
+        raise RuntimeError("a worker process ended early: it was killed, or memory ran out") from None
     if not succeeded:
         raise result
     return result

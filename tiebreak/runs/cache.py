@@ -30,6 +30,7 @@ def cached_batches(
     compute: Callable[[list[Any], Any], list[Any]],
     what: str,
     parts: Callable[[list[Any]], object],
+    title: str = "",
 ) -> list[Any]:
     """`in_batches`, with each batch taken from the cache if it is there.
 
@@ -48,7 +49,7 @@ def cached_batches(
                 write_json(file, found)
         return found
 
-    return in_batches(run, keys, batch_size, through, what)
+    return in_batches(run, keys, batch_size, through, what, title)
 
 
 def _read(file: Path, count: int) -> list[Any] | None:

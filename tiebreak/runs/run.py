@@ -635,13 +635,19 @@ def peak_memory_bytes() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
-def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: str) -> list[Any]:
+def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: str, title: str = "") -> list[Any]:
     """`compute(keys of one batch, advance)` for every batch, each stored on disk as soon as it is done.
 
     An interrupted stage computes only the missing batches, in the same batches as before, so it ends in the
     same result. Several processes share the batches out: each computes its own, and reads those of the others from the
-    folder. `compute` returns a JSON value for each key, and may call `advance(count)` as keys get done.
+    folder.
+
+    Args:
+        compute: returns a JSON value for each key, and may call `advance(count)` as keys get done.
+        what: names the batches' folder.
+        title: of the progress; empty: `what`.
     """
+    title = title or what
     if not is_main_process():
         _wait(lambda: (run.folder / RUN_FILE).is_file(), "the main process to open the run folder")
     partial = run.folder / "partial" / what.replace(" ", "-")
@@ -651,9 +657,9 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
         return [result for file in files for result in json.loads(file.read_text())]
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     longest = 0.0
-    with progress(len(keys), what) as bar:
+    with progress(len(keys), title) as bar:
         for number, file in enumerate(files):
-            limit.leave_in_time(longest, f"{number} batches of {what} are kept")
+            limit.leave_in_time(longest, f"{number} batches of {title} are kept")
             started = limit.now()
             start = number * batch_size
             kept = file.exists()
@@ -666,10 +672,10 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
                 if is_main_process():
                     run.note_seconds()
                 longest = max(longest, limit.now() - started)
-            check(f"{number + 1} batches of {what} are kept")
+            check(f"{number + 1} batches of {title} are kept")
             (bar.skip_to if kept else bar.advance_to)(min(start + batch_size, len(keys)))
         if processes > 1:
-            _wait(lambda: run.is_on_disk or all(file.exists() for file in files), f"the other processes' {what}")
+            _wait(lambda: run.is_on_disk or all(file.exists() for file in files), f"the other processes' {title}")
             bar.advance_to(len(keys))
         if not is_main_process() and run.is_on_disk:
             raise SystemExit(0)  # the main process had all, and has finished the run

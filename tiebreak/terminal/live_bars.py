@@ -12,15 +12,24 @@ from rich.text import Text
 
 from tiebreak.terminal.bars import Bar, duration
 
-_NAME_COLUMNS, _BAR_COLUMNS = 20, 24
+_NAME_COLUMNS, _BAR_COLUMNS = 22, 24
 _DRAWN_A_SECOND = 4
+
+
+def in_columns(name: str) -> str:
+    """A bar's name in its columns, so that the bars of several tasks begin in line.
+
+    >>> in_columns("training"), in_columns("answers of a-policy-with-a-long-name")
+    ('training              ', 'answers of a-policy-w…')
+    """
+    return f"{name:<{_NAME_COLUMNS}}" if len(name) <= _NAME_COLUMNS else f"{name[: _NAME_COLUMNS - 1]}…"
 
 
 @contextmanager
 def live_bars(stream: TextIO) -> Iterator[LiveBars]:
     """Bars on a terminal. Other output appears above them."""
     columns = (
-        _Words(lambda bar: f"{bar.what:<{_NAME_COLUMNS}}"),
+        _Words(lambda bar: in_columns(bar.what)),
         BarColumn(_BAR_COLUMNS, style="bright_black", complete_style="cyan", finished_style="green"),
         _Words(lambda bar: f"{bar.done}/{bar.total}"),
         _Time(),

@@ -31,7 +31,7 @@ class News:
 
     @property
     def id(self) -> str:
-        """The same whenever it is sent again."""
+        """The same if it is sent again."""
         return f"{self.kind}-{self.about.get('batch', '')}{self.seq}"
 
 
@@ -76,7 +76,7 @@ def read_news(connection: Connection, place: Place, every: int) -> tuple[list[Ne
 
 
 def present_place(connection: Connection) -> Place:
-    """The end of the log: what was before is no news."""
+    """The end of the log: earlier events are not news."""
     seq = connection.scalar(sa.select(sa.func.max(EVENTS.c.seq))) or 0
     count = sa.select(sa.func.count()).select_from(EVENTS).where(EVENTS.c.kind == "submitted")
     batches = connection.scalars(sa.select(ITEMS.c.batch).distinct()).all()

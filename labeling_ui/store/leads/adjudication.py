@@ -139,7 +139,7 @@ def draw_sample(tx: Transaction, count: int, by: str | None) -> int:
 
 
 def feedback(connection: Connection, rater_id: str, *, limit: int) -> list[Feedback]:
-    """The latest pairs that a lead settled otherwise than this rater had answered."""
+    """The latest pairs that a lead settled against this rater's answer."""
     query = (
         sa.select(JUDGMENTS.c.record, ADJUDICATIONS.c.record.label("settled"), ADJUDICATIONS.c.at_ms, ITEMS.c.id)
         .add_columns(PAIRS.c.record.label("pair"))

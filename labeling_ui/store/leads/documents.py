@@ -51,7 +51,7 @@ def identify_text(version: str, text: str) -> str:
 
 
 def present(connection: Connection, document: Document) -> Publication | None:
-    """The text that counts; None: there was none."""
+    """The current text; None: none was published."""
     return next(iter(publications(connection, document, limit=1)), None)
 
 
@@ -91,7 +91,7 @@ def publish(tx: Transaction, document: Document, name: str, text: str, by: str |
     """
     now, named = present(tx.connection, document), identify_text(name, text)
     if now is not None and now.version == named:
-        raise RefusedError(f"the {document} are this text already" if document == "guidelines" else "it is this text")
+        raise RefusedError(f"this is already the current text of the {document}")
     if not text and (now is None or not now.text):
         raise RefusedError(f"there is no text of the {document} to publish")
     return _publish(tx, document, named, text, by=by, configured=False)
@@ -115,7 +115,7 @@ def _publish(
 
 
 def versions(connection: Connection, document: Document) -> list[str]:
-    """The versions that there were, in order."""
+    """All versions so far, in order."""
     query = sa.select(DOCUMENTS.c.version).where(DOCUMENTS.c.document == document)
     return list(connection.scalars(query.order_by(DOCUMENTS.c.at_ms)))
 
@@ -143,7 +143,7 @@ def accept(tx: Transaction, rater_id: str, version: str, document: Document) -> 
 
 @dataclass(frozen=True)
 class ConsentWithdrawn:
-    """A rater who does not agree any more."""
+    """A rater's withdrawal of consent."""
 
     rater_id: str
     judgments: bool
@@ -152,7 +152,7 @@ class ConsentWithdrawn:
 
 
 def withdraw_consent(tx: Transaction, rater_id: str, *, judgments: bool) -> None:
-    """A rater does not agree any more: they are given no work. `judgments`: they ask that theirs are not used either."""
+    """Record a withdrawal of consent: the rater gets no more work. `judgments`: they also object to the use of theirs."""
     now = tx.event("consent_withdrawn", rater_id=rater_id, payload={"judgments": judgments})
     mine = sa.and_(ACCEPTANCES.c.rater_id == rater_id, ACCEPTANCES.c.document == "consent")
     tx.connection.execute(sa.delete(ACCEPTANCES).where(mine))

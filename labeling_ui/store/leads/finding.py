@@ -169,7 +169,7 @@ class ItemOpened:
 
 
 def find(connection: Connection, search: Search, *, after: int = -1, limit: int = 50) -> SearchPage:
-    """A page of the items that a search is for, in campaign order."""
+    """A page of the items that a search finds, in campaign order."""
     wanted = _conditions(search)
     if matching(connection, search.text, after, None) is not None:
         ids, following = _with_text(connection, search.text, wanted, after, limit)

@@ -1,12 +1,12 @@
 """Guidelines and consent: what raters read, and what leads publish.
 
-GET  /api/documents                             the texts that count, rendered
-GET  /api/lead/documents/{document}             the text that counts, and every version: who published it, and when
+GET  /api/documents                             the current texts, rendered
+GET  /api/lead/documents/{document}             the current text, and every version with its author and time
 GET  /api/lead/documents/{document}/{seq}       the text of one version
 POST /api/lead/documents/{document}/preview     a text as raters would see it, and how many would have to accept it
 POST /api/lead/documents/{document}             publish a text
-POST /api/consent/withdraw                      the rater does not agree any more
-GET  /api/own-data                              everything that the store has about the rater
+POST /api/consent/withdraw                      withdraw the rater's consent
+GET  /api/own-data                              the rater's data in the store
 GET  /api/lead/raters/{id}/erase                what an erasure would do; POST erases the rater's data
 """
 
@@ -50,7 +50,7 @@ class Text(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     text: str = Field(max_length=MAX_TEXT_CHARACTERS)
-    """Markdown; empty: raters are asked nothing"""
+    """Markdown; empty: raters need accept nothing"""
 
     _storable = field_validator("text")(storable)
 
@@ -88,7 +88,7 @@ def _rendered(text: str) -> str:
 
 @router.get("/lead/documents/{document}")
 def publications(desk: DeskOf, _lead: ViewingSession, document: Document) -> dict[str, Any]:
-    """The text that counts, and all versions, the latest first, with the number of raters who accepted each last."""
+    """The current text and all versions, latest first, each with the number of raters whose last acceptance it was."""
     every, accepted = desk.store.publications(document), desk.store.acceptances(document)
     rows = [_as_version(one) | {"accepted": accepted.get(one.version, 0)} for one in every]
     return {"text": every[0].text if every else "", "raters": _raters_asked(desk), "versions": rows}
@@ -107,7 +107,7 @@ def _as_version(one: Publication) -> dict[str, Any]:
 
 
 def _raters_asked(desk: Desk) -> int:
-    """Who has to accept a text: people who judge."""
+    """The people who must accept a text: all who judge."""
     return sum(one.kind == "human" and not one.disabled and one.role != "observer" for one in desk.store.raters())
 
 
@@ -139,7 +139,7 @@ def publish(desk: DeskOf, lead: LeadWritingSession, document: Document, body: Ne
 
 
 class Withdrawal(BaseModel):
-    """Whether a rater's judgments are not to be used either."""
+    """Whether the rater also objects to the use of their judgments."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -148,7 +148,8 @@ class Withdrawal(BaseModel):
 
 @router.post("/consent/withdraw")
 def withdraw_consent(desk: DeskOf, session: WritingSession, body: Withdrawal) -> dict[str, bool]:
-    """The rater does not agree any more: they get no work, and the lead sees it. `judgments`: nor to the use of theirs."""
+    """Withdraw the rater's consent: they get no more work, and the lead sees it. `judgments`: they also object to the use
+    of their judgments."""
     if session.rater.id == LOCAL_RATER:
         raise HTTPException(409, "this store has no accounts")
     desk.store.withdraw_consent(session.rater.id, judgments=body.judgments)
@@ -158,13 +159,13 @@ def withdraw_consent(desk: DeskOf, session: WritingSession, body: Withdrawal) ->
 
 @router.get("/own-data")
 def own_data(desk: DeskOf, session: CurrentSession) -> Response:
-    """Everything that the store has about the rater, as a file."""
+    """The rater's data in the store, as a file."""
     headers = {"Content-Disposition": 'attachment; filename="my-data.json"'}
     return JSONResponse(_with_letters(desk.store.own_data(session.rater.id)), headers=headers)
 
 
 def _with_letters(own: dict[str, Any]) -> dict[str, Any]:
-    """A rater's data with letters for answers: their ids may name a model."""
+    """A rater's data with letters in place of the answers' ids, which may name a model."""
     for row in (*own["judgments"], *own["rejected"]):
         row["judgment"] = judgment_as_json(read_judgment(json.dumps(row["judgment"])))
     for row in own["drafts"]:

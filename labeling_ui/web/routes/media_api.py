@@ -1,6 +1,6 @@
 """Images and recordings of pairs.
 
-GET /api/media/{sha256}     a file, by its hash: raters learn the hashes of the pairs that they get, and no others
+GET /api/media/{sha256}     a file, by its hash: raters learn only the hashes of their own pairs
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Messages between raters and leads about a pair.
 
 GET  /api/notes                          the rater's threads, the latest first; leads are not named
-POST /api/notes                          write to the leads about a pair that one has had
+POST /api/notes                          write to the leads about a pair that the rater has had
 GET  /api/lead/notes?item_id=ID          threads that wait for an answer; all of a pair's
 POST /api/lead/notes                     answer a rater
 """
@@ -60,7 +60,7 @@ def own_notes(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
 
 @router.post("/notes")
 async def write_note(desk: DeskOf, session: JudgingSession, body: NewNote) -> JSONResponse:
-    """Write to the leads about a pair that one has, or has had."""
+    """Write to the leads about a pair that the rater has, or has had."""
     rater_id = session.rater.id
     await desk.write(lambda tx: notes.write(tx, body.item_id, rater_id, rater_id, body.text))
     return JSONResponse({"ok": True})

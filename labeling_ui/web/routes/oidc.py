@@ -2,7 +2,7 @@
 
 The authorization code flow with PKCE, state and nonce (OpenID Connect Core 1.0; RFC 7636; RFC 9700). An account is the
 provider's subject. It begins with an invitation for that subject, or for an e-mail address that the provider has verified:
-nobody else gets in. State, nonce and verifier are in a cookie of the browser that began, so any server can finish.
+nobody else can log in. State, nonce and verifier are kept in the browser's cookie, so any server can finish a login.
 
 GET /api/oidc/start         redirects to the provider
 GET /api/oidc/callback      where the provider sends the browser back to
@@ -49,15 +49,15 @@ COOKIE_SECONDS = 600
 PROVIDER_SECONDS = 10
 KEYS_SECONDS = 3600
 LEEWAY_SECONDS = 60
-"""Difference of the provider's clock that is allowed."""
+"""Allowed difference from the provider's clock."""
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""Signatures with the provider's key: never `none`, and none with a secret that others share."""
+"""Signatures with the provider's own key: never `none`, and never a shared secret."""
 
 router = APIRouter(prefix="/api/oidc")
 
 
 class ProviderError(Exception):
-    """The provider cannot be reached, refuses, or its reply is not to be believed. The text is for whoever logs in."""
+    """The provider cannot be reached, refuses, or sends an invalid reply. The message is shown to whoever logs in."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Provider:
         """The discovery document.
 
         Raises:
-            ProviderError: it is not there, is another issuer's, or names addresses that are not encrypted.
+            ProviderError: it is missing, belongs to another issuer, or names unencrypted addresses.
         """
         issuer = self.config.issuer.rstrip("/")
         found = self._fetch(f"{issuer}/.well-known/openid-configuration")
@@ -102,7 +102,7 @@ class Provider:
         """The claims of an ID token that this provider has signed for this client and this login.
 
         Raises:
-            ProviderError: it has not, or the token has expired.
+            ProviderError: signature, client or login do not match, or the token has expired.
         """
         found = self.discovery()
         try:
@@ -154,7 +154,7 @@ class Provider:
 
 @cache
 def tls() -> ssl.SSLContext:
-    """The certificates that are believed, read once: reading them takes longer than a request."""
+    """The trusted certificates, read once: reading them takes longer than a request."""
     return ssl.create_default_context()
 
 
@@ -203,13 +203,13 @@ def start(request: Request, desk: DeskOf) -> Response:
 
 @router.get("/callback")
 def callback(request: Request, desk: DeskOf, state: str = "", code: str = "", error: str = "") -> Response:
-    """The provider sends the browser back: a session, if the account is there or has been invited."""
+    """The browser's return from the provider: starts a session if the account exists or is invited."""
     provider = _provider(request)
     expected, nonce, verifier = [*request.cookies.get(COOKIE, "").split("."), "", "", ""][:3]
     if not state or not hmac.compare_digest(state.encode(), expected.encode()):
         return _page(desk, "This login was begun in another window, or took too long. Log in again.", status=403)
     if error or not code:
-        return _page(desk, "The identity provider did not let you in.", status=403)
+        return _page(desk, "The identity provider refused the login.", status=403)
     try:
         claims = _claims(provider, _callback_of(request, desk), code, nonce, verifier)
     except ProviderError as failure:
@@ -237,7 +237,7 @@ def _claims(provider: Provider, redirect_uri: str, code: str, nonce: str, verifi
 
 
 def _callback_of(request: Request, desk: Desk) -> str:
-    """The address that the provider must know. The guard has checked the host name."""
+    """The redirect address to register at the provider. The guard has checked the host name."""
     return f"{request.url.scheme}://{request.url.netloc}{desk.page.prefix}/api/oidc/callback"
 
 
@@ -255,7 +255,7 @@ def _page(desk: Desk, message: str, status: int) -> HTMLResponse:
 
 
 def enter(store: Store, issuer: str, claims: Mapping[str, Any]) -> Session | None:
-    """A session of the subject's account, or of a new one that an invitation is for; None: neither is there."""
+    """A session of the subject's account, or of a new one that an invitation is for; None: there is neither."""
     return store.transact(lambda tx: _enter(tx, store, issuer, claims))
 
 
@@ -273,7 +273,7 @@ def _enter(tx: Transaction, store: Store, issuer: str, claims: Mapping[str, Any]
     rater = _insert(tx, store, wanted, claims)
     used = sa.update(INVITATIONS).where(INVITATIONS.c.token_hash == invitation.token_hash)
     tx.connection.execute(used.values(used_by=rater.id))
-    tx.event("identity_linked", rater_id=rater.id, payload={})  # whose it is, is personal: not for the log
+    tx.event("identity_linked", rater_id=rater.id, payload={})  # the subject is personal data: not for the log
     identity = {"issuer": issuer, "subject": str(claims["sub"]), "rater_id": rater.id}
     tx.connection.execute(sa.insert(IDENTITIES).values(**identity))
     return begin_session(tx, rater)
@@ -297,7 +297,7 @@ def _insert(tx: Transaction, store: Store, wanted: Rater, claims: Mapping[str, A
     for name in _names(claims, wanted.id):
         try:
             named = Rater(wanted.id, check_name(name), wanted.kind, wanted.role, pool=wanted.pool)
-            # No password: this is no hash of any.
+            # No password: this is not a hash of any.
             return insert_rater(tx, named, f"oidc:{secrets.token_urlsafe(24)}", store.url)
         except (NameTakenError, ConfigError):
             continue

@@ -1,4 +1,4 @@
-"""Pairs that a lead uploads: a file as `tiebreak label` reads it, looked at first, then added to a batch.
+"""Pairs that a lead uploads: a file as `tiebreak label` reads it, previewed, then added to a batch.
 
 POST /api/lead/pairs/upload?name=FILE&batch=B[&preview=true]      the file's bytes are the body
 """
@@ -46,7 +46,7 @@ async def upload(
     batch: Annotated[str, Query(max_length=100)] = "",
     preview: bool = False,
 ) -> JSONResponse:
-    """Add a file's pairs to a batch: those that are new. `preview`: only count and show them."""
+    """Add a file's new pairs to a batch. `preview`: only count and show them."""
     content = await request.body()
     reply = await to_thread.run_sync(
         lambda: _upload(desk.store, content, name, batch, preview, desk.page.asked.classes)
@@ -99,7 +99,7 @@ def _read(content: bytes, name: str) -> list[Pair]:
     except ValueError as error:
         raise HTTPException(422, f"name: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
-        # The name of the uploader's file is no path of ours: only what it ends with says how to read it.
+        # The uploaded name is never used as a path: only its ending counts, for the format.
         file = Path(folder) / f"upload{''.join(PurePosixPath(name).suffixes[-2:])}"
         try:
             file.write_bytes(content)
