@@ -100,6 +100,14 @@ class ToolCall(Record):
         return {**value, "function": flat}
 
 
+def _read_content(content: object) -> str | Parts:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        return read_parts(content)
+    raise ValueError(f"content is {json.dumps(content)[:40]}, neither text nor a list of parts")
+
+
 class Message(Record):
     """One turn of a conversation, in OpenAI's form."""
 
@@ -142,14 +150,11 @@ class Message(Record):
                 f"unknown message key {', '.join(map(repr, unknown))}; a message has {', '.join(cls.model_fields)}: "
                 f"rename it, or leave it out with columns: {{message.{unknown[0]}: null}}"
             )
-        content = message.get("content", "")
-        if isinstance(content, Sequence) and not isinstance(content, str):
-            message["content"] = read_parts(content)
-        elif not isinstance(content, str):
-            raise ValueError(f"content is {json.dumps(content)[:40]}, neither text nor a list of parts")
-        elif "content" not in message and message.get("tool_calls"):
+        if "content" in message:
+            message["content"] = _read_content(message["content"])
+        elif message.get("tool_calls"):
             message["content"] = ""
-        elif "content" not in message and "content" in value:
+        elif "content" in value:
             raise ValueError("content is null: only a message with tool_calls may have none")
         return message
 

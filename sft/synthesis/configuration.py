@@ -93,6 +93,11 @@ class SynthesiseConfig(StageConfig):
 
     @model_validator(mode="after")
     def _complete(self) -> SynthesiseConfig:
+        self._require_one_writer()
+        self._require_inputs_of_methods()
+        return self
+
+    def _require_one_writer(self) -> None:
         written = [name for name in self.methods if name in WRITTEN]
         if self.endpoint is not None and self.model is not None:
             raise ValueError("endpoint and model: set only one writer")
@@ -104,6 +109,8 @@ class SynthesiseConfig(StageConfig):
             refuse_unread(self, "only an endpoint is asked under limits", "asking")
         elif self.asking.max_cost is not None and self.endpoint.input_price is None:
             raise ValueError("asking.max_cost: needs endpoint.input_price and endpoint.output_price")
+
+    def _require_inputs_of_methods(self) -> None:
         for method, key in (("gap-cards", "gaps"), ("templates", "templates")):
             if method in self.methods and getattr(self, key) is None:
                 raise ValueError(f"methods: {method} needs {key}")
@@ -115,7 +122,6 @@ class SynthesiseConfig(StageConfig):
             raise ValueError(f"methods: {needy[0]} needs demonstrations")
         if not self.demonstrations and not self.prompts and {*self.methods} - {"gap-cards", "templates"}:
             raise ValueError("neither demonstrations nor prompts: name the real rows to learn from")
-        return self
 
     @property
     def has_writer(self) -> bool:

@@ -52,6 +52,11 @@ def ending_mark(text: str) -> str | None:
     return None if mark == "</s>" and "<s>" in text else mark
 
 
+Changed = Callable[[], tuple[Sequence[Message], Tools]]
+Change = Callable[..., Changed]
+"""a conversation with one message's fields changed"""
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of a conversation that a template might omit."""
@@ -61,7 +66,7 @@ class Part:
     """advice if it is omitted"""
     kind: tuple[object, ...]
     """its kind and position: a template that renders one part of a kind is assumed to render them all"""
-    changed: Callable[[], tuple[Sequence[Message], Tools]]
+    changed: Changed
     """the conversation and tools with the part replaced or removed: if the part is rendered, this renders differently"""
     text: str = ""
     """text that the rendering normally contains"""
@@ -70,35 +75,50 @@ class Part:
 def parts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Part]:
     """All parts of a conversation to look for in the rendering."""
 
-    def change(place: int, **update: Any) -> Callable[[], tuple[Sequence[Message], Tools]]:
-        return lambda: ([*messages[:place], messages[place].model_copy(update=update), *messages[place + 1 :]], tools)
+    def changes(place: int) -> Change:
+        def change(**update: Any) -> Changed:
+            before, message, after = messages[:place], messages[place], messages[place + 1 :]
+            return lambda: ([*before, message.model_copy(update=update), *after], tools)
+
+        return change
 
     for place, message in enumerate(messages):
-        beside = (bool(message.text.strip()), bool(message.tool_calls))
-        for number, call in enumerate(message.tool_calls):
-            name, remedy = (CALLS, _OTHER_TEMPLATE) if number == 0 else (_FURTHER_CALL, _ONE_CALL)
-            for key, other in (("name", f"{call.function.name}_"), ("arguments", {**call.function.arguments, "_": 1})):
-                function = call.function.model_copy(update={key: other})
-                calls = list(message.tool_calls)
-                calls[number] = call.model_copy(update={"function": function})
-                yield Part(name, remedy, (CALLS, number, key, *beside), change(place, tool_calls=tuple(calls)))
+        yield from _calls_of(message, changes(place))
     if tools:
         yield Part("tools", _OTHER_TEMPLATE, ("tools", messages[0].role if messages else ""), lambda: (messages, ()))
     for place, message in enumerate(messages):
-        beside = (bool(message.text.strip()), bool(message.tool_calls))
-        if text := message.text.strip():
-            before = messages[place - 1].role if place else ""
-            name = f"the text beside {CALLS}" if message.tool_calls else f"a message of the {message.role}"
-            if message.role == "system" and place:
-                name += " that is not the first"
-            other_text = change(place, content=message.text + " x")
-            yield Part(name, _OTHER_TEMPLATE, ("content", message.role, before, *beside), other_text, text)
-        if message.name is not None and message.role != "tool":
-            name = f"the name of the {message.role}"
-            yield Part(name, _OTHER_TEMPLATE, ("name", message.role), change(place, name=None))
-        if message.reasoning_content and place == len(messages) - 1:
-            unthought = change(place, reasoning_content=None)
-            yield Part("reasoning_content", _DROP_THOUGHTS, ("reasoning_content", *beside), unthought)
+        before = messages[place - 1].role if place else ""
+        yield from _texts_of(message, changes(place), before, is_last=place == len(messages) - 1)
+
+
+def _calls_of(message: Message, change: Change) -> Iterator[Part]:
+    for number, call in enumerate(message.tool_calls):
+        name, remedy = (CALLS, _OTHER_TEMPLATE) if number == 0 else (_FURTHER_CALL, _ONE_CALL)
+        for key, other in (("name", f"{call.function.name}_"), ("arguments", {**call.function.arguments, "_": 1})):
+            function = call.function.model_copy(update={key: other})
+            calls = list(message.tool_calls)
+            calls[number] = call.model_copy(update={"function": function})
+            yield Part(name, remedy, (CALLS, number, key, *_beside(message)), change(tool_calls=tuple(calls)))
+
+
+def _texts_of(message: Message, change: Change, before: str, *, is_last: bool) -> Iterator[Part]:
+    """`before`: the role of the message before it; empty: it is the first."""
+    if text := message.text.strip():
+        name = f"the text beside {CALLS}" if message.tool_calls else f"a message of the {message.role}"
+        if message.role == "system" and before:
+            name += " that is not the first"
+        kind = ("content", message.role, before, *_beside(message))
+        yield Part(name, _OTHER_TEMPLATE, kind, change(content=message.text + " x"), text)
+    if message.name is not None and message.role != "tool":
+        name = f"the name of the {message.role}"
+        yield Part(name, _OTHER_TEMPLATE, ("name", message.role), change(name=None))
+    if message.reasoning_content and is_last:
+        thought = ("reasoning_content", *_beside(message))
+        yield Part("reasoning_content", _DROP_THOUGHTS, thought, change(reasoning_content=None))
+
+
+def _beside(message: Message) -> tuple[bool, bool]:
+    return bool(message.text.strip()), bool(message.tool_calls)
 
 
 def as_template_message(message: Message, null_content: bool = False, text_arguments: bool = False) -> dict[str, Any]:

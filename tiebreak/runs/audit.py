@@ -163,15 +163,18 @@ def _run_faults(folder: Path, events: list[dict[str, Any]]) -> Iterator[str]:
         if identity != row["id"]:
             yield f"{place} was finished as {row['id']}, and holds {identity}"
             continue
-        for name, digest in row.get("outputs", {}).items():
-            path = folder / place / name
-            if not path.is_file():
-                if not name.startswith("final/merged/"):  # a merged copy may be removed to save space
-                    yield f"{place}/{name} is not there"
-            elif hash_file(path) != digest:
-                yield f"{place}/{name} has changed since its stage finished"
+        yield from _output_faults(folder, place, row.get("outputs", {}))
     known = {(folder / place).resolve() for place in finished}
     below = sorted(folder.glob(f"*/{MANIFEST}")) + sorted(folder.glob(f"*/*/{MANIFEST}"))
     for manifest in below:
         if manifest.parent.resolve() not in known and trail_above(manifest.parent) == (folder / TRAIL).resolve():
             yield f"{manifest.parent.relative_to(folder)} is a finished run that the trail does not have"
+
+
+def _output_faults(folder: Path, place: str, outputs: Mapping[str, str]) -> Iterator[str]:
+    for name, digest in outputs.items():
+        path = folder / place / name
+        if path.is_file() and hash_file(path) != digest:
+            yield f"{place}/{name} has changed since its stage finished"
+        elif not path.is_file() and not name.startswith("final/merged/"):  # which may be removed to save space
+            yield f"{place}/{name} is not there"

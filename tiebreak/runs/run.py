@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -474,37 +474,45 @@ def identify_input(source: str) -> Input:
     if source.startswith("hub:"):
         return Input(source, "name", pinned_source(source))
     if (path / "config.cfg").is_file():  # a spaCy model
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        return Input(source, "model", hash_json({str(file.relative_to(path)): hash_file(file) for file in files}))
+        return Input(source, "model", _hash_of(path, path.rglob("*")))
     data, _ = split_suffix(source)
     if is_data_folder(data):
         names = {str(file.relative_to(data)): hash_file(file) for file in data_files(data)}
         return Input(source, "data", hash_json([names, source.removeprefix(str(data))]))
     if path.is_dir():
-        if (path / MANIFEST).is_file():
-            return Input(source, "run", read_manifest(path)["id"])
-        if (path / RUN_FILE).is_file():
-            stage = read_run_file(path)["stage"]
-            raise RunError(
-                f"{path} is not finished (it has no {MANIFEST}): run 'tiebreak {stage} --config "
-                f"{path / RESOLVED_CONFIG}' first"
-            )
-        if (path / "adapter_config.json").is_file():
-            files = [file for file in sorted(path.glob("*")) if file.suffix in _OF_AN_ADAPTER]
-            return Input(source, "model", hash_json({file.name: hash_file(file) for file in files}))
-        if (path / "config.json").is_file():
-            return Input(
-                source, "model", hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
-            )
-        raise RunError(
-            f"{path} is not a run folder, a model or data: it has no {MANIFEST}, no config.json, and no data files"
-        )
+        return _identify_folder(source, path)
     if path.is_file():
         return Input(source, "file", hash_file(path))
     if source.startswith("runs/") or source.endswith((".jsonl", ".parquet", ".json")):
         raise RunError(f"no such input: {source}; run the stage that writes it first, or fix the path")
     commit = model_commit(source)
     return Input(source, "name", f"{source}#{commit}" if commit else source)
+
+
+def _identify_folder(source: str, path: Path) -> Input:
+    """The identity of a finished run, an adapter or a model."""
+    if (path / MANIFEST).is_file():
+        return Input(source, "run", read_manifest(path)["id"])
+    if (path / RUN_FILE).is_file():
+        stage = read_run_file(path)["stage"]
+        raise RunError(
+            f"{path} is not finished (it has no {MANIFEST}): run 'tiebreak {stage} --config "
+            f"{path / RESOLVED_CONFIG}' first"
+        )
+    if (path / "adapter_config.json").is_file():
+        read = (file for file in path.glob("*") if file.suffix in _OF_AN_ADAPTER)
+        return Input(source, "model", _hash_of(path, read))
+    if (path / "config.json").is_file():
+        return Input(source, "model", _hash_of(path, path.glob("*")))
+    raise RunError(
+        f"{path} is not a run folder, a model or data: it has no {MANIFEST}, no config.json, and no data files"
+    )
+
+
+def _hash_of(folder: Path, entries: Iterable[Path]) -> str:
+    """One hash of the names and contents of the files among some entries of a folder."""
+    files = sorted(entry for entry in entries if entry.is_file())
+    return hash_json({str(file.relative_to(folder)): hash_file(file) for file in files})
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
