@@ -15,7 +15,6 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from reward.losses import centring_loss, preference_loss
-from tiebreak.packed.parts import whole_model
 from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import StepInPasses
 from tiebreak.training.prompt_order import PromptByPrompt
@@ -71,9 +70,6 @@ class PackedRewardTrainer(StageTrainer, PromptByPrompt, StepInPasses, LabelledRe
 
     def prepare_model(self) -> None:
         switch_off_noise(self.model)
-        # on quantised weights TRL rounds all that trains to bfloat16, but hidden states have the embeddings' format
-        base = whole_model(self.model)
-        base.score.to(base.get_input_embeddings().weight.dtype)
 
     def losses(self) -> Sequence[str]:
         """The metrics of `compute_loss` above: TRL's own are replaced."""

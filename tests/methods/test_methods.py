@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from method_cell import run_method, write_data
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from support import end_process, run_here, write_config
@@ -24,6 +24,7 @@ from tiebreak.errors import ConfigError
 from tiebreak.models import load
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import find_model
+from tiebreak.models.tokenizers import load_tokenizer
 from tiebreak.runs.placement import Placement
 from tiebreak.training.stage import OPTIMIZERS
 
@@ -153,6 +154,35 @@ def test_rloo_on_weights_that_round_by_batch_is_refused_before_it_loads(tiny_mod
     load.require_possible(source, rounded, OptimizerConfig(), "grpo")
     for exact in (AdapterConfig(quantize="nf4"), AdapterConfig(method="oft", quantize="nf4")):
         load.require_possible(source, exact, OptimizerConfig(), "rloo")
+
+
+@pytest.mark.filterwarnings("default")
+def test_small_steps_in_bfloat16_are_not_lost(tmp_path: Path, tiny_model: Path) -> None:
+    """As below, for norms and a score head in a model of 16 bits; loaded again, it has the saved numbers."""
+    write_data(tmp_path)
+    values = {
+        "policy": tiny_model,
+        "preferences": tmp_path / "preferences.jsonl",
+        "garbage_prompts": 0,
+        "adapter": {"method": "norms"},
+        "training": {"learning_rate": 1e-4, "max_steps": 1, "warmup_share": 0.0, "precision": "bfloat16"},
+    }
+    status, remarks = run_here("reward", "--config", write_config(tmp_path / "r.yaml", output=tmp_path / "r", **values))
+    assert status == 0, remarks
+    saved = load_file(tmp_path / "r" / "final" / "adapter_model.safetensors")
+    training = OptimizerConfig(precision="bfloat16")
+    model = load.load_trained_reward_model(find_model(str(tmp_path / "r"), "reward"), training)
+    assert next(model.parameters()).dtype == torch.bfloat16
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert held.keys() == saved.keys()
+    assert all(torch.equal(held[key], value) for key, value in saved.items())
+    norms = torch.cat([value.flatten() for key, value in saved.items() if "score" not in key])
+    assert float((norms - 1).abs().median()) == pytest.approx(1e-4, rel=0.01)
+    source = find_model(str(tiny_model))
+    start = load.load_reward_model(source, training, AdapterConfig(method="norms"), load_tokenizer(source))
+    (head,) = (value for key, value in get_peft_model_state_dict(start).items() if "score" in key)
+    (learned,) = (value for key, value in saved.items() if "score" in key)
+    assert float((learned - head).abs().median()) == pytest.approx(1e-4, rel=0.01)
 
 
 @pytest.mark.filterwarnings("default")

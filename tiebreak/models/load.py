@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig
 from tiebreak.config.adapter import METHODS
 from tiebreak.errors import ConfigError, HandoffError, MachineError
-from tiebreak.models.adapters.adapter import SHARED, Adapter, merge
+from tiebreak.models.adapters.adapter import SHARED, Adapter, merge, unrounded
 from tiebreak.models.adapters.lora_start import FROM_WEIGHTS
 from tiebreak.models.adapters.peft_files import (
     ADAPTER_FILE,
@@ -32,7 +32,14 @@ from tiebreak.models.adapters.targets import require_frozen_head
 from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, attach
 from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.full import size_of, train_whole
-from tiebreak.models.precision import WeightFormat, format_of, is_quantized, quantization, resolve_precision
+from tiebreak.models.precision import (
+    WeightFormat,
+    format_of,
+    hold_in_float32,
+    is_quantized,
+    quantization,
+    resolve_precision,
+)
 from tiebreak.models.probe import verify_probe
 from tiebreak.models.tokenizers import load_error, load_tokenizer
 from tiebreak.models.weights import require_whole
@@ -89,6 +96,8 @@ def load_base(
     require_whole(model, loading, source, kind)
     model.config.use_cache = False
     keep_quantized_weights(model)  # or a probe before training would leave the adapters below them untrained
+    if kind == "reward" and type(getattr(model, "score", None)) is nn.Linear:
+        hold_in_float32(model.score)
     return model
 
 
@@ -256,7 +265,11 @@ def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> A
         raise HandoffError(f"{source.name} is a base model: give the folder of a finished reward run")
     base = load_base(source, training, kind="reward", weights=format_of(source, None))
     base.config.pad_token_id = load_tokenizer(source).pad_token_id
-    model: Any = base if source.folder is None else attach(PeftModel.from_pretrained(base, source.folder))
+    model: Any = (
+        base
+        if source.folder is None
+        else attach(unrounded(PeftModel.from_pretrained(base, source.folder), source.folder))
+    )
     if torch.cuda.is_available():
         model = model.to("cuda")
     verify_probe(model, folder)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig, LoadingConfig
 from tiebreak.errors import MachineError
@@ -81,3 +82,32 @@ def format_held(model: nn.Module) -> WeightFormat | None:
 def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
     """Whether the base weights are to be quantised."""
     return format_of(source, adapter) is not None
+
+
+# --- modules that train whole in a model of 16 bits
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def hold_in_float32(module: nn.Module, outputs: torch.dtype | None = None) -> None:
+    """Hold a module's weights in float32: beside 1, bfloat16 steps by 0.004, so an optimizer's steps would be lost.
+
+    Args:
+        outputs: the format of what it returns; None: float32.
+    """
+    module.float()
+    if type(module) in (nn.Linear, nn.LayerNorm):  # which need inputs of their weights' format
+        module.register_forward_pre_hook(_read_in_weights_format)
+    if outputs is not None:
+        module.register_forward_hook(partial(_return_in, outputs))
+
+
+def _read_in_weights_format(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """DeepSpeed may have changed the weights' format since."""
+    weight: Any = module.weight
+    return (inputs[0].to(weight.dtype),)
+
+
+def _return_in(dtype: torch.dtype, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    return output.to(dtype)

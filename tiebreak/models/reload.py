@@ -239,6 +239,7 @@ def load_saved(
         import torch
         from peft import PeftModel
 
+        from tiebreak.models.adapters.adapter import unrounded
         from tiebreak.models.adapters.virtual_tokens import attach
         from tiebreak.models.find import ModelSource, find_base, find_base_of_run
         from tiebreak.models.load import load_base
@@ -267,7 +268,7 @@ def load_saved(
     chat = load_chat(source)
     model = load_base(source, training, kind=pinned["kind"], weights=format_of(source, None))
     model.config.pad_token_id = chat.pad_id
-    whole: Any = model if is_whole else attach(PeftModel.from_pretrained(model, final))
+    whole: Any = model if is_whole else attach(unrounded(PeftModel.from_pretrained(model, final), final))
     return whole.to("cuda") if torch.cuda.is_available() else whole, chat
 
 

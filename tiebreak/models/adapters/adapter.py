@@ -26,6 +26,7 @@ from tiebreak.models.adapters.lora_start import start
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config, read_peft_values
 from tiebreak.models.adapters.targets import ModelLayers, require_targets
 from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, VIRTUAL, attach, is_virtual, start_prefix
+from tiebreak.models.precision import HALF, hold_in_float32
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
 from tiebreak.packed.parts import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
@@ -75,7 +76,9 @@ class Adapter:
         start(model, config, rows)
         if config.method == "prefix":
             start_prefix(model)
-        return cls(attach(model))
+        adapter = cls(attach(model))
+        adapter.hold_in_float32()
+        return adapter
 
     @classmethod
     def load(cls, base: nn.Module, folder: Path, source: str, *, trains: bool) -> Adapter:
@@ -114,7 +117,7 @@ class Adapter:
             lost = sorted(saved - used) or sorted(used - saved)
             what = "weights that have no place" if saved - used else "no weights"
             raise HandoffError(f"{source} has {what} in {type(base).__name__} for {lost[0]} (and {len(lost) - 1} more)")
-        return cls(model)
+        return cls(unrounded(model, folder))
 
     @classmethod
     def start_from(
@@ -131,6 +134,7 @@ class Adapter:
         import peft
 
         adapter = cls(attach(peft.get_peft_model(base, read_peft_config(folder, task))))
+        adapter.hold_in_float32()
         adapter._take(weights, f"{source}: its adapter does not fit {type(base).__name__}")
         return adapter
 
@@ -146,6 +150,7 @@ class Adapter:
         """
         adapter = cls(model, name)
         model.add_adapter(name, read_peft_config(folder, "CAUSAL_LM"))
+        adapter.hold_in_float32()
         decoder = f"base_model.model.{model.get_base_model().base_model_prefix}."
         adapter._take(weights, f"{source}: its adapter does not fit this backbone", within=decoder)
         for parameter in adapter.parameters().values():
@@ -186,6 +191,8 @@ class Adapter:
         """Copy its current weights to another adapter on the model."""
         parameters = dict(self.model.named_parameters())
         target = Adapter(self.model, name)
+        if self.is_exact:
+            target.hold_in_float32()
         with torch.no_grad():
             for key, parameter in target.parameters().items():
                 ours = ".".join(self.name if part == name else part for part in key.split("."))
@@ -222,6 +229,20 @@ class Adapter:
             self.model, state_dict=values, adapter_name=self.name, save_embedding_layers=False
         )
         return {key: value.contiguous() for key, value in state.items()}
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether none of its weights is held in 16 bits."""
+        return all(parameter.dtype not in HALF for parameter in self.parameters().values())
+
+    def hold_in_float32(self) -> bool:
+        """Hold modules in float32 that PEFT copies in the base's 16 bits (norms, `modules_to_save`); returns whether there
+        are any. They compute in the base's format."""
+        modules = {key.rpartition(".")[0]: parameter.dtype for key, parameter in self.parameters().items()}
+        halves = {name: dtype for name, dtype in modules.items() if dtype in HALF}
+        for name, dtype in halves.items():
+            hold_in_float32(self.model.get_submodule(name), dtype)
+        return bool(halves)
 
     def train_alone(self) -> None:
         """Activate it, and train nothing else."""
@@ -348,6 +369,16 @@ def _require_same(model: nn.Module, wanted: Sequence[float], what: str) -> None:
             f"{what} gives other answers than the adapter as it was (log-probabilities apart by {measured:.2g} of their "
             f"size, where rounding makes {allowed:.0e} at most): its kind cannot be used here; nothing was trained with it"
         )
+
+
+def unrounded(model: PeftModel, folder: Path) -> PeftModel:
+    """A model that PEFT loaded from a folder, with the saved numbers where PEFT rounded them to the base's 16 bits."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if Adapter(model).hold_in_float32():
+        set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
+    return model
 
 
 def tuner_layers(model: nn.Module) -> list[Any]:
