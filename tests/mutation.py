@@ -68,7 +68,7 @@ _STDERR = os.dup(2)
 
 _DATA_SETS = [
     f"tests/tiebreak/data/test_{name}.py"
-    for name in ("formats", "files", "splits", "odd_rows", "rows_by_hand", "pairs", "images", "command")
+    for name in ("formats", "files", "splits", "odd_rows", "rows_by_hand", "pairs", "images", "command", "documents")
 ] + ["tests/data_sets/test_popular.py"]
 _CHAT = ["tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"]
 _EVALUATION = [

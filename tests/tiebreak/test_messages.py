@@ -108,6 +108,46 @@ def test_what_would_be_lost_is_refused_by_name(message: dict[str, Any], fault: s
     assert fault in faults_of(message)
 
 
+# --- parts -----
+
+
+CAT = {"type": "image", "image": "cat.png"}
+PURR = {"type": "audio", "audio": "purr.wav"}
+
+
+def test_numbered_text_puts_a_number_in_the_place_of_each_image_and_recording() -> None:
+    """A blank stands beside a number unless the text has one there."""
+    for content, shown in (
+        (["Look ", CAT, " and", CAT, PURR, "hear"], "Look [image 1] and [image 2] [audio 3] hear"),
+        ([CAT, CAT], "[image 1] [image 2]"),
+        ([CAT, "?"], "[image 1] ?"),
+        (["a", CAT], "a [image 1]"),
+    ):
+        assert Message.model_validate({"role": "user", "content": content}).numbered_text == shown
+    plain = Message(role="user", content=" Why? ")
+    assert (plain.numbered_text, plain.media, plain.images) == (" Why? ", (), ())
+
+
+def test_a_completion_with_parts_has_the_text_that_numbers_them() -> None:
+    parts = [CAT, {"type": "text", "text": "A cat."}]
+    shown = Completion.model_validate({"id": "c", "text": "[image 1] A cat.", "content": parts})
+    assert shown.message == Message.model_validate({"role": "assistant", "content": parts})
+    assert Completion(id="c", text="A cat.").message == Message(role="assistant", content="A cat.")
+    with pytest.raises(ValidationError, match="text and content of a completion differ"):
+        Completion.model_validate({"id": "c", "text": "A cat.", "content": parts})
+
+
+def test_the_media_of_a_pair_are_its_prompts_and_then_those_of_each_answer() -> None:
+    answers = [
+        {"id": "1", "text": "[audio 1]", "content": [PURR]},
+        {"id": "2", "text": "No."},
+        {"id": "3", "text": "[image 1]", "content": [{"type": "image", "image": "dog.png"}]},
+    ]
+    asked = [{"role": "user", "content": [CAT, "Which?"]}]
+    pair = Pair.model_validate({"id": "p", "prompt_id": "q", "messages": asked, "completions": answers})
+    assert [part.file for part in pair.media] == ["cat.png", "purr.wav", "dog.png"]
+
+
 # --- rows --------------------------------------------------------------------------------------------------------------
 
 

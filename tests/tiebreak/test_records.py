@@ -31,6 +31,7 @@ from tiebreak.records import (
     Preference,
     Prompt,
     SamplingSettings,
+    Selection,
     Span,
     ToolCall,
     assistant,
@@ -804,3 +805,13 @@ def test_a_verdict_turns_or_stays_with_the_order(answers: Any, turned: bool, con
     verdict = ModelVerdict(model="m", answers=answers)
     assert verdict.turned is turned
     assert verdict.consistent is consistent
+
+
+@pytest.mark.parametrize(("probability", "valid"), [(1e-9, True), (1, True), (0, False), (1.01, False)])
+def test_a_probability_of_selection_is_above_0_and_at_most_1(probability: float, valid: bool) -> None:
+    values = {"strategy": "random", "probability": probability}
+    if valid:
+        assert Selection.model_validate(values).probability == probability
+    else:
+        with pytest.raises(ValidationError, match="probability"):
+            Selection.model_validate(values)

@@ -80,10 +80,7 @@ class Piece:
 
     def table(self) -> Table:
         """Its rows."""
-        if self.rows is not None or self.path is None:
-            table = self.rows or Table()
-        else:
-            table = table_of(rows_of_lines(self.path, self.lines))
+        table = table_of(rows_of_lines(self.path, self.lines)) if self.path else self.rows or Table()
         if self.split:
             table.rows = [(where, {"split": self.split, **row}) for where, row in table.rows]
         return table

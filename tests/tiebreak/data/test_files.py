@@ -22,17 +22,20 @@ from support import REPOSITORY, write_rows
 
 from tiebreak.data import compression, sources
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
+from tiebreak.data.shapes import RecordKind
 from tiebreak.data.sources import (
+    Piece,
     data_files,
     hub_revision,
     is_data_folder,
     parse_hub,
+    pieces_of,
     pinned_source,
     read_file,
     read_source,
     split_suffix,
 )
-from tiebreak.data.text import BadRow, Table, form_of, read_text_file
+from tiebreak.data.text import BadRow, Table, form_of, levels_of, read_text_file, rows_of_lines
 from tiebreak.errors import DataError, RunError
 from tiebreak.hashing import hash_file
 from tiebreak.runs.run import identify_input
@@ -108,6 +111,45 @@ def test_every_form_holds_the_same_preferences(name: str, tmp_path: Path) -> Non
     assert [one.chosen_text for one in expected] == [f"Yes, {n}." for n in range(10)]
 
 
+def joined(source: Path, size: int, wanted: RecordKind = "preferences") -> tuple[Table, list[int]]:
+    """What the pieces of a source hold together, and their sizes."""
+    pieces = list(pieces_of(str(source), wanted, size))
+    table = Table()
+    for piece in pieces:
+        table.extend(piece.table())
+    return table, [piece.size for piece in pieces]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_pieces_of_a_source_are_the_whole(name: str, tmp_path: Path) -> None:
+    FORMS[name](tmp_path / name)
+    whole = read_source(str(tmp_path / name), "preferences")
+    assert len(whole.rows) == 10
+    assert joined(tmp_path / name, 4) == (whole, [4, 4, 2])
+
+
+def test_pieces_of_a_folder_are_those_of_its_files_with_their_splits(tmp_path: Path) -> None:
+    for folder, names in (("one", ["train-0", "train-1"]), ("two", ["test-0", "train-0"])):
+        for name in names:
+            write_rows(tmp_path / folder / f"{name}.jsonl", [{"prompt": name}, {"prompt": "b"}])
+        table, sizes = joined(tmp_path / folder, 2)
+        assert (table, sizes) == (read_source(str(tmp_path / folder), "preferences"), [2, 2])
+        assert [row.get("split") for _, row in table.rows] == (
+            [None] * 4 if folder == "one" else ["test", "test", "train", "train"]
+        )
+
+
+def test_pieces_of_odd_files(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("[1, 2]")
+    table, sizes = joined(tmp_path / "bad.json", 1)
+    assert (len(table.bad), sizes) == (2, [0])
+    (tmp_path / "one.csv").write_text("prompt\na\n")
+    assert joined(tmp_path / "one.csv", 1)[1] == [1]
+    assert (Piece("").size, Piece("").table()) == (0, Table())
+    with pytest.raises(DataError, match="no such file or run folder"):
+        joined(tmp_path / "missing.jsonl", 1)
+
+
 def test_a_bom_before_a_table(tmp_path: Path) -> None:
     as_table(tmp_path / "plain.csv", FLAT)
     (tmp_path / "bom.csv").write_bytes(BOM + (tmp_path / "plain.csv").read_bytes())
@@ -125,6 +167,28 @@ def test_numbers_and_lists_in_cells(tmp_path: Path) -> None:
         "validation",
         0.75,
     )
+
+
+@pytest.mark.parametrize("form", ["rows.jsonl", "rows.json", "object.json"])
+def test_a_row_has_at_most_a_hundred_levels(form: str, tmp_path: Path) -> None:
+    """An object and 99 lists are read; with 100 lists its place is named."""
+
+    def row(lists: int) -> str:
+        return '{"prompt": "a", "more": ' + "[" * lists + "1" + "]" * lists + "}"
+
+    between = {"rows.jsonl": "{}\n{}\n", "rows.json": "[{},\n{}]", "object.json": '{{"rows": [{}, {}]}}'}[form]
+    (tmp_path / form).write_text(between.format(row(99), row(100)))
+    table = read_file(tmp_path / form)
+    assert [place for place, _ in table.rows] == [f"{tmp_path / form}:{'rows ' * (form == 'object.json')}1"]
+    assert [bad.reason for bad in table.bad] == ["nested more than 100 levels deep"]
+    assert [levels_of(value) for value in ([], {"a": 1}, [[{}]], [[2], {"a": [3]}])] == [0, 1, 2, 3]
+
+
+def test_a_first_line_that_is_too_long_is_named_like_any_other() -> None:
+    assert [bad for _, bad in rows_of_lines(Path("x.jsonl"), [(1, None), (2, None)])] == [
+        BadRow("x.jsonl:1", "a line of more than 64 MB"),
+        BadRow("x.jsonl:2", "a line of more than 64 MB"),
+    ]
 
 
 def test_a_key_twice_in_an_object_is_a_fault_of_its_row(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support import write_rows
 
+from tiebreak.content import ImagePart, TextPart
 from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import DataError
 
@@ -195,3 +196,55 @@ def test_a_broken_record_is_one_line_a_row(tmp_path: Path) -> None:
         read_pairs(str(write_rows(tmp_path / "rows.jsonl", [row, row])))
     assert len(caught.value.faults) == 2
     assert "prompt_id" in caught.value.faults[0]
+
+
+PICTURE = [{"role": "assistant", "content": [{"type": "image", "image": "a.png"}, "Like this."]}]
+
+
+def test_answers_with_images_are_judged_where_media_are_shown(tmp_path: Path) -> None:
+    row = {"prompt": "Draw.", "response_a": PICTURE, "response_b": [{"role": "assistant", "content": "No."}]}
+    file = str(write_rows(tmp_path / "rows.jsonl", [row]))
+    (pair,) = read_pairs(file, media=True)
+    drawn, plain = pair.completions
+    assert (drawn.text, drawn.content) == (
+        "[image 1] Like this.",
+        (ImagePart(image="a.png"), TextPart(text="Like this.")),
+    )
+    assert (plain.text, plain.content) == ("No.", None)
+    with pytest.raises(DataError) as caught:
+        read_pairs(file)
+    assert "several messages, tool calls, thoughts or images, but raters are shown plain text" in caught.value.faults[0]
+
+
+@pytest.mark.parametrize("more", [{"reasoning_content": "Hm."}, {"tool_calls": [{"name": "draw"}]}])
+def test_thoughts_and_calls_beside_an_image_are_not_shown(more: dict[str, Any], tmp_path: Path) -> None:
+    row = {"prompt": "Draw.", "response_a": [{**PICTURE[0], **more}], "response_b": "No."}
+    with pytest.raises(DataError, match="contain no pair"):
+        read_pairs(str(write_rows(tmp_path / "rows.jsonl", [row])), media=True)
+
+
+@pytest.mark.parametrize(("stage", "key"), [("label", True), ("select", False)])
+def test_only_the_labelling_stage_names_its_key_for_media(stage: str, key: bool, tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]
+    answers = [{"id": text, "text": text} for text in "xy"]
+    records = [{"id": "p", "prompt_id": "q", "messages": asked, "completions": answers}]
+    with pytest.raises(DataError) as caught:
+        read_pairs(str(write_rows(tmp_path / "rows.jsonl", records)), stage=stage)
+    assert ("set media to the folder of the files" in caught.value.faults[0]) == key
+
+
+@pytest.mark.parametrize(
+    ("columns", "marks"),
+    [
+        ({"tags": ["synthetic", "reviewed:edited", "maths"]}, ("synthetic", "reviewed:edited")),
+        ({"tags": ["synthetic"], "kind": "synthetic"}, ("synthetic",)),
+        ({"tags": ["reviewed:edited"], "kind": "synthetic"}, ("reviewed:edited", "synthetic")),
+        ({"kind": "synthetic"}, ("synthetic",)),
+        ({"tags": ["maths"], "kind": "human"}, ()),
+        ({"kind": "human"}, ()),
+        ({}, ()),
+    ],
+)
+def test_a_synthetic_pair_keeps_its_mark(columns: dict[str, Any], marks: tuple[str, ...], tmp_path: Path) -> None:
+    (pair,) = read_pairs(str(write_rows(tmp_path / "rows.jsonl", [{**rows_of()[0], **columns}])))
+    assert pair.tags == marks

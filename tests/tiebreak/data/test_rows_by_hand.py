@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import write_rows
 
 from tiebreak.data.cells import Cells
+from tiebreak.data.conversations import turns_without_roles
 from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import Rules, read, read_answers
+from tiebreak.data.reading import (
+    Rules,
+    join_pieces,
+    names_split,
+    read,
+    read_answers,
+    read_demonstrations,
+    read_edits,
+    read_piece,
+    read_preferences,
+    read_prompts,
+)
 from tiebreak.data.shapes import LabelRow, Omission, PreferenceRow, guess, interpret, unsettled_winner
+from tiebreak.data.sources import pieces_of
 from tiebreak.data.splits import is_held_out
-from tiebreak.errors import DataError, RunError
-from tiebreak.records import RecordKind, write_jsonl
+from tiebreak.errors import DataError, HandoffError, RunError
+from tiebreak.records import LabelledAnswer, Message, Preference, RecordKind, write_jsonl
 
 KEEP: dict[str, Any] = {"validation_share": 0.0}
 SIDES = {"prompt": "q", "chosen": "x", "rejected": "y"}
@@ -157,6 +173,18 @@ def test_a_signed_column_settles_what_0_means() -> None:
     assert unsettled_winner([Cells({**row, "overall_preference": 1}, {}) for row in rows]) is None
 
 
+@pytest.mark.parametrize("column", ["preferred", "preference", "winner", "choice", "better_response_id"])
+def test_a_winner_beside_the_sides_may_not_be_the_rejected_one(column: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{column}: 'rejected' names the rejected answer"):
+        read_row({**SIDES, column: "rejected"}, "preferences")
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "result"])
+def test_what_is_often_about_something_else_is_no_verdict_beside_the_sides(column: str) -> None:
+    _, [found], used = read_row({**SIDES, column: "rejected"}, "preferences")
+    assert (found.chosen[0].text, column in used) == ("x", False)
+
+
 def test_two_columns_named_by_key_are_the_pair_of_four_answers() -> None:
     row = {"prompt": "q", "one": "x", "two": "y", "answer_0": "z", "answer_1": "w", "winner": "a"}
     _, [found], _ = read_row(row, "preferences", response_a="one", response_b="two")
@@ -168,7 +196,144 @@ def test_a_ranking_with_a_fault_is_guessed_to_be_one() -> None:
     assert guess(Cells({"prompt": "q", "responses": ["x", "y"]}, {})) != "preferences"
 
 
+@pytest.mark.parametrize(
+    ("votes", "ours"),
+    [
+        ([{"rater": "r1", "vote": 1}, {"rater": "r2", "vote": -1}], True),
+        ([{"rater": "r1", "vote": 1}, {"up": 3}], False),
+        (["rater"], False),
+        ([{"up": 3}], False),
+        (7, False),
+    ],
+)
+def test_votes_are_ours_if_each_names_its_rater(
+    votes: Any, ours: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(write_rows(tmp_path / "rows.jsonl", [{**SIDES, "votes": votes}]))
+    [one] = read_preferences(source, Rules(**KEEP))
+    assert (one.votes is not None) == ours
+    assert ("ignored columns: votes" in capsys.readouterr().err) != ours
+
+
+# --- synthetic rows
+
+
+@pytest.mark.parametrize(
+    ("reader", "row"),
+    [
+        (read_demonstrations, {"prompt": "q", "completion": "a"}),
+        (read_preferences, SIDES),
+        (read_answers, {"prompt": "q", "completion": "a", "label": True}),
+    ],
+)
+def test_no_reader_takes_synthetic_rows_that_nobody_reviewed(
+    reader: Callable[..., list[Any]], row: dict[str, Any], tmp_path: Path
+) -> None:
+    source = str(write_rows(tmp_path / "rows.jsonl", [{**row, "tags": ["synthetic", "reviewed:edited"]}]))
+    assert len(reader(source, Rules(**KEEP))) == 1
+    write_rows(tmp_path / "rows.jsonl", [{**row, "tags": ["synthetic"]}])
+    with pytest.raises(HandoffError, match="1 of 1 row synthetic, and reviewed by nobody"):
+        reader(source, Rules(**KEEP))
+
+
+def test_prompts_that_train_and_labelled_answers_of_a_run_are_reviewed_too(tmp_path: Path) -> None:
+    source = str(write_rows(tmp_path / "rows.jsonl", [{"prompt": "q", "tags": ["synthetic"]}]))
+    for trains in (True, False):
+        run = SimpleNamespace(config=SimpleNamespace(trains=trains), facts={})
+        rules = Rules(**KEEP, run=run)  # type: ignore[arg-type]
+        if trains:
+            with pytest.raises(HandoffError, match="reviewed by nobody"):
+                read_prompts(source, ["train"], rules)
+        else:
+            assert len(read_prompts(source, ["train"], rules)) == 1
+    asked, answered = (Message(role="user", content="q"),), (Message(role="assistant", content="a"),)
+    final = finished(tmp_path / "run")
+    for tags, reviewed in (("synthetic",), False), (("synthetic", "reviewed:edited"), True):
+        write_jsonl(
+            final / "unpaired.jsonl", [LabelledAnswer(prompt=asked, completion=answered, label=True, tags=tags)]
+        )
+        if reviewed:
+            assert len(read_answers(str(tmp_path / "run"))) == 1
+        else:
+            with pytest.raises(HandoffError, match="reviewed by nobody"):
+                read_answers(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "tags"),
+    [
+        ({"kind": "synthetic"}, ("synthetic",)),
+        ({"kind": "synthetic", "tags": ["maths"]}, ("maths", "synthetic")),
+        ({"kind": "synthetic", "tags": ["synthetic", "maths"]}, ("synthetic", "maths")),
+        ({"kind": "human", "tags": ["maths"]}, ("maths",)),
+    ],
+)
+def test_a_row_of_the_kind_synthetic_has_the_tag(
+    columns: dict[str, Any], tags: tuple[str, ...], tmp_path: Path
+) -> None:
+    source = str(write_rows(tmp_path / "rows.jsonl", [{"prompt": "q", **columns}]))
+    assert [one.tags for one in read_prompts(source, ["train"], Rules(**KEEP))] == [tags]
+
+
+# --- pieces of a source, and records of a run
+
+
+def finished(folder: Path) -> Path:
+    """The `final/` of a finished run."""
+    (folder / "final").mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    return folder / "final"
+
+
+def test_what_pieces_say_of_a_source_is_what_the_whole_says(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "q", "completion": "a", "label": True, "kind": "maths", "split": "train", "notes": 1},
+        {"prompt": "q", "completion": "b", "label": False},
+        {"prompt": "q", "completion": "", "label": True},
+        {"prompt": "q", "completion": "c", "label": True, "kind": "art"},
+        {"instruction": "q", "output": "d"},
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    with source.open("a") as file:
+        file.write("[1]\n")
+    rules = Rules(**KEEP)
+    whole = read(str(source), "demonstrations", rules)
+    tables = [piece.table() for piece in pieces_of(str(source), "demonstrations", 1)]
+    assert [names_split(table, rules) for table in tables] == [True, False, False, False, False, False]
+    pieces = [read_piece(str(source), "demonstrations", table, rules, True) for table in tables]
+    assert [draft for piece in pieces for draft in piece.drafts] == whole.drafts
+    stored = [replace(piece, drafts=[], stored=len(piece.drafts)) for piece in pieces]
+    joined = join_pieces(str(source), "demonstrations", stored, rules)
+    assert (joined.found, joined.stored, whole.found) == (3, 3, 3)
+    assert replace(joined, drafts=whole.drafts, stored=0) == whole
+    assert whole.left_out
+    assert whole.ignored == {"kind": "maths", "notes": ""}
+    assert [one.where.rpartition(":")[2] for one in whole.bad] == ["3", "6"]
+    back = [replace(one, bad=list(reversed(one.bad))) for one in reversed(stored)]
+    assert join_pieces(str(source), "demonstrations", back, rules).bad == whole.bad  # in the order of the lines
+
+
+def test_raters_edits_are_read_from_a_label_run_alone(tmp_path: Path) -> None:
+    asked = (Message.model_validate({"role": "user", "content": [CAT, "q"]}),)
+    sides = [(Message(role="assistant", content=text),) for text in "xy"]
+    final = finished(tmp_path / "run")
+    rows = write_rows(tmp_path / "rows.jsonl", [SIDES])
+    for source in (tmp_path / "run", rows):
+        with pytest.raises(DataError, match=r"^use_edits: .* holds no edit_preferences\.jsonl"):
+            read_edits(str(source))
+    write_jsonl(final / "edit_preferences.jsonl", [Preference(prompt=asked, chosen=sides[0], rejected=sides[1])])
+    [edit] = read_edits(str(tmp_path / "run"), Rules(**KEEP))
+    assert (edit.chosen_text, edit.rejected_text, edit.split) == ("x", "y", "train")
+    with pytest.raises(DataError, match="have images"):
+        read_edits(str(tmp_path / "run"), Rules(**KEEP, stage="dpo"))
+
+
 # --- conversations
+
+
+def test_a_list_of_texts_and_numbers_has_no_turns() -> None:
+    assert turns_without_roles(["q", 5]) is None
+    assert turns_without_roles(["q", "a"]) == [answer("q") | {"role": "user"}, answer("a")]
 
 
 def test_conversations_that_part_at_a_users_turn_are_refused_by_either_side() -> None:
