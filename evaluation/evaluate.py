@@ -221,6 +221,7 @@ def answer_prompts(
                 [seeds[n] for n in batch],
                 config.sampling,
                 stop_ids=chat.stop_ids,
+                textless_ids=chat.textless_ids,
                 pad_id=chat.pad_id,
                 batch_size=config.batch_size,
                 on_done=advance,

@@ -79,9 +79,10 @@ def _refuse_the_same_file(
     source, held_out = config.prompts, f"--split validation --validation-share {share:g}"
     if record["stage"] == "prepare":
         source, held_out = where, f"--prompts {where}"
-    asked = {prompt.id for prompt in prompts}
+    asked = {split_key(prompt.messages, prompt.tools) for prompt in prompts}
     rules = dataclasses.replace(Rules.of(run), validation_share=share)
-    learned = asked & {prompt.id for prompt in read_prompts(source, ["train"], rules)}
+    trained = read_prompts(source, ["train"], rules)
+    learned = asked & {split_key(prompt.messages, prompt.tools) for prompt in trained}
     if learned:
         raise DataError(
             f"prompts: {len(learned)} of {len(asked)} of {config.prompts} are in the train split of {where}, from which "

@@ -86,6 +86,7 @@ def _draw(policy: Policy, seed: int, messages: Sequence[Message], config: Answer
         [seed],
         config.sampling,
         stop_ids=policy.chat.stop_ids,
+        textless_ids=policy.chat.textless_ids,
         pad_id=policy.chat.pad_id,
         batch_size=1,
     )

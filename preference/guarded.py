@@ -47,7 +47,7 @@ def guard_direct(
     watching = build_guard(
         guard,
         recorder,
-        backbone=Backbone(trainer.model, chat.pad_id, reference_name(trainer.model)),
+        backbone=Backbone(trainer.model, chat.pad_id, reference_name(trainer.model), chat.textless_ids),
         source=source,
         chat=chat,
         prompts=drop_too_long(encoded, lengths, config.training.max_length_tokens, "prompts of the guard"),

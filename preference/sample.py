@@ -132,6 +132,7 @@ def draw_completions(
                 [row_seed(config.seed, config.round, identity, n) for identity, n in batch],
                 setting,
                 stop_ids=chat.stop_ids,
+                textless_ids=chat.textless_ids,
                 pad_id=chat.pad_id,
                 batch_size=config.batch_size,
                 on_done=advance,

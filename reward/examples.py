@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tiebreak.chat.chat import Chat, encode_each
-from tiebreak.records import Preference, prompt_id
+from tiebreak.records import Preference, prompt_id, split_key
 from tiebreak.runs.run import Run
 from tiebreak.training.stage import drop_too_long
 
@@ -30,6 +30,12 @@ class EncodedPreference:
     def group(self) -> str:
         """The prompt's id: pairs of one prompt are not independent."""
         return self.source.prompt_id or prompt_id(self.source.prompt, self.source.tools)
+
+
+def prompt_keys(preference: Preference) -> set[str]:
+    """The id of its prompt, and the key that is the same however its blanks and characters are written."""
+    identity = preference.prompt_id or prompt_id(preference.prompt, preference.tools)
+    return {identity, split_key(preference.prompt, preference.tools)}
 
 
 def encode(

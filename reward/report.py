@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reward.configuration import RewardReportConfig
-from reward.examples import EncodedPreference, encode
+from reward.examples import EncodedPreference, encode, prompt_keys
 from reward.garbage import Garbage, make_garbage
 from reward.measures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.page import build_page
@@ -31,7 +31,6 @@ from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.records import (
     Preference,
-    prompt_id,
     write_json,
     write_jsonl,
     write_text_atomically,
@@ -244,7 +243,7 @@ def not_trained_on(preferences: Sequence[Preference], final: Path) -> list[Prefe
             f"{final} has no {TRAINED_PROMPTS}, so its training prompts are unknown: train it again with this version"
         )
     seen = set(json.loads(path.read_text()))
-    kept = [p for p in preferences if (p.prompt_id or prompt_id(p.prompt)) not in seen]
+    kept = [preference for preference in preferences if seen.isdisjoint(prompt_keys(preference))]
     if len(kept) < len(preferences):
         say(
             f"{len(preferences) - len(kept)} of {len(preferences)} preferences have prompts it was trained on: left out"

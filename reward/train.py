@@ -20,7 +20,7 @@ import numpy as np
 from reward import report
 from reward.calibration import fit_temperature
 from reward.configuration import RewardConfig
-from reward.examples import EncodedPreference, encode
+from reward.examples import EncodedPreference, encode, prompt_keys
 from reward.losses import bootstrap_counts
 from reward.provenance import trace_origin
 from reward.report import Exam, build_exam
@@ -118,7 +118,7 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
 
 def keep_scale(run: Run, marked: report.ScoredExam, train_set: Sequence[EncodedPreference]) -> None:
     """Write files for later stages beside the model: the scale of its scores, and its training prompts."""
-    write_json(run.final / report.TRAINED_PROMPTS, sorted({e.group for e in train_set}))
+    write_json(run.final / report.TRAINED_PROMPTS, sorted({key for e in train_set for key in prompt_keys(e.source)}))
     report.write_scores(run, marked)
     temperature = fit_temperature([pair.difference for pair in marked.pairs]) if marked.pairs else None
     write_score_scale(run.final, measure_scale(marked, temperature))

@@ -130,6 +130,7 @@ def sample(
         [row_seed(seed, "library", number) for number in range(len(encoded))],
         sampling,
         stop_ids=chat.stop_ids,
+        textless_ids=chat.textless_ids,
         pad_id=chat.pad_id,
         batch_size=batch_size,
     )

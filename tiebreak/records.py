@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, combinations
 from pathlib import Path
@@ -260,8 +261,18 @@ def prompt_id(messages: Sequence[Message], tools: Tools = ()) -> str:
 
 
 def split_key(messages: Sequence[Message], tools: Tools = ()) -> str:
-    """A prompt's identity for its split: its id, whatever blanks surround its texts, and however their lines end."""
-    return prompt_id([message.map_text(_stripped) for message in messages], tools)
+    """A prompt's identity for its split: its id, whatever blanks surround its texts, however their lines end, and whether
+    an é is one character or two (NFC or NFD)."""
+    return prompt_id([message.map_text(_composed) for message in messages], tools)
+
+
+def comparison_key(messages: Sequence[Message], tools: Tools, texts: Iterable[str]) -> tuple[str, frozenset[str]]:
+    """The identity of a comparison of answers to a prompt, in any order, as `split_key` compares prompts."""
+    return split_key(messages, tools), frozenset(map(_composed, texts))
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", _stripped(text))
 
 
 def _stripped(text: str) -> str:

@@ -192,6 +192,7 @@ class ModelJudge:
             [row_seed(self.config.seed, "judge", questions[n].id) for n in batch],
             self.config.sampling,
             stop_ids=self.chat.stop_ids,
+            textless_ids=self.chat.textless_ids,
             pad_id=self.chat.pad_id,
             batch_size=len(batch),
         )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from preference.policy.adapters import POLICY, REFERENCE, has_adapters
 from preference.policy.layout import Layout, pack, pad
+from tiebreak.chat.chat import textless_ids
 from tiebreak.config import AdapterConfig, OptimizerConfig
 from tiebreak.errors import HandoffError
 from tiebreak.models.adapters.adapter import Adapter
@@ -67,11 +68,14 @@ class Batch:
 class Backbone(nn.Module):
     """One language model with its adapters, and the value head. `forward` is the policy's training pass."""
 
-    def __init__(self, lm: Any, pad_id: int, reference: str | nn.Module = REFERENCE) -> None:
+    def __init__(
+        self, lm: Any, pad_id: int, reference: str | nn.Module = REFERENCE, textless_ids: Sequence[int] = ()
+    ) -> None:
         """The language model, with PEFT's wrapper or, where its own weights train, without.
 
         Args:
             reference: the initial policy: the name of an adapter, or a second model.
+            textless_ids: ids that are never drawn (tiebreak.chat.chat.Chat.textless_ids).
         """
         super().__init__()
         self.lm = lm
@@ -84,6 +88,7 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.pad_id = pad_id
+        self.textless_ids = tuple(textless_ids)
         self.config = lm.config
         fuse_layers(lm)
         base = whole_model(lm)
@@ -240,12 +245,13 @@ def load_backbone(
     """Policy, reference and value head. Reward models are mounted later. Where the policy's own weights train, the
     reference is a second copy of the model."""
     lm = load_policy(policy, training, adapter, tokenizer, rows)
+    textless = textless_ids(tokenizer, lm.config.get_text_config().vocab_size)
     if not has_adapters(lm):
         reference = load_copy(policy, training)
         for model in (lm, reference):
             switch_off_noise(model)
-        return Backbone(lm, tokenizer.pad_token_id, reference)
+        return Backbone(lm, tokenizer.pad_token_id, reference, textless)
     Adapter(lm, POLICY).copy(REFERENCE)
     Adapter(lm, POLICY).train_alone()
     switch_off_noise(lm)  # π and π_old must be one function (Huang et al. 2024, 4.2)
-    return Backbone(lm, tokenizer.pad_token_id)
+    return Backbone(lm, tokenizer.pad_token_id, textless_ids=textless)

@@ -14,7 +14,11 @@ from preference.policy.layout import batches_by_tokens
 from preference.policy.rewards import TOKENS_AT_ONCE, Reward, score_all
 from preference.policy.token_rewards import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
 from tiebreak.config import SamplingConfig
+from tiebreak.errors import HandoffError
 from tiebreak.packed.generation import SampledCompletion, sample_completions
+
+MOST_TEXTLESS = 0.1
+"""share of a completion's probability that ids without text may have"""
 
 
 class Draw(Protocol):
@@ -50,8 +54,26 @@ def draw_seeded(
             stop_ids=stop_ids,
             pad_id=backbone.pad_id,
             batch_size=max(len(prompts), 1),
+            textless_ids=backbone.textless_ids,
         )
+    _require_text(sampled, len(backbone.textless_ids))
     return sampled
+
+
+def _require_text(sampled: Sequence[SampledCompletion], count: int) -> None:
+    """Log-probabilities count ids without text, which are never drawn: with a share s of the probability, those of the
+    tokens that are drawn are log(1 − s) too small.
+
+    Raises:
+        HandoffError: the share is too large to be passed over.
+    """
+    share = max((one.textless_share for one in sampled), default=0.0)
+    if share > MOST_TEXTLESS:
+        raise HandoffError(
+            f"{count} of the model's ids have no token in its tokenizer and up to {share:.0%} of a completion's "
+            "probability, so completions are not drawn from the distribution that is trained: cut its embeddings to the "
+            "tokenizer's tokens (transformers' resize_token_embeddings)"
+        )
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 LOGP_DIFFERENCE = "sampling/logp_difference"
 ANSWER_SECONDS = 20.0
+NEVER = -100.0
+"""vLLM's smallest bias of a logit: e^-100 of the probability"""
 
 
 # --- checks before anything is loaded
@@ -222,6 +224,8 @@ class VLLMSampler:
         engine.temperature, engine.top_p, engine.top_k = sampling.temperature, sampling.top_p, sampling.top_k
         engine.max_completion_length = sampling.max_new_tokens
         engine.generation_kwargs = {"ignore_eos": True, "stop_token_ids": list(stop_ids)}  # as in our sampler
+        if backbone.textless_ids:
+            engine.generation_kwargs["logit_bias"] = dict.fromkeys(backbone.textless_ids, NEVER)
         try:
             with torch.autocast(backbone.device.type, enabled=False):  # it would round the adapter's additions
                 engine.sync_weights()

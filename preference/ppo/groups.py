@@ -25,6 +25,7 @@ from preference.policy.rollout import policy_logps, table_of_logps
 from preference.policy.token_rewards import shape_scores
 from preference.policy.vllm import LOGP_DIFFERENCE
 from preference.ppo.loop import PPOSettings, RewardsOf, SamplerOf, ScoredLoop, prompt_at
+from tiebreak.chat.chat import textless_ids
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.packed.generation import SampledCompletion, row_seed
 from tiebreak.packed.proof import (
@@ -100,7 +101,8 @@ class GroupLoop(GroupHooks, ScoredLoop):
         self._begin(settings, prompts, validation_prompts)
         self.reward_func_names = ["score"]
         self.eos_token_ids = list(settings.stop_ids)  # TRL counts cut-off completions by these
-        self._backbone = Backbone(lm, tokenizer.pad_token_id, reference=reference or TRL_REFERENCE)
+        textless = textless_ids(tokenizer, lm.config.get_text_config().vocab_size)
+        self._backbone = Backbone(lm, tokenizer.pad_token_id, reference or TRL_REFERENCE, textless)
         self._complete(rewards, sampler, proved=passes is not None)
 
     def _require_reference_adapter(self, lm: Any) -> None:

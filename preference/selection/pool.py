@@ -11,7 +11,7 @@ from preference.selection.configuration import SelectConfig
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
 from tiebreak.errors import DataError, counted
-from tiebreak.records import Completion, ExportedJudgment, Pair, Preference, content_id
+from tiebreak.records import Completion, ExportedJudgment, Pair, Preference, comparison_key, content_id
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Candidate:
 
     @property
     def texts(self) -> tuple[str, frozenset[str]]:
-        """The prompt's id and both texts."""
-        return self.pair.prompt_id, frozenset(one.text.strip() for one in self.pair.completions)
+        """The identity of its prompt and both texts."""
+        texts = (one.text for one in self.pair.completions)
+        return comparison_key(self.pair.messages, self.pair.tools, texts)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def read_judged(sources: Sequence[str]) -> Judged:
         preferences = Path(source) / "final" / "preferences.jsonl"
         if preferences.is_file():
             found.texts.update(
-                (one.prompt_id, frozenset((one.chosen_text.strip(), one.rejected_text.strip())))
+                comparison_key(one.prompt, one.tools, (one.chosen_text, one.rejected_text))
                 for one in read_records(preferences, Preference)
                 if one.kind != "model"
             )

@@ -94,6 +94,7 @@ class ModelWriter:
             [row_seed(self.config.seed, "synthesise", identity) for identity, _ in batch],
             self.config.sampling,
             stop_ids=self.chat.stop_ids,
+            textless_ids=self.chat.textless_ids,
             pad_id=self.chat.pad_id,
             batch_size=len(batch),
         )

@@ -12,7 +12,7 @@ import pytest
 from small_world import World, questions
 from support import read_rows, run_here, write_config, write_rows
 
-from preference.selection.pool import _cut
+from preference.selection.pool import _cut, read_judged
 from preference.selection.strategies import (
     Shares,
     arms,
@@ -24,7 +24,7 @@ from preference.selection.strategies import (
     share_out,
 )
 from tiebreak.measures.selection import inverse_probability_mean, selection_probabilities
-from tiebreak.records import Completion, Judgment, Message, ModelVerdict, Pair
+from tiebreak.records import Completion, Judgment, Message, ModelVerdict, Pair, Preference, assistant, write_jsonl
 
 # --- by hand ---
 
@@ -308,7 +308,24 @@ def test_keys_without_what_they_need(tmp_path: Path, pool: Path, words: list[str
 def test_duplicates_are_one_pair(tmp_path: Path) -> None:
     row = {"prompt": "q?", "response_a": "one", "response_b": "two"}
     turned = {"prompt": "q?", "response_a": "two", "response_b": "one "}
-    pool = write_rows(tmp_path / "p.jsonl", [row, row, turned, {**row, "prompt": "other?"}])
-    status, message = select("--pairs", pool, "--selected-pairs", "3", "--output", tmp_path / "s")
+    accents = [{**row, "prompt": text} for text in ("caf\u00e9?", "cafe\u0301?")]
+    pool = write_rows(tmp_path / "p.jsonl", [row, row, turned, {**row, "prompt": "other?"}, *accents])
+    status, message = select("--pairs", pool, "--selected-pairs", "4", "--output", tmp_path / "s")
     assert status == 1
-    assert "has 2 pairs to select from (2 pairs twice in it left out)" in message
+    assert "has 3 pairs to select from (3 pairs twice in it left out)" in message
+
+
+def test_what_was_judged_is_not_selected_again_however_its_prompt_is_written(tmp_path: Path) -> None:
+    final = tmp_path / "label" / "final"
+    final.mkdir(parents=True)
+    (tmp_path / "label" / "manifest.json").write_text("{}")
+    (final / "judgments.jsonl").write_text("")
+    asked, sides = (Message(role="user", content="caf\u00e9?"),), [assistant(text) for text in ("one", "two")]
+    write_jsonl(final / "preferences.jsonl", [Preference(prompt=asked, chosen=sides[0], rejected=sides[1])])
+    judged = read_judged([str(tmp_path / "label")])
+    completions = tuple(Completion(id=text, text=text) for text in ("two ", "one"))
+    again = Pair(
+        id="p", prompt_id="q", messages=(Message(role="user", content="cafe\u0301?"),), completions=completions
+    )
+    other = again.model_copy(update={"messages": (Message(role="user", content="cafe?"),)})
+    assert [one.texts in judged.texts for pair in (again, other) for one in _cut(pair)] == [True, False]

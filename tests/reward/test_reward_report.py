@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from support import write_rows
 
-from reward.examples import EncodedPreference, encode
+from reward.examples import EncodedPreference, encode, prompt_keys
 from reward.garbage import Garbage, make_garbage
 from reward.measures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.page import build_page
 from reward.provenance import Origin, Vote, trace_origin
-from reward.report import Exam
+from reward.report import TRAINED_PROMPTS, Exam, not_trained_on
 from tiebreak.chat.chat import build_chat
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError
 from tiebreak.measures.statistics import wilson_interval
-from tiebreak.records import Message, Preference, Prompt, assistant, prompt_id
+from tiebreak.records import Message, Preference, Prompt, assistant, prompt_id, write_json
 from tiebreak.runs.run import start_run
 
 CHROMIUM = "/usr/bin/chromium"
@@ -230,3 +230,11 @@ def test_the_page_is_inert_and_fits(tmp_path: Path) -> None:
         assert page.locator("#mistakes article").count() == 2
         assert hostile[:40] in page.locator("#mistakes article .prompt").all_inner_texts()[1]
         browser.close()
+
+
+def test_a_prompt_in_other_characters_was_trained_on_too(tmp_path: Path) -> None:
+    asked = [(Message(role="user", content=text),) for text in ("caf\u00e9?", "cafe\u0301?", "cafe?")]
+    preferences = [Preference(prompt=one, chosen=assistant("x"), rejected=assistant("y")) for one in asked]
+    for trained in preferences[:2]:
+        write_json(tmp_path / TRAINED_PROMPTS, sorted(prompt_keys(trained)))
+        assert not_trained_on(preferences, tmp_path) == preferences[2:]

@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tiebreak.chat.templates import (
@@ -119,6 +120,12 @@ class Chat:
     """kinds of parts that the template is known to render"""
     _call_form: list[tuple[bool, bool]] = field(default_factory=list, compare=False, repr=False)
     """its form of tool calls, one of `TOOL_CALL_FORMS`, once there were some"""
+
+    @cached_property
+    def textless_ids(self) -> tuple[int, ...]:
+        """Ids with weights in the model and no token in the tokenizer, as of embeddings padded to a round size: sampling
+        never draws them."""
+        return textless_ids(self.tokenizer, self.vocabulary or 0)
 
     @property
     def pad_id(self) -> int:
@@ -731,6 +738,11 @@ def build_chat(
         stop_ids = tuple(sorted({end, *model_ends}))
     marks = marks_of(tokenizer, turn, stop_ids)
     return Chat(tokenizer, stop_ids, end, template, turn, settings, tokenizer_sha256, parts, vocabulary, marks)
+
+
+def textless_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> tuple[int, ...]:
+    """The ids below `vocabulary` that a tokenizer has no token for."""
+    return tuple(sorted(set(range(vocabulary)).difference(tokenizer.get_vocab().values())))
 
 
 def written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -8,6 +8,7 @@ gets its split (`splits`). Rows that cannot be used are refused together, or dro
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -244,12 +245,19 @@ P = TypeVar("P", Preference, LabelledAnswer)
 def _with_splits(own: Sequence[P], source: str, rules: Rules) -> list[P]:
     """A run's records, each with its prompt's id and its split."""
     ids = [one.prompt_id or prompt_id(one.prompt, one.tools) for one in own]
-    rows = [(f"{source} row {n}", own_id, one.split) for n, (own_id, one) in enumerate(zip(ids, own, strict=True), 1)]
+    keys = [_split_identity(one, own_id) for one, own_id in zip(own, ids, strict=True)]
+    rows = [(f"{source} row {n}", key, one.split) for n, (key, one) in enumerate(zip(keys, own, strict=True), 1)]
     splits = assign(rows, rules.validation_share)
     return [
         one.model_copy(update={"split": split, "prompt_id": own_id})
         for one, own_id, split in zip(own, ids, splits, strict=True)
     ]
+
+
+def _split_identity(record: Preference | LabelledAnswer, own_id: str) -> str:
+    """The id of a record's prompt, or of the same prompt in composed characters (NFC)."""
+    composed = [message.map_text(lambda text: unicodedata.normalize("NFC", text)) for message in record.prompt]
+    return own_id if composed == list(record.prompt) else prompt_id(composed, record.tools)
 
 
 def read_records(path: Path, model: type[R]) -> list[R]:

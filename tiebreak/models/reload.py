@@ -282,6 +282,7 @@ def sample(model: PeftModel, chat: Chat, prompts: Sequence[Any], sampling: Sampl
         [row_seed("samples", number) for number in range(len(prompts))],
         sampling,
         stop_ids=chat.stop_ids,
+        textless_ids=chat.textless_ids,
         pad_id=chat.pad_id,
         batch_size=len(prompts),
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import statistics
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -56,7 +57,10 @@ class SampledCompletion:
     ids: list[int]
     finished: bool
     logps: list[float]
-    """log-probability of each token under softmax(logits / temperature), before top_k and top_p; temperature 1 if greedy"""
+    """log-probability of each token under softmax(logits / temperature), before top_k and top_p, with the ids that are
+    never drawn; temperature 1 if greedy"""
+    textless_share: float = 0.0
+    """probability of the ids without text, which are never drawn; the mean over its tokens"""
 
 
 def row_seed(*parts: object) -> int:
@@ -75,6 +79,7 @@ def sample_completions(
     stop_ids: Collection[int],
     pad_id: int,
     batch_size: int,
+    textless_ids: Collection[int] = (),
     on_done: Callable[[int], object] = lambda rows: None,
 ) -> list[SampledCompletion]:
     """One completion for each prompt, in the prompts' order.
@@ -82,6 +87,7 @@ def sample_completions(
     Args:
         stop_ids: tokens that end a completion (tiebreak.chat.chat.Chat.stop_ids).
         batch_size: rows generated at once; memory depends on it.
+        textless_ids: ids that are never drawn (tiebreak.chat.chat.Chat.textless_ids).
         on_done: called with the number of rows that a step finished.
     """
     waiting = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), *prompts[n]))  # the longest is popped first
@@ -103,22 +109,25 @@ def sample_completions(
         if logits is None:
             raise RuntimeError("no row was admitted")
         uniforms = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64)
-        tokens = draw(logits, uniforms.to(logits.device), sampling)
+        textless = _columns(textless_ids, logits)
+        tokens = draw(_with_text(logits, textless), uniforms.to(logits.device), sampling)
         logps = selected_logps(logits / (sampling.temperature or 1.0), tokens)
-        for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
+        shares = _share_of(textless, logits / (sampling.temperature or 1.0))
+        for row, token, logp, share in zip(rows, tokens.tolist(), logps.tolist(), shares, strict=True):
             row.ids.append(token)
             row.logps.append(logp)
+            row.textless += share
         done = [at for at, row in enumerate(rows) if row.ids[-1] in stop_ids or len(row.ids) == sampling.max_new_tokens]
-        results |= {
-            rows[at].place: SampledCompletion(rows[at].ids, rows[at].ids[-1] in stop_ids, rows[at].logps) for at in done
-        }
+        results |= {rows[at].place: rows[at].completion(stop_ids) for at in done}
         if done:
             on_done(len(done))
         kept = window.release(done)
         rows = [rows[at] for at in kept]
         if rows:
             logits = window.step(model, tokens[kept])
-    return [results[n] for n in range(len(prompts))]
+    found = [results[n] for n in range(len(prompts))]
+    _report_textless(model, found, len(textless_ids))
+    return found
 
 
 @torch.no_grad()
@@ -130,13 +139,15 @@ def stream_completion(
     *,
     stop_ids: Collection[int],
     pad_id: int,
+    textless_ids: Collection[int] = (),
 ) -> Iterator[int]:
     """The tokens of one completion as they are drawn: those of `sample_completions`, its end token among them."""
     require_room(whole_model(model).config, [prompt], sampling.max_new_tokens)
     window = find_store(model, pad_id)(1, len(prompt), sampling.max_new_tokens, reused=False)
     logits = window.admit(model, [prompt], pad_id)
     for number, uniform in enumerate(_uniforms(seed, sampling.max_new_tokens), start=1):
-        tokens = draw(logits, torch.tensor([uniform], dtype=torch.float64, device=logits.device), sampling)
+        allowed = _with_text(logits, _columns(textless_ids, logits))
+        tokens = draw(allowed, torch.tensor([uniform], dtype=torch.float64, device=logits.device), sampling)
         token = int(tokens)
         yield token
         if token in stop_ids or number == sampling.max_new_tokens:
@@ -154,12 +165,58 @@ class _Row:
     uniforms: list[float]
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    textless: float = 0.0
+    """sum of the probabilities of ids without text"""
+
+    def completion(self, stop_ids: Collection[int]) -> SampledCompletion:
+        """What was sampled."""
+        return SampledCompletion(self.ids, self.ids[-1] in stop_ids, self.logps, self.textless / len(self.ids))
 
 
 def _uniforms(seed: int, steps: int) -> list[float]:
     """The numbers in [0, 1) that a row's tokens are sampled with, one per step, from its own generator."""
     drawn: list[float] = torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
     return drawn
+
+
+# --- ids without text
+
+
+REPORTED_SHARE = 1e-3
+"""share of the probability from which a line says that ids without text are never drawn"""
+REPORTED = "_tiebreak_textless"
+"""attribute of a model of which the line was printed"""
+
+
+def _columns(textless_ids: Collection[int], logits: Tensor) -> Tensor | None:
+    """The ids as an index of the logits' columns; None if there are none."""
+    inside = [number for number in textless_ids if number < logits.shape[-1]]
+    return torch.tensor(inside, device=logits.device) if inside else None
+
+
+def _with_text(logits: Tensor, textless: Tensor | None) -> Tensor:
+    """The logits with −∞ for ids without text, before temperature, top_k and top_p."""
+    return logits if textless is None else logits.index_fill(-1, textless, -torch.inf)
+
+
+def _share_of(textless: Tensor | None, logits: Tensor) -> list[float]:
+    """The probability of ids without text in each row."""
+    if textless is None:
+        return [0.0] * len(logits)
+    logits = logits.float()
+    shares: list[float] = (logits[:, textless].logsumexp(-1) - logits.logsumexp(-1)).exp().tolist()
+    return shares
+
+
+def _report_textless(model: nn.Module, sampled: Sequence[SampledCompletion], count: int) -> None:
+    share = statistics.fmean(one.textless_share for one in sampled) if sampled and count else 0.0
+    whole = whole_model(model)
+    if share >= REPORTED_SHARE and not whole.__dict__.get(REPORTED):
+        whole.__dict__[REPORTED] = True
+        say(
+            f"{count} of the model's ids have no token in its tokenizer and {share:.1%} of its probability: they are never "
+            "drawn, but log-probabilities count them"
+        )
 
 
 class Store(Protocol):
@@ -386,6 +443,7 @@ def find_store(model: nn.Module, pad_id: int) -> type[Store]:
     whole = whole_model(model)
     found: type[Store] | None = whole.__dict__.get(FOUND_STORE)
     if found is None:
+        _report_unused_settings(whole)
         chunked = getattr(
             whole.config.get_text_config(), "attention_chunk_size", None
         )  # of slots, which a window moves
@@ -396,6 +454,30 @@ def find_store(model: nn.Module, pad_id: int) -> type[Store]:
             kind = "its own cache" if found is _OwnCaches else "no cache"
             say(f"{type(whole).__name__} has more state than keys and values: sampling uses {kind}, and is slower")
     return found
+
+
+UNUSED_SETTINGS = {
+    **dict.fromkeys(
+        ("repetition_penalty", "encoder_repetition_penalty", "typical_p", "guidance_scale", "num_beams"), 1
+    ),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff", "top_h", "penalty_alpha"), 0),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "stop_strings")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty")),
+    "watermarking_config": None,
+}
+"""settings of a generation_config.json that no key of `sampling` has, with the value that does nothing"""
+
+
+def _report_unused_settings(whole: nn.Module) -> None:
+    """Name what a model's own generation would do and sampling does not."""
+    own = getattr(whole, "generation_config", None)
+    asked = {name: getattr(own, name, None) for name in UNUSED_SETTINGS}
+    unused = [f"{name}: {asked[name]}" for name, idle in UNUSED_SETTINGS.items() if asked[name] not in (None, idle)]
+    if unused:
+        say(
+            f"generation_config.json: sampling does not apply {', '.join(unused)}; it draws by the keys of sampling alone"
+        )
 
 
 @torch.no_grad()

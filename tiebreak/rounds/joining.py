@@ -17,6 +17,7 @@ from tiebreak.records import (
     Pair,
     Preference,
     assistant,
+    comparison_key,
     write_jsonl,
 )
 from tiebreak.runs.run import read_manifest, start_run
@@ -108,7 +109,7 @@ def preferences_of_judge(
 
 
 def _texts(pair: Pair, completions: Sequence[Completion]) -> tuple[str, frozenset[str]]:
-    return pair.prompt_id, frozenset(one.text.strip() for one in completions)
+    return comparison_key(pair.messages, pair.tools, (one.text for one in completions))
 
 
 def _preference(pair: Pair, chosen: Completion, rejected: Completion, judgment: Judgment) -> Preference:

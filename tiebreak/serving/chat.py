@@ -205,6 +205,7 @@ class Session:
                 seed,
                 self.arguments.sampling,
                 stop_ids=policy.chat.stop_ids,
+                textless_ids=policy.chat.textless_ids,
                 pad_id=policy.chat.pad_id,
             ):
                 ids.append(token)

@@ -66,6 +66,7 @@ class HeldOutAnswers:
                 [row_seed("monitor", prompt.id) for prompt, _ in asked],
                 self.sampling,
                 stop_ids=self.chat.stop_ids,
+                textless_ids=self.chat.textless_ids,
                 pad_id=self.chat.pad_id,
                 batch_size=ANSWERS_AT_ONCE,
             )

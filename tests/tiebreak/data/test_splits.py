@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -283,9 +284,36 @@ def test_ppo_never_trains_on_a_held_out_prompt(tmp_path: Path, tiny_model: Path,
     assert read_manifest(tmp_path / "ppo")["counts"]["prompts"] == len(expected)
 
 
+COMPOSED, DECOMPOSED = "Caf\u00e9?", "Cafe\u0301?"
+
+
+def test_a_prompt_is_one_however_its_characters_are_written(tmp_path: Path) -> None:
+    """In NFC and in NFD, in data and in a run: split together, and each trained on as it is written."""
+    assert identity(COMPOSED) != identity(DECOMPOSED)
+    rows = [{"prompt": text, "chosen": "x", "rejected": "y"} for text in (COMPOSED, DECOMPOSED)]
+    read = read_preferences(str(write_rows(tmp_path / "rows.jsonl", rows)), Rules(validation_share=0.5))
+    assert [one.prompt[0].content for one in read] == [COMPOSED, DECOMPOSED]
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    write_jsonl(
+        tmp_path / "run" / "final" / "preferences.jsonl",
+        [one.model_copy(update={"split": None, "prompt_id": ""}) for one in read],
+    )
+    expected = "validation" if is_in_hash_share(COMPOSED, 0.5) else "train"
+    assert is_in_hash_share(DECOMPOSED, 0.5) != is_in_hash_share(COMPOSED, 0.5)  # its own hash would part them
+    for found in (read, read_preferences(str(tmp_path / "run"), Rules(validation_share=0.5))):
+        assert [(one.split, one.prompt_id) for one in found] == [
+            (expected, identity(COMPOSED)),
+            (expected, identity(DECOMPOSED)),
+        ]
+    split = [{**row, "split": name} for row, name in zip(rows, ("train", "test"), strict=True)]
+    with pytest.raises(DataError, match="1 prompt in two splits"):
+        read_preferences(str(write_rows(tmp_path / "rows.jsonl", split)))
+
+
 def test_evaluate_refuses_what_its_policy_was_trained_on(tmp_path: Path, tiny_model: Path) -> None:
     """One file without splits for both: what training held out is measured, the rest is refused."""
-    texts = [f"Question {n}?" for n in range(9)]
+    texts = [f"Question {n}, Mr\u00e9?" for n in range(9)]
     source = write_rows(tmp_path / "rows.jsonl", [{"prompt": text, "completion": "Yes."} for text in texts])
     quiet = {"tracking": {"mode": "disabled"}, "sampling": {"max_new_tokens": 2}}
     sft = write_config(
@@ -316,8 +344,9 @@ def test_evaluate_refuses_what_its_policy_was_trained_on(tmp_path: Path, tiny_mo
     status, err = run_here("evaluate", "--config", evaluation, *words)
     assert status == 0, err
 
-    # the same prompts in another file, one of them with blanks around it
-    others = [{"prompt": f" {text}\n" if n == 0 else text} for n, text in enumerate([*trained, "Another question?"])]
+    # the same prompts in another file, one of them with blanks around it, others with e and an accent for é
+    decomposed = [unicodedata.normalize("NFD", text) for text in trained]
+    others = [{"prompt": f" {text}\n" if n == 0 else text} for n, text in enumerate([*decomposed, "Another question?"])]
     copied = write_rows(tmp_path / "copied.jsonl", others)
     shutil.copytree(tmp_path / "sft" / "final", tmp_path / "elsewhere")
     [checkpoint] = (tmp_path / "sft" / "checkpoints").glob("checkpoint-*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from pathlib import Path
@@ -13,7 +14,18 @@ from torch import Tensor
 
 from tiebreak.config import SamplingConfig
 from tiebreak.packed.forward import packs
-from tiebreak.packed.generation import SampledCompletion, draw, find_store, row_seed, sample_completions
+from tiebreak.packed.generation import (
+    FOUND_STORE,
+    REPORTED,
+    SampledCompletion,
+    _columns,
+    _with_text,
+    draw,
+    find_store,
+    row_seed,
+    sample_completions,
+    stream_completion,
+)
 
 PAD = 0
 
@@ -100,6 +112,64 @@ def test_logps_are_a_plain_forwards(model: Any, temperature: float, measured_at:
         table = torch.log_softmax(logits / measured_at, -1)
         expected = [float(table[len(row) + t - 1, token]) for t, token in enumerate(sampled.ids)]
         assert sampled.logps == pytest.approx(expected, abs=5e-5)
+
+
+# --- what is never drawn, and what a model's own generation would do
+
+
+def test_ids_without_text_are_never_drawn(model: Any) -> None:
+    """Greedily as transformers' own generation suppresses tokens; log-probabilities are those of the whole vocabulary."""
+    rows = prompts(3)
+    greedy = SamplingConfig(temperature=0.0, max_new_tokens=5)
+    free = sample(model, rows, [0] * 3, greedy)
+    banned = sorted({token for one in free for token in one.ids})
+    for row, sampled in zip(rows, sample(model, rows, [0] * 3, greedy, textless_ids=banned), strict=True):
+        theirs = model.generate(
+            torch.tensor([row]),
+            attention_mask=torch.ones(1, len(row), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=5,
+            pad_token_id=PAD,
+            suppress_tokens=banned,
+        )
+        assert sampled.ids == theirs[0, len(row) :].tolist()
+        with torch.no_grad():
+            table = model(input_ids=torch.tensor([row + sampled.ids])).logits[0, len(row) - 1 : -1].log_softmax(-1)
+        assert sampled.logps == pytest.approx([float(r[t]) for r, t in zip(table, sampled.ids, strict=True)], abs=5e-5)
+        assert sampled.textless_share == pytest.approx(float(table[:, banned].exp().sum(-1).mean()), rel=1e-4)
+    streamed = stream_completion(model, rows[0], 0, greedy, stop_ids=[-1], pad_id=PAD, textless_ids=banned)
+    assert list(streamed) == sample(model, rows[:1], [0], greedy, textless_ids=banned)[0].ids
+    assert [one.textless_share for one in free] == [0.0] * 3
+
+
+@pytest.mark.parametrize("top", [{}, {"top_k": 2}, {"top_p": 0.99}, {"top_k": 3, "temperature": 2.0}])
+def test_what_is_left_is_drawn_in_its_proportions(top: dict[str, Any]) -> None:
+    """Logits 1 and 0 beside two ids without text that would take nearly everything: σ(1/T), whatever is cut."""
+    logits = torch.tensor([[90.0, 1.0, 95.0, 0.0]]).expand(2000, -1)
+    uniform = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    sampling = SamplingConfig(max_new_tokens=1, **top)
+    drawn = draw(_with_text(logits, _columns((0, 2, 7), logits)), uniform, sampling)  # 7 is no column of the model's
+    assert set(drawn.tolist()) <= {1, 3}
+    expected = 1 / (1 + math.exp(-1 / sampling.temperature))
+    assert float((drawn == 1).double().mean()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_a_models_own_generation_would_do_is_reported_once(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    own = copy.deepcopy(model)
+    for attribute in (FOUND_STORE, REPORTED):
+        own.__dict__.pop(attribute, None)
+    own.generation_config.update(repetition_penalty=1.3, min_length=0, num_beams=1, suppress_tokens=[5])
+    for _ in range(2):
+        sample(own, prompts(2), [0, 0], SamplingConfig(max_new_tokens=2), textless_ids=list(range(3, 20_000)))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        "generation_config.json: sampling does not apply repetition_penalty: 1.3, suppress_tokens: [5]; it draws by the "
+        "keys of sampling alone"
+    )
+    assert lines[1].startswith("19997 of the model's ids have no token in its tokenizer and ")
+    assert len(lines) == 2
+    sample(model, prompts(2), [0, 0], SamplingConfig(max_new_tokens=2))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 5])
