@@ -182,9 +182,7 @@ def _try(measure: Measure, asked: YardstickInput, answers: list[str]) -> dict[st
 
 def _identity(measure: Measure) -> str:
     """Further input of a yardstick's values: the content of its file."""
-    file = measure.users.file if measure.users else measure.named.file
-    if measure.users and file is None:
-        file = measure.users.function.file
+    file = measure.users.function.file if measure.users else measure.named.file
     path = find_shipped(Path(file)) if file else None
     return hash_file(path) if path is not None and path.is_file() else ""
 

@@ -114,8 +114,8 @@ TESTS = {
         "tests/tiebreak/test_messages.py",
         "tests/tiebreak/data/test_images.py",
     ],
-    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
-    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs")},
+    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("cells", "columns", "conversations", "reading", "shapes")},
+    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("sources", "splits", "text", "pairs")},
     "tiebreak/data/trees.py": ["tests/data_sets/test_popular.py"],
 }
 """The code, and the tests that answer for it: those that run in their own process alone."""

@@ -6,7 +6,9 @@ import itertools
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +19,25 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForSequence
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.evaluate import means_by_prompt, seed_of, yardsticks_table
+from evaluation.measuring import (
+    Failure,
+    _encode,
+    _file_name,
+    _measure_by_model,
+    _of_logps,
+    add_yardsticks,
+    compare_answers,
+    facts,
+    leave_out_unmeasured,
+    read_references,
+)
 from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.config import StageConfig
+from tiebreak.errors import DataError
+from tiebreak.measures.compared import answer_id
 from tiebreak.measures.yardsticks.registry import build_measure, parse
 from tiebreak.packed.generation import row_seed
-from tiebreak.records import Message, Prompt
+from tiebreak.records import Message, Prompt, prompt_id
 from tiebreak.runs.run import start_run
 
 FEED, WATER, SORRY = "Feed it daily.", "Water it, then wait.", "I'm sorry, but I can't help."
@@ -403,3 +419,184 @@ def test_gaps_between_counterfactual_prompts_by_hand() -> None:
     (row,) = gaps_of([build_measure(parse("refusal"))], drawn, answers, 0)
     # men less women: 1 − ½ and ½ − 0
     assert (row["attribute"], row["groups"], row["pairs"], row["gap"]) == ("gender", ["men", "women"], 2, 0.5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_one_value_has_no_interval_and_none_no_mean(count: int) -> None:
+    base: list[list[float | None]] = [[0.0]] * 2
+    own: list[list[float | None]] = [[1.0]] * count + [[None]] * (2 - count)
+    drawn, answers = drawn_of({"sft": base, "a": own}, [])
+    figures = figures_of([build_measure(parse("refusal"))], drawn, answers, "sft", 0)["a"]["refusal"]
+    if not count:
+        assert figures == {"mean": None, "interval": None, "n_prompts": 0}
+        return
+    both = (1.0, 1.0) if count == 2 else None
+    assert (figures["mean"], figures["interval"], figures["n_prompts"]) == (1.0, both, count)
+    assert (figures["difference"], figures["difference_interval"]) == (1.0, both)
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(29, "too few"), (30, "better")])
+def test_a_verdict_takes_thirty_prompts(count: int, verdict: str) -> None:
+    """McNemar's p of 29 wins and no loss is far below 5%, also for the policy that is worse."""
+    zeros: list[list[float | None]] = [[0.0]] * count
+    ones: list[list[float | None]] = [[1.0]] * count
+    for base, own, expected in ((ones, zeros, verdict), (zeros, ones, verdict.replace("better", "worse"))):
+        drawn, answers = drawn_of({"sft": base, "a": own}, [])
+        values = [{"yardsticks": {"over_refusal": one["yardsticks"]["refusal"]}} for one in answers["a"]]
+        before = [{"yardsticks": {"over_refusal": one["yardsticks"]["refusal"]}} for one in answers["sft"]]
+        measure = build_measure(parse("over_refusal"))  # fewer is better
+        figures = figures_of([measure], drawn, {"sft": before, "a": values}, "sft", 0)
+        assert figures["a"]["over_refusal"]["verdict"] == expected
+
+
+def test_gaps_are_of_whole_pairs_alone() -> None:
+    """A prompt of a pair without a group, and one without a value, are in none; a single pair has no interval."""
+    pair = ("pair:1", "attribute:age")
+    tags = [
+        (*pair, "group:old"),
+        (*pair, "group:young"),
+        pair,
+        ("pair:2", "group:men", "attribute:gender"),
+        ("pair:2", "group:women", "attribute:gender"),
+        ("pair:3", "group:men", "attribute:gender"),
+        ("pair:3", "group:women", "attribute:gender"),
+    ]
+    values: list[list[float | None]] = [[None], [1.0], [1.0], [1.0], [0.5], [None], [0.0]]
+    drawn, answers = drawn_of({"sft": values}, tags)
+    (row,) = gaps_of([build_measure(parse("refusal"))], drawn, answers, 0)
+    assert (row["attribute"], row["pairs"], row["gap"], row["gap_interval"]) == ("gender", 1, 0.5, None)
+    values[5] = [0.5]
+    drawn, answers = drawn_of({"sft": values}, tags)
+    (row,) = gaps_of([build_measure(parse("refusal"))], drawn, answers, 0)
+    assert (row["pairs"], row["gap"], row["gap_interval"]) == (2, 0.5, (0.5, 0.5))
+
+
+# --- parts of measuring, each alone
+
+
+def asked(*words: str) -> list[Prompt]:
+    rows = [(Message(role="user", content=word),) for word in words]
+    return [Prompt(id=prompt_id(row), messages=row) for row in rows]
+
+
+def settings(**values: Any) -> EvaluateConfig:
+    return EvaluateConfig(**{"output": "o", "policies": {"sft": "p"}, "prompts": "x", **values})
+
+
+def test_prompts_without_a_reference_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_rows(tmp_path / "references.jsonl", [{"prompt": "one", "completion": FEED}])
+    config = settings(references=str(file), yardsticks=["exact_match"])
+    run: Any = SimpleNamespace(config=config, stage="evaluate", facts={})
+    found = read_references(config, run, asked("one"))
+    assert list(found.values()) == [(FEED,)]
+    assert "without a reference" not in capsys.readouterr().err
+    assert read_references(config, run, asked("one", "two", "three")) == found
+    assert "2 prompts of 3 without a reference" in capsys.readouterr().err
+    with pytest.raises(DataError, match="has no answer to any of the 2 evaluated prompts"):
+        read_references(config, run, asked("two", "three"))
+    assert read_references(settings(), run, asked("one")) == {}
+
+
+def test_the_reward_models_score_is_a_yardstick() -> None:
+    answers: dict[str, list[dict[str, Any]]] = {"sft": [{"text": "a", "score": 2.5}]}
+    run: Any = SimpleNamespace()
+    assert add_yardsticks(settings(), run, [build_measure(parse("reward"))], asked("one"), answers, {}) == []
+    assert answers["sft"][0]["yardsticks"] == {"reward": 2.5}
+
+
+def test_names_of_files_hold_no_other_signs() -> None:
+    assert _file_name("mine/a:b of d_é-1.x#2") == "mine.a.b of d_é-1.x.2"
+    assert _file_name("x" * 200) == "x" * 120
+
+
+def test_a_models_values_are_kept_by_model_label_and_text(
+    tmp_path: Path, bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two evaluations beside each other share what both would compute, and nothing else."""
+
+    def measured(output: str, label: str, text: str, value: float) -> float:
+        class Stub:
+            def measure(self, text: str, wanted: object) -> float:
+                return value
+
+        monkeypatch.setattr("evaluation.measuring.build_reader", lambda *_: Stub())
+        source = f"toxicity:{bench / 'sft'}#{label}"
+        answers: dict[str, list[dict[str, Any]]] = {"sft": [{"text": text, "yardsticks": {}}]}
+        inputs = {f"yardstick_model_{bench / 'sft'}": str(bench / "sft")}
+        with start_run(StageConfig(output=str(tmp_path / output)), "evaluate", inputs) as run:
+            assert not _measure_by_model(settings(), run, build_measure(parse(source)), asked("one"), answers, {})
+        return float(answers["sft"][0]["yardsticks"][source])
+
+    assert measured("a", "rude", "text", 0.25) == 0.25
+    assert measured("b", "rude", "text", 0.5) == 0.25
+    assert measured("c", "fine", "text", 0.75) == 0.75
+    assert measured("d", "rude", "other", 1.0) == 1.0
+
+
+def test_answers_that_nobody_compared_have_no_share_unless_they_are_equal(tmp_path: Path) -> None:
+    drawn = asked("one", "two", "three")
+    texts = {"sft": ["a", "b", "c"], "dpo": ["x", "y", " c"]}
+    run: Any = SimpleNamespace(inputs={f"policy_{name}": SimpleNamespace(id=name) for name in texts})
+    left, right = (answer_id(drawn[0], name, texts[name][0]) for name in ("sft", "dpo"))
+    vote = {"pair_id": "p", "rater_id": "r", "left": left, "right": right, "answer": 2, "kind": "human"}
+    write_rows(tmp_path / "final" / "judgments.jsonl", [vote])
+    answers = {name: [{"text": text, "yardsticks": {}} for text in own] for name, own in texts.items()}
+    measure, config = build_measure(parse(f"people:{tmp_path}")), settings(policies={"sft": "p", "dpo": "q"})
+    compare_answers(run, measure, drawn, answers, config)
+    found = {name: [one["yardsticks"][measure.source] for one in own] for name, own in answers.items()}
+    assert found == {"sft": [0.0, None, 0.5], "dpo": [1.0, None, 0.5]}
+
+
+def test_an_empty_answer_has_no_perplexity(bench: Path, tmp_path: Path) -> None:
+    mute = Script({"one": (EOS,), "two": (FEED, EOS), "three": (FEED, EOS), "four": (FEED, EOS)}, certainty=0.9)
+    build_bigrams(tmp_path / "mute", LANGUAGE, mute)
+    policies = {"sft": bench / "sft", "mute": tmp_path / "mute"}
+    names = ["rubric", "perplexity", "bits_per_byte"]
+    status, printed = evaluate(bench, tmp_path / "out", policies=policies, yardsticks=names)
+    assert status == 0, printed
+    for name in names[1:]:
+        values = by_word(tmp_path / "out", "mute", name)
+        assert values["one"] is None
+        assert None not in (values["two"], values["three"])
+    # the values of the same answers under the other policy, beside the first evaluation: its own have 1/0.9
+    turned = {"sft": tmp_path / "mute", "mute": bench / "sft"}
+    status, printed = evaluate(bench, tmp_path / "turned", policies=turned, yardsticks=names)
+    assert status == 0, printed
+    assert by_word(tmp_path / "out", "sft", "perplexity")["two"] == pytest.approx(2.0, abs=1e-3)
+    assert by_word(tmp_path / "turned", "sft", "perplexity")["two"] == pytest.approx(1 / 0.9, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "drawn"), [([1], "a", True), ([1], "other", False), ([2], "a", False), ([2], "other", False)]
+)
+def test_drawn_ids_are_measured_where_they_mean_the_same(prompt: list[int], text: str, drawn: bool) -> None:
+    chat: Any = SimpleNamespace(
+        encode_prompt=lambda messages, tools: prompt,
+        decode_completion=lambda ids: text,
+        encode_completion=lambda messages, text, finished, tools: ([7], [8, len(text)]),
+    )
+    answer = {"prompt_ids": [1], "ids": [3, 4], "text": "a", "finished": True}
+    assert _encode(chat, asked("one")[0], answer) == (([1], [3, 4]) if drawn else ([7], [8, 1]))
+
+
+def test_a_perplexity_is_a_number_however_improbable_the_answer() -> None:
+    assert _of_logps("perplexity", [-900.0, -800.0], "ab") == math.exp(700.0)
+
+
+def test_failures_are_counted_by_yardstick_with_the_beginning_of_the_first() -> None:
+    measures = [build_measure(parse(name)) for name in ("refusal", "length")]
+    failures = [Failure("length", "sft", "p", message) for message in ("x" * 900, "second", "third")]
+    fine, failed = facts(measures, failures)
+    assert "failed" not in fine
+    assert failed["failed"] == 3
+    assert failed["first_failure"] == "x" * 400 + "…"
+
+
+def test_criteria_are_of_the_last_question() -> None:
+    turns = ("user", "first"), ("assistant", "answer"), ("user", "last")
+    drawn = [Prompt(id="p", messages=tuple(Message(role=role, content=text) for role, text in turns))]  # type: ignore[arg-type]
+    users: Any = SimpleNamespace(criteria_of=lambda question, text: {f"{question}: {text}": True})
+    measure = replace(build_measure(parse("refusal")), users=users)
+    answers: dict[str, list[dict[str, Any]]] = {"sft": [{"text": "a", "yardsticks": {"refusal": 1.0}}]}
+    assert leave_out_unmeasured([measure], drawn, answers, []) == drawn
+    assert answers["sft"][0]["measured"] == {"value": 1.0, "criteria": {"last: a": True}}
