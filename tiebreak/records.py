@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,6 +58,41 @@ def _is_training(purpose: object) -> bool:
     return purpose == "training"
 
 
+class RepeatedKeyError(ValueError):
+    """An object has a key twice. JSON allows that, but only one of the two values would be read."""
+
+
+def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON, as a hook of its decoder.
+
+    Raises:
+        RepeatedKeyError: it has a key twice.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedKeyError(f"{next(name for name in names if names.count(name) > 1)!r} is in one object twice")
+    return made
+
+
+def strict_json(text: str) -> Any:
+    """The JSON in a part of a row.
+
+    Raises:
+        ValueError: it is none, or has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 class FunctionCall(Record):
     """A function call by the assistant."""
 
@@ -73,12 +109,11 @@ class FunctionCall(Record):
         if value is None or value == "":
             return {}
         if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+            value = strict_json(value)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}, not a JSON object")
+        if not _is_finite(value):
+            raise ValueError("NaN or Infinity is in it, which JSON does not have")
         return value
 
 
@@ -229,9 +264,9 @@ class Message(Record):
 def parse_json(text: str, what: str) -> Any:
     """The JSON text of a part of a row. Raises ValueError, which names the part."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what}: not JSON ({error.msg} at column {error.colno})") from None
+        return strict_json(text)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 Messages = tuple[Message, ...]

@@ -424,6 +424,25 @@ def test_a_mark_that_the_template_would_cut_the_answer_at_is_refused(name: str) 
             trained(load(name), (ASK, says("assistant", text, reasoning_content=thought)))
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "qwen3_6", "glm4moe", "nemotron_3_nano"])
+@pytest.mark.parametrize("text", ["Write <think>a</think> so.", "<think>Of <think>.</think>So."])
+def test_an_answer_about_thoughts_marks_is_not_cut_into_a_thought_and_the_rest(name: str, text: str) -> None:
+    """Where the prompt opens the thought, the text before `</think>` is one, but not if it holds the mark itself."""
+    with pytest.raises(TiebreakError, match="'</think>', which the chat template takes for the end of a thought"):
+        trained(load(name), [says("user", "How?"), says("assistant", text)])
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen3", "gptoss", "llama3"])
+def test_an_answer_without_a_question_is_context_alone(name: str) -> None:
+    greeting, asked = says("assistant", "Hello."), [says("user", "Why?"), says("assistant", "Iron.")]
+    with pytest.raises(TiebreakError, match="begins with an answer, to which there is no question: give it weight 0"):
+        trained(load(name), [greeting, *asked])
+    kept = trained(load(name), [greeting.model_copy(update={"weight": 0}), *asked])
+    assert kept == trained(load(name), [greeting, *asked], last_only=True)
+    assert "Iron." in kept[0][0]
+    assert "Hello." not in "".join(kept[0])
+
+
 @pytest.mark.parametrize("name", ["qwen3_training", "qwen3"])
 def test_a_dropped_thought_is_in_no_context_either(name: str) -> None:
     """Between a call and its answer both templates keep thoughts; a policy without thoughts never sees one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,10 @@ def test_thinking_is_reasoning_content() -> None:
         ({**SAID, "thinking": "a", "reasoning_content": "b"}, "thinking and reasoning_content differ"),
         ({**SAID, "tool_calls": [{"name": "f", "arguments": "{"}]}, "tool_calls.0.function.arguments: not JSON"),
         ({**SAID, "tool_calls": [{"name": "f", "arguments": "[1]"}]}, "arguments: a list, not a JSON object"),
+        ({**SAID, "tool_calls": [{"name": "f", "arguments": '{"a": 1, "a": 2}'}]}, "'a' is in one object twice"),
+        ({**SAID, "tool_calls": '[{"name": "f", "name": "g"}]'}, "tool_calls: 'name' is in one object twice"),
+        ({**SAID, "tool_calls": [{"name": "f", "arguments": '{"a": [NaN]}'}]}, "arguments: NaN or Infinity is in it"),
+        ({**SAID, "tool_calls": [{"name": "f", "arguments": {"a": {"b": math.inf}}}]}, "NaN or Infinity is in it"),
         ({**SAID, "tool_calls": [{"name": "f", "index": 3}]}, "tool_calls.0.index: "),
         ({**SAID, "tool_calls": [{"type": "retrieval", "name": "f"}]}, "tool_calls.0.type: "),
     ],

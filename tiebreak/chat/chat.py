@@ -295,6 +295,11 @@ class Chat:
         learned = [n for n in turns if messages[n].weight != 0]
         if not learned:
             raise HandoffError(_NOTHING_TO_LEARN)
+        if 0 in learned:
+            raise HandoffError(
+                "the conversation begins with an answer, to which there is no question: give it weight 0, which keeps it "
+                "as context alone, or leave it out"
+            )
         examples: list[EncodedSequence] = []
         for number in reversed(learned):
             self._require_answer(messages[number])
@@ -594,9 +599,10 @@ class Chat:
             body, mark = message.text.lstrip(), self.turn.thought_mark
             if closing in body and (opening.strip() == "" or body.startswith(mark)):
                 thought, _, answer = body.removeprefix(mark).partition(closing)
-                # blanks around them are the template's
-                changed = {"content": answer.strip(), "reasoning_content": thought.strip() or None}
-                message = message.model_copy(update=changed)
+                if not mark or mark not in thought:  # or the text speaks of marks: it is refused where it is learned
+                    # blanks around them are the template's
+                    changed = {"content": answer.strip(), "reasoning_content": thought.strip() or None}
+                    message = message.model_copy(update=changed)
         if self.settings.thinking == "drop" and message.reasoning_content is not None:
             return message.model_copy(update={"reasoning_content": None})
         return message

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -1047,8 +1048,26 @@ def _is_ranking(cells: Cells) -> bool:
 def check(result: PromptRow) -> None:
     """Raises ValueError if the prompt or the answer is empty."""
     check_prompt(result.prompt)
+    if result.prompt[-1].role == "user":
+        _require_visible(result.prompt[-1:], "the prompt")
     if isinstance(result, AnswerRow | RatingRow):
         check_side(result.answer, "the completion")
+        _require_visible(result.answer[-1:], "the completion")
+    if isinstance(result, PreferenceRow):
+        for name, side in (("chosen", result.chosen), ("rejected", result.rejected)):
+            _require_visible(side[-1:], name)
+
+
+def _require_visible(messages: Messages, name: str) -> None:
+    """Refuse zero-width and control characters alone: to a reader that is an empty text."""
+    for message in messages:
+        unseen = message.text.strip() and all(unicodedata.category(letter) in _UNSEEN for letter in message.text)
+        if unseen and not message.media and not message.tool_calls:
+            raise ValueError(f"{name} is empty but for characters that cannot be seen")
+
+
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")
+"""Unicode's categories of control and format characters, and of separators"""
 
 
 def messages_of(result: Content) -> Messages:

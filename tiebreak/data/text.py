@@ -20,6 +20,7 @@ from typing import Any
 from tiebreak.data.compression import COMPRESSED_ENDINGS, LONGEST_LINE_BYTES, lines_of, open_bytes, read_bytes
 from tiebreak.data.tickets import is_ticket, tickets_of
 from tiebreak.errors import DataError
+from tiebreak.records import RepeatedKeyError, once
 
 Row = tuple[str, dict[str, Any]]
 """A row's place (`file:line`), and the row."""
@@ -188,19 +189,7 @@ def _inside(value: object) -> Iterable[object]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-class RepeatedKeyError(ValueError):
-    """An object has a key twice. JSON allows that, but only one of the two values would be read."""
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise RepeatedKeyError(f"{next(name for name in names if names.count(name) > 1)!r} is in one object twice")
-    return made
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=once)
 
 
 def _value_of(line: str) -> object:
@@ -256,7 +245,7 @@ def _read_object(path: Path, content: bytes) -> Table | None:
     from tiebreak.data.splits import split_of
 
     try:
-        value = json.loads(content, object_pairs_hook=_once)
+        value = json.loads(content, object_pairs_hook=once)
     except RepeatedKeyError as error:
         raise DataError(f"{path}: {error}") from None
     except (RecursionError, ValueError):

@@ -453,7 +453,7 @@ def test_two_messages_of_the_assistant_in_a_row_and_one_before_any_question(word
     both = [["Add iron.<|im_end|>", "Add 2 ml.<|im_end|>"]]
     assert trained(chat, chat.encode_conversation((ASK, ANSWER, MORE))) == both
     assert trained(chat, chat.encode_conversation((ASK, ANSWER, MORE), last_only=True)) == [["Add 2 ml.<|im_end|>"]]
-    with pytest.raises(HandoffError, match="refuses a conversation of"):  # to nothing there is no answer to learn
+    with pytest.raises(HandoffError, match="begins with an answer, to which there is no question"):
         chat.encode_conversation((ANSWER, AGAIN, MORE))
     greeting = ANSWER.model_copy(update={"weight": 0})
     assert trained(chat, chat.encode_conversation((greeting, AGAIN, MORE))) == [["Add 2 ml.<|im_end|>"]]

@@ -26,7 +26,7 @@ from tiebreak.data.reading import (
     read_preferences,
     read_prompts,
 )
-from tiebreak.data.shapes import LabelRow, Omission, PreferenceRow, guess, interpret, unsettled_winner
+from tiebreak.data.shapes import LabelRow, Omission, PreferenceRow, check, guess, interpret, unsettled_winner
 from tiebreak.data.sources import pieces_of
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, HandoffError, RunError
@@ -213,6 +213,35 @@ def test_votes_are_ours_if_each_names_its_rater(
     [one] = read_preferences(source, Rules(**KEEP))
     assert (one.votes is not None) == ours
     assert ("ignored columns: votes" in capsys.readouterr().err) != ours
+
+
+# --- what nobody can see
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\ufeff \u2060", "\x00\x1f"])
+@pytest.mark.parametrize(
+    ("wanted", "row", "name"),
+    [
+        ("preferences", {"prompt": "q", "chosen": "x", "rejected": None}, "rejected"),
+        ("preferences", {"prompt": None, "chosen": "x", "rejected": "y"}, "the prompt"),
+        ("demonstrations", {"prompt": "q", "completion": None}, "the completion"),
+        ("answers", {"prompt": "q", "completion": None, "label": True}, "the completion"),
+        ("prompts", {"prompt": None}, "the prompt"),
+    ],
+)
+def test_a_text_that_nobody_can_see_is_empty(
+    unseen: str, wanted: RecordKind, row: dict[str, Any], name: str, tmp_path: Path
+) -> None:
+    rows = [{key: held if value is None else value for key, value in row.items()} for held in (unseen, "a\u200db")]
+    reading = read(str(write_rows(tmp_path / "rows.jsonl", rows)), wanted, Rules(**KEEP))
+    assert [bad.reason for bad in reading.bad] == [f"{name} is empty but for characters that cannot be seen"]
+    assert len(reading.drafts) == 1
+
+
+def test_a_call_and_an_image_can_be_seen() -> None:
+    for seen in ({"content": "\u200b", "tool_calls": [{"name": "f"}]}, {"content": [CAT, "\u200b"]}):
+        _, [found], _ = read_row({"prompt": "q", "completion": [{"role": "assistant", **seen}]}, "demonstrations")
+        check(found)
 
 
 # --- synthetic rows
