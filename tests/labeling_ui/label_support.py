@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -18,6 +20,7 @@ import pytest
 
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store, wall_clock_ms
+from tiebreak.command.cli import main as command_line
 from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -105,14 +108,15 @@ def answer(pair_id: str, value: int = 1, client_id: str = "") -> Submission:
 
 
 def tiebreak(*words: str, ok: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """The real command line, in a process of its own."""
-    command = [sys.executable, "-m", "tiebreak.command.cli", *words]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, cwd=cwd, env=environment(), check=False
-    )
-    assert (result.returncode == 0) is ok, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
-    assert "Traceback" not in result.stderr
-    return result
+    """The command line, in this process."""
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            command_line(list(words))
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+    assert (status == 0) is ok, f"exit status {status}\n{stdout.getvalue()}\n{stderr.getvalue()}"
+    return subprocess.CompletedProcess(words, status, stdout.getvalue(), stderr.getvalue())
 
 
 def environment() -> dict[str, str]:
