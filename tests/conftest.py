@@ -24,10 +24,11 @@ SLOW = """
     test_label_hostile test_rounds test_adapter_start test_methods test_label_saying test_label_standing test_label_backup
     test_label_single test_label_page test_shared_batches test_label_second_factor test_label_review test_label_synthetic
     test_synthesise test_virtual_tokens
-    test_monitors test_evaluate_yardsticks test_yardsticks test_benchmarks test_explain
+    test_new_stage test_monitors test_evaluate_yardsticks test_yardsticks test_benchmarks test_explain
 """.split()
 """Files of more than five seconds, the longest first: each file is one worker's, so at the end none must be left alone with
-a long one. `make test-fast` leaves them out, and tests elsewhere of a finished recipe, which takes a minute to make."""
+a long one. `make test-fast` leaves them out, as tests elsewhere that are marked slow or need a finished recipe, which takes
+a minute to make."""
 
 
 def pytest_configure() -> None:

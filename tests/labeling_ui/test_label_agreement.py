@@ -370,6 +370,7 @@ def imported_agreement(folder: Path, pairs: Iterable[Pair], judgments: Iterable[
     return measured
 
 
+@pytest.mark.slow
 def test_pandalm(tmp_path: Path) -> None:
     file = SHARED_DATA / "pandalm-testset/votes_long.csv"
     if not file.exists():

@@ -169,6 +169,7 @@ def test_campaigns_that_cannot_share_a_server_are_refused(tmp_path: Path, capsys
         assert message in capsys.readouterr().err, message
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_lead_of_two_campaigns_logs_in_once(tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright

@@ -136,6 +136,7 @@ def behind_nginx(folder: Path, upstream: int) -> Iterator[str]:
         process.wait(10)
 
 
+@pytest.mark.slow
 def test_logins_work_behind_nginx_as_it_is_shipped(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite", create=True)
     add_account(store, "anna", "rater", "a long enough password")

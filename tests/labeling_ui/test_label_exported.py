@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import httpx
+import pytest
 from label_support import CHROMIUM, answer, make_pair, needs_chromium, open_store, serving
 
 from labeling_ui import label
@@ -47,6 +48,7 @@ def test_what_changed_since_the_last_export(url: str, tmp_path: Path) -> None:
     assert verify(store).faults == []
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_lead_exports_from_the_page(tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright

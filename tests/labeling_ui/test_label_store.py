@@ -49,6 +49,7 @@ def assert_whole(store: Store) -> None:
     assert found.events > 0
 
 
+@pytest.mark.slow
 def test_four_processes_fill_every_place_once(url: str) -> None:
     store = open_store(url, [make_pair(n) for n in range(30)], overlap=3, raters=4)
     context = multiprocessing.get_context("spawn")

@@ -159,6 +159,7 @@ def test_both_scores_are_of_the_same_completions(tmp_path: Path) -> None:
     assert guard.history[-1].training_score > first.training_score  # it learned what it is rewarded for
 
 
+@pytest.mark.slow
 def test_a_guarded_run_resumes_to_the_same_verdicts(tmp_path: Path) -> None:
     """Cut after a verdict that no checkpoint holds yet: it is forgotten, and given again."""
     whole = ppo_trainer(tmp_path / "whole")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from support import succeed
+from support import run_here
 
 from preference.policy.backbone import load_backbone
 from preference.policy.rewards import (
@@ -159,7 +159,9 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
         load_reward(replace(reward, pinned={}), 1.0, backbone, policy, seen, TRAINING, "reward")
 
 
-def test_rloo_through_the_command_line_on_a_function(tiny_model: Path, raw_data: Path, tmp_path: Path) -> None:
+def test_rloo_through_the_command_line_on_a_function(
+    tiny_model: Path, raw_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A base model, a function and no reward model: trained, saved, reloaded; the function's file is in the identity."""
     shutil.copy(HERE / "polite_rewards.py", tmp_path / "my_rewards.py")
     words: list[Any] = ["ppo", "--output", tmp_path / "run", "--policy", tiny_model, "--algorithm", "rloo"]
@@ -168,7 +170,9 @@ def test_rloo_through_the_command_line_on_a_function(tiny_model: Path, raw_data:
     words += ["--sampling.max-new-tokens", "6", "--sampling.temperature", "1.0", "--stop-when-all-cut-off", "false"]
     words += ["--training.per-device-batch-size", "4", "--max-validation-prompts", "2", "--tracking.mode", "disabled"]
     words += ["--adapter.r", "4", "--training.learning-rate", "1e-3"]
-    succeed(*words, environment={"PYTHONPATH": f"{tmp_path}:{HERE.parent.parent}"})
+    monkeypatch.syspath_prepend(tmp_path)
+    status, message = run_here(*words)
+    assert status == 0, message
     manifest = read_manifest(tmp_path / "run")
     assert manifest["inputs"]["rewards.0"]["kind"] == "file"
     assert manifest["probe_difference"] <= 1e-5

@@ -166,6 +166,7 @@ def test_another_seed_draws_others(whole: Path, values: dict[str, Any], tmp_path
     assert len(mine & theirs) < len(mine) / 2
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_end_in_the_same_run(whole: Path, values: dict[str, Any], tmp_path: Path) -> None:
     config = config_of(**values, output=str(tmp_path / "run"))
     slow = (  # each batch takes a while, so that the kill falls between two

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import TINY_TRAINING, read_rows, run_here, succeed, write_config, write_rows
+from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label
@@ -59,7 +59,8 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_dat
         garbage_prompts=2,
         training={**TINY_TRAINING, "max_steps": 3},
     )
-    succeed("reward", "--config", config)
+    status, message = run_here("reward", "--config", config)
+    assert status == 0, message
     return folder / "reward"
 
 
@@ -126,11 +127,12 @@ def test_the_command_writes_the_same_figures_again_and_refuses_rows_it_was_train
 ) -> None:
     again = tmp_path / "again"
     words = ("reward", "report", "--reward-model", ensemble, "--output", again, "--garbage-prompts", "2")
-    done = succeed(*words)
+    status, message = run_here(*words)
+    assert status == 0, message
     first, second = (json.loads((folder / "report.json").read_text()) for folder in (ensemble, again))
     assert second["accuracy"] == first["accuracy"]
     assert second["calibration"]["before"]["nll"] == pytest.approx(first["calibration"]["before"]["nll"], abs=1e-5)
-    assert "report: file://" in done.stderr
+    assert "report: file://" in message
     trained_on = [row for row in read_rows(ensemble.parent / "preferences.jsonl") if row["split"] == "train"]
     seen = write_rows(tmp_path / "seen.jsonl", trained_on)
     words = ("reward", "report", "--reward-model", ensemble, "--preferences", seen, "--output", tmp_path / "x")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY, read_rows, run_command, snapshot, succeed, write_config, write_rows
+from support import REPOSITORY, read_rows, run_here, snapshot, write_config, write_rows
 
 from tiebreak.command.cli import main
 
@@ -40,11 +42,13 @@ def refused(status: int, stderr: str, *parts: str, wanted_status: int = 1) -> st
     return message
 
 
-def fail(*words: str | Path, parts: tuple[str, ...], wanted_status: int = 1, **options: Any) -> str:
-    """`tiebreak …`, which must be refused."""
-    result = run_command(*words, **options)
-    assert result.stdout == ""
-    return refused(result.returncode, result.stderr, *parts, wanted_status=wanted_status)
+def fail(*words: str | Path, parts: tuple[str, ...], wanted_status: int = 1) -> str:
+    """`tiebreak …` in this process, which must be refused."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stdout.getvalue() == ""
+    return refused(int(stopped.value.code or 0), stderr.getvalue(), *parts, wanted_status=wanted_status)
 
 
 def carry_out(*words: object) -> None:
@@ -207,7 +211,7 @@ def test_an_output_folder_of_another_configuration_is_left_as_it_is(finished: tu
         ),
     )  # fmt: skip
     assert snapshot(folder) == before
-    assert "nothing to do" in succeed(*words).stderr
+    assert "nothing to do" in run_here(*words)[1]
     assert snapshot(folder) == before
 
 

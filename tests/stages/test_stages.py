@@ -211,7 +211,8 @@ def test_qlora_on_the_cpu(finished_recipe: Path, tmp_path: Path) -> None:
     """4-bit base weights, one key of the configuration: SFT trains, saves, reloads."""
     folder = tmp_path / "sft"
     words = ("sft", "--config", config_of(finished_recipe, "sft"), "--output", folder, "--merge", "false")
-    succeed(*words, "--adapter.method", "qlora")
+    status, message = run_here(*words, "--adapter.method", "qlora")
+    assert status == 0, message
     manifest = read_manifest(folder)
     assert manifest["model"]["quantized"] is True
     losses = [row["loss"] for row in read_metrics(folder) if "loss" in row]
@@ -230,7 +231,9 @@ def test_a_merged_model_is_a_plain_model(finished_recipe: Path) -> None:
     torch.testing.assert_close(merged(ids).logits, apart(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_killed_run_ends_in_the_same_weights(finished_recipe: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_in_the_same_weights(
+    finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run cut off after its second checkpoint, sent to W&B, resumes to the very bytes of an uncut one."""
     folder = tmp_path / "sft"
     shutil.copytree(output(finished_recipe, "sft"), folder)
@@ -240,8 +243,10 @@ def test_a_killed_run_ends_in_the_same_weights(finished_recipe: Path, tmp_path: 
         folder / "checkpoints" / "checkpoint-3" / "COMPLETE"
     ).unlink()  # as if the kill had come while it was being written
     words = ("sft", "--config", config_of(finished_recipe, "sft"), "--output", folder)
-    result = succeed(*words, environment={"WANDB_MODE": "offline"})
-    assert f"resuming from {folder / 'checkpoints' / 'checkpoint-2'}" in result.stderr
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    status, message = run_here(*words)
+    assert status == 0, message
+    assert f"resuming from {folder / 'checkpoints' / 'checkpoint-2'}" in message
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]
     counted = [[row.get("num_tokens") for row in read_metrics(f)] for f in (folder, output(finished_recipe, "sft"))]

@@ -9,8 +9,6 @@ import contextlib
 import json
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import pytest
 from support import SHARED_DATA, write_rows
 
+from tiebreak.command.cli import main
 from tiebreak.command.data import guess_kind
 from tiebreak.data.cells import Cells, about
 from tiebreak.data.columns import check_columns
@@ -808,15 +807,17 @@ def test_a_fault_in_the_first_row_is_that_rows(name: str, tmp_path: Path) -> Non
     ("ratings", "fault"),
     [([5, None], "ratings: None is not a number"), ([5], "generations holds 2 answers and ratings 1")],
 )
-def test_a_first_row_whose_ranking_has_a_fault_is_named(ratings: list[Any], fault: str, tmp_path: Path) -> None:
+def test_a_first_row_whose_ranking_has_a_fault_is_named(
+    ratings: list[Any], fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"instruction": f"Q{n}?", "generations": ["a", "b"], "ratings": [5, 1]} for n in range(3)]
     rows[0]["ratings"] = ratings
     write_rows(tmp_path / "rows.jsonl", rows)
-    shown = subprocess.run(
-        [sys.executable, "-m", "tiebreak", "data", tmp_path / "rows.jsonl"], capture_output=True, text=True, check=False
-    )
-    assert f"rows.jsonl:1: {fault}" in shown.stdout
-    assert (shown.returncode, shown.stderr) == (1, "")
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", str(tmp_path / "rows.jsonl")])
+    shown = capsys.readouterr()
+    assert f"rows.jsonl:1: {fault}" in shown.out
+    assert (stopped.value.code, shown.err) == (1, "")
 
 
 def test_rankings_by_hand() -> None:
