@@ -16,11 +16,12 @@ from labeling_ui.exchange.foreign import Format as ForeignFormat
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, MAX_NAMES, NAME
 from labeling_ui.store.pairs.inspection import InspectConfig
-from labeling_ui.store.store import default_store_url
+from labeling_ui.store.store import SESSION_HOURS, default_store_url
 from labeling_ui.store.work.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Criterion, FlagTarget, Questionnaire, Required
 from labeling_ui.store.work.assigning import LEASE_SECONDS
 from labeling_ui.store.work.standing import QualifyConfig, StopConfig
 from labeling_ui.web.login.oidc_config import OidcConfig
+from labeling_ui.web.mail.configuration import MailConfig
 from labeling_ui.web.webhook import WebhookConfig
 from labeling_ui.worker import ConverseConfig
 from tiebreak.assessments import SingleTask
@@ -32,6 +33,10 @@ from tiebreak.measures.yardstick import RUBRIC
 from tiebreak.runs.requirements import Requirement
 
 S = TypeVar("S", bound=Section)
+
+
+def _is_two_weeks(hours: float) -> bool:
+    return hours == SESSION_HOURS
 
 
 RUBRIC_STEP = 1 / 6
@@ -78,6 +83,8 @@ class LabelConfig(StageConfig):
     left}; null: ignore the column"""
     webhook: WebhookConfig | None = Field(default=None, exclude_if=lambda hook: hook is None)
     """address to which the server reports judgments, finished batches, disputes and stopped raters, signed"""
+    mail: MailConfig | None = Field(default=None, exclude_if=lambda mail: mail is None)
+    """mail server, for raters who want an e-mail when there is work again or when their login was changed"""
     media: str | None = Field(default=None, exclude_if=lambda folder: folder is None)
     """folder of the images and recordings of the pairs; they are checked, cleaned of EXIF and copied into the store"""
     require_alt: bool = Field(default=False, exclude_if=lambda asked: not asked)
@@ -131,6 +138,10 @@ class LabelConfig(StageConfig):
     """daily goal of judgments per rater; their page shows today's count against it"""
     break_after_minutes: int | None = Field(default=None, ge=1, le=600, exclude_if=lambda minutes: minutes is None)
     """suggest a break after this many minutes of work without a five-minute pause; null: never"""
+    session_hours: float = Field(default=SESSION_HOURS, ge=0.5, le=SESSION_HOURS, exclude_if=_is_two_weeks)
+    """hours after which everybody must log in again, however active"""
+    session_idle_minutes: int | None = Field(default=None, ge=5, exclude_if=lambda minutes: minutes is None)
+    """minutes without any action after which one must log in again; null: as long as `session_hours`"""
     security_log: str | None = Field(default=None, exclude_if=lambda path: path is None)
     """file to which logins and refused requests are appended, one JSON line each, without names and passwords"""
     second_factor_for_leads: bool = Field(default=False, exclude_if=lambda asked: not asked)

@@ -56,7 +56,7 @@ from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.single import assessment_lines, measure_assessments
 from labeling_ui.simulate import refuse_people, simulate
 from labeling_ui.store.pairs.campaign import Batch
-from labeling_ui.store.store import Store
+from labeling_ui.store.store import SessionRules, Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.listening import listen
 from labeling_ui.web.login.accounts import needs_login
@@ -79,6 +79,7 @@ from tiebreak.tracking.recorder import tracked
 
 if TYPE_CHECKING:
     from labeling_ui.pages import PageConfig
+    from labeling_ui.web.mail.sending import Mailer
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -157,12 +158,7 @@ def add_pairs(store: Store, config: LabelConfig, pairs: Sequence[Pair]) -> int:
     if not config.pairs and store.campaign():
         return 0
     identity = identify_input(config.pairs).id if config.pairs else ""
-    if config.media is not None:
-        without = add_media(store, pairs, MediaConfig(Path(config.media), config.require_alt))
-        if without:
-            show(
-                f"{counted(without, 'file')} of pairs without alt: raters who do not see or hear them cannot judge these"
-            )
+    _add_files(store, config, pairs)
     return store.add_pairs(
         pairs,
         overlap=config.overlap,
@@ -176,6 +172,15 @@ def add_pairs(store: Store, config: LabelConfig, pairs: Sequence[Pair]) -> int:
     )
 
 
+def _add_files(store: Store, config: LabelConfig, pairs: Sequence[Pair]) -> None:
+    """Copy the images and recordings of pairs or single answers into the store."""
+    if config.media is None:
+        return
+    if without := add_media(store, pairs, MediaConfig(Path(config.media), config.require_alt)):
+        what = "a file" if without == 1 else f"{without} files"
+        show(f"{what} without alt: raters who do not see or hear such a file cannot judge it")
+
+
 def read_some_answers(config: LabelConfig) -> list[SingleAnswer]:
     """The configured single answers.
 
@@ -186,7 +191,7 @@ def read_some_answers(config: LabelConfig) -> list[SingleAnswer]:
         return []
     identify_input(config.answers)
     require(config.require, config.answers)
-    answers = read_single_answers(config.answers, config.task)
+    answers = read_single_answers(config.answers, config.task, media=config.media is not None)
     if not answers:
         raise HandoffError(f"{config.answers} contains no answers: there is nothing to judge")
     refuse_unclassed(answers, config.classes, config.answers)
@@ -211,6 +216,7 @@ def add_answers(store: Store, config: LabelConfig, answers: Sequence[SingleAnswe
     """Add single answers to the store, in the same batch as pairs; returns how many are new."""
     if not answers:
         return 0
+    _add_files(store, config, answers)
     if config.inspect is not None:
         batch = Batch(config.batch, config.priority, config.pool, config.overlap)
         about = {"source": config.answers, "source_id": identify_input(config.answers).id}
@@ -294,7 +300,9 @@ def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
         limit, made = LoginLimit(), []
         for name, (store, new), (config, pairs, answers) in zip(names, stores, read, strict=True):
             under = config.model_copy(update={"prefix": config.prefix + path_of(name)})
-            made.append(Campaign(name, create_app(store, build_page(under), config.aggregation, limit, config.oidc)))
+            page = build_page(under)
+            mail = stack.enter_context(_mailing(store, config, page))
+            made.append(Campaign(name, create_app(store, page, config.aggregation, limit, config.oidc, mail)))
             _greet(store, under, new, pairs, answers)
             stack.enter_context(_answering(config))
             stack.enter_context(_reporting(store, config))
@@ -343,10 +351,12 @@ def _serve_store(
     new = _prepare_store(store, config, pairs, answers)
     from labeling_ui.web.server import create_app, run_server
 
-    app = create_app(store, build_page(config), config.aggregation, oidc=config.oidc)
-    _greet(store, config, new, pairs, answers)
-    with contextlib.suppress(KeyboardInterrupt), _answering(config), _reporting(store, config):
-        run_server(app, listening, believed_proxies(config), config.prefix)
+    page = build_page(config)
+    with _mailing(store, config, page) as mail:
+        app = create_app(store, page, config.aggregation, oidc=config.oidc, mail=mail)
+        _greet(store, config, new, pairs, answers)
+        with contextlib.suppress(KeyboardInterrupt), _answering(config), _reporting(store, config):
+            run_server(app, listening, believed_proxies(config), config.prefix)
     show("", f"saved: {store.judged()} judgments in {store.url}")
 
 
@@ -361,6 +371,7 @@ def _prepare_store(
     """Add what the configuration names; returns how many pairs and answers are new. `accounts`: there must be some."""
     store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     store.rules.qualify, store.rules.stop = config.qualify, config.stop
+    store.sessions = SessionRules(config.session_hours, config.session_idle_minutes)
     if config.oidc is not None:
         require_package("authlib", "oidc", "oidc")
     _refuse_simulated(store)
@@ -397,6 +408,15 @@ def _reporting(store: Store, config: LabelConfig) -> contextlib.AbstractContextM
     from labeling_ui.web.webhook import Webhook
 
     return Webhook(store, config.webhook, config.title)
+
+
+def _mailing(store: Store, config: LabelConfig, page: PageConfig) -> contextlib.AbstractContextManager[Mailer | None]:
+    """Sends mails while the page is served, if a mail server is configured."""
+    if config.mail is None:
+        return contextlib.nullcontext()
+    from labeling_ui.web.mail.sending import Mailer
+
+    return Mailer(store, config.mail, page.title, page.words)
 
 
 @contextlib.contextmanager

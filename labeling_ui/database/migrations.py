@@ -500,6 +500,22 @@ def _migrate_022_gold_values(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE gold ADD COLUMN value TEXT")
 
 
+_MAIL_AND_SESSIONS = """
+CREATE TABLE mail_addresses (
+  rater_id TEXT PRIMARY KEY REFERENCES raters (id), email TEXT NOT NULL, code_hash TEXT NOT NULL,
+  code_until_ms BIGINT NOT NULL, tries INTEGER NOT NULL, confirmed_at_ms BIGINT, waits INTEGER NOT NULL,
+  sent_at_ms BIGINT);
+ALTER TABLE sessions ADD COLUMN began_at_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE media_names ADD COLUMN alt TEXT NOT NULL DEFAULT '';
+"""
+
+
+def _migrate_023_mail_and_sessions(connection: Connection) -> None:
+    """Addresses for notices by e-mail; when a session began; descriptions of files that leads upload."""
+    _run_all(connection, _MAIL_AND_SESSIONS)
+    connection.exec_driver_sql(f"UPDATE sessions SET began_at_ms = expires_at_ms - {14 * 86_400_000}")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -523,6 +539,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_020_media,
     _migrate_021_notes,
     _migrate_022_gold_values,
+    _migrate_023_mail_and_sessions,
 )
 
 

@@ -242,6 +242,8 @@ MEDIA_NAMES = Table(
     Column("name", String, primary_key=True),
     Column("sha256", String),
     Column("source_sha256", String),
+    Column("alt", String),
+    # for pairs that refer to the file without a description of their own
 )
 SUBMISSIONS = Table(
     "submissions",
@@ -265,6 +267,19 @@ SESSIONS = Table(
     Column("rater_id", String),
     Column("csrf_token", String),
     Column("expires_at_ms", BigInteger),
+    Column("began_at_ms", BigInteger),
+)
+MAIL_ADDRESSES = Table(
+    "mail_addresses",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("email", String),
+    Column("code_hash", String),
+    Column("code_until_ms", BigInteger),
+    Column("tries", Integer),
+    Column("confirmed_at_ms", BigInteger),  # NULL: nothing but the code is sent to it
+    Column("waits", Integer),  # 1: nothing was left for this rater, so they are told when something is
+    Column("sent_at_ms", BigInteger),
 )
 SECOND_FACTORS = Table(
     "second_factors",

@@ -29,7 +29,7 @@ RATER = PreparedStatement(sa.select(RATERS).where(RATERS.c.id == bindparam("rate
 """Locked on Postgres: one rater's actions in two windows run one after the other."""
 
 SESSION = PreparedStatement(
-    sa.select(RATERS, SESSIONS.c.csrf_token)
+    sa.select(RATERS, SESSIONS.c.csrf_token, SESSIONS.c.began_at_ms, SESSIONS.c.expires_at_ms)
     .join(SESSIONS, SESSIONS.c.rater_id == RATERS.c.id)
     .where(SESSIONS.c.token_hash == bindparam("token_hash"), SESSIONS.c.expires_at_ms > bindparam("now_ms"))
 )
@@ -113,14 +113,15 @@ NEXT_IN_TURN = PreparedStatement(_IN_TURN)
 NEXT_UNLOCKED = PreparedStatement(_IN_TURN.with_for_update(skip_locked=True))
 NEXT_AFTER_OTHERS = PreparedStatement(_IN_TURN.with_for_update())
 """Before the rater's cursor, every item is full or was theirs already: claims stay fast in a store of a million."""
-NEXT_FREED = PreparedStatement(
+_FREED = (
     sa.select(ITEMS)
     .where(ITEMS.c.freed == sa.literal_column("1"), _FREE, _NOT_FOR_LEAD, ~_GIVEN.exists())
     .where(ITEMS.c.pool.in_(["", bindparam("pool")]))
     .order_by(ITEMS.c.turn)
     .limit(sa.literal_column("1"))
-    .with_for_update(skip_locked=True)
 )
+A_FREED_ITEM = PreparedStatement(_FREED)
+NEXT_FREED = PreparedStatement(_FREED.with_for_update(skip_locked=True))
 """An item whose place a rater has left: it may be before the others' cursors. (Only offered items are ever freed, and
 asking for that too would lead SQLite to the index of all open items.)"""
 _HAD = sa.select(ASSIGNMENTS.c.id).where(

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from labeling_ui.store.pairs.media import MediaFile, MediaType, keep_media, known_media
+from labeling_ui.database.event_log import Transaction
+from labeling_ui.store.pairs.media import MediaFile, MediaType, describe_media, keep_media, known_media
 from labeling_ui.store.store import Store
 from tiebreak.errors import DataError, counted
 from tiebreak.records import Pair
@@ -40,6 +41,10 @@ _IMAGE_FORMATS: dict[str, MediaType] = {
 
 class BadMediaError(ValueError):
     """A file that is not shown; the message says why."""
+
+
+class NotThatKindError(BadMediaError):
+    """A file of no format that an image, or a recording, may have."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,21 @@ def clean(raw: bytes, kind: str) -> MediaFile:
     return _clean_image(raw) if kind == "image" else _clean_audio(raw)
 
 
+def clean_either(raw: bytes) -> MediaFile:
+    """An image or a recording, by its bytes.
+
+    Raises:
+        BadMediaError: it is neither, or beyond the limits.
+    """
+    kinds = []
+    for kind in ("image", "audio"):
+        try:
+            return clean(raw, kind)
+        except NotThatKindError as error:
+            kinds.append(str(error))
+    raise BadMediaError(" and ".join(kinds))
+
+
 def _clean_image(raw: bytes) -> MediaFile:
     try:
         with warnings.catch_warnings():
@@ -153,7 +173,7 @@ def _clean_image(raw: bytes) -> MediaFile:
     except Image.DecompressionBombError:
         raise BadMediaError(f"has too many pixels: at most {MAX_PIXELS:,}") from None
     except UnidentifiedImageError:
-        raise BadMediaError("is no PNG, JPEG, WebP or GIF image") from None
+        raise NotThatKindError("is no PNG, JPEG, WebP or GIF image") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise BadMediaError(f"is a damaged image: {error}") from error
 
@@ -196,7 +216,7 @@ def _audio_kind(raw: bytes) -> tuple[MediaType, bytes]:
         return "audio/flac", body
     if len(body) > 4 and body[0] == 0xFF and body[1] & 0xE6 == 0xE2:  # a frame of MPEG audio, layer III
         return "audio/mpeg", body
-    raise BadMediaError("is no WAV, MP3, Ogg or FLAC recording")
+    raise NotThatKindError("is no WAV, MP3, Ogg or FLAC recording")
 
 
 def _without_id3(raw: bytes) -> bytes:
@@ -249,6 +269,31 @@ _SECONDS: dict[MediaType, Callable[[bytes], float | None]] = {
     "audio/ogg": _ogg_seconds,
     "audio/mpeg": _mp3_seconds,
 }
+
+
+def upload_media(store: Store, name: str, raw: bytes, alt: str) -> tuple[MediaFile, bool]:
+    """Keep a file under a name; returns it as it is shown, and whether it is new. A description replaces the one there.
+
+    Raises:
+        BadMediaError: it is no image or recording, or beyond the limits; or another file has this name.
+    """
+    if "://" in name or name.startswith("data:"):
+        raise BadMediaError("has an address for a name: rename it")
+    source = hashlib.sha256(raw).hexdigest()
+    with store.reading() as connection:
+        there = known_media(connection, [name])
+    if there.get(name, source) != source:
+        raise BadMediaError("is not the file that the store has under this name: give it another name")
+    file = clean_either(raw)
+
+    def keep(tx: Transaction) -> None:
+        if name not in there:
+            keep_media(tx, name, source, file, alt)
+        elif alt:
+            describe_media(tx, name, alt)
+
+    store.transact(keep)
+    return file, name not in there
 
 
 def refuse_missing_media(store: Store, pairs: Iterable[Pair]) -> None:

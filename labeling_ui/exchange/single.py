@@ -17,7 +17,7 @@ from typing import Any
 
 from labeling_ui.quality.single import measure_assessments
 from tiebreak.assessments import SINGLE_TASKS, ExportedAssessment, SingleAnswer, decide_review
-from tiebreak.records import Demonstration, Prompt, assistant, write_jsonl
+from tiebreak.records import Demonstration, Messages, Prompt, assistant, write_jsonl
 
 FILES = {"rate": "ratings.jsonl", "review": "reviews.jsonl", "classify": "classes.jsonl"}
 REVIEWED = "reviewed"
@@ -38,6 +38,16 @@ class Assessed:
     """the answer, as edited where the outcome is edit"""
     lot: str | None = None
     """the batch whose sample passed inspection: nobody has seen this answer of it"""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is text alone: an edited answer always is."""
+        return self.outcome == "edit" or self.answer.completions[0].content is None
+
+    @property
+    def messages(self) -> Messages:
+        """The answer, as edited, with its images and recordings."""
+        return assistant(self.text) if self.is_text else (self.answer.completions[0].message,)
 
 
 def decide_assessments(
@@ -99,7 +109,7 @@ def demonstrations_of(assessed: Sequence[Assessed]) -> Iterator[Demonstration]:
                 tags=(*answer.tags, done),
                 tools=answer.tools,
             )
-            yield Demonstration(prompt=prompt, completion=one.text)
+            yield Demonstration(prompt=prompt, completion=one.text if one.is_text else one.messages)
 
 
 def write_assessed(folder: Path, assessed: Sequence[Assessed]) -> None:
@@ -116,7 +126,7 @@ def _row(one: Assessed) -> dict[str, Any]:
     answer = one.answer
     about = {
         "prompt": [message.model_dump(mode="json") for message in answer.messages],
-        "completion": [message.model_dump(mode="json") for message in assistant(one.text)],
+        "completion": [message.model_dump(mode="json") for message in one.messages],
     }
     kept = {
         "lot": one.lot,

@@ -107,8 +107,9 @@ async function previewUpload(form) {
     make('p', { class: 'note' }, words['batches.first']),
     ...looked.shown.map((pair) => make('article', { class: 'sample' },
       make('div', { class: 'text', dir: 'auto', html: pair.messages.map((message) => message.html).join('') }),
-      make('div', { class: 'sides' }, ...pair.completions.map((html, n) => make('div', {}, make('h3', {}, LETTERS[n]), make('div', { class: 'text', dir: 'auto', html })))))),
+      make('div', { class: 'sides' }, ...pair.completions.map((html, n) => make('div', {}, make('h3', {}, pair.completions.length === 1 ? words.answered : LETTERS[n]), make('div', { class: 'text', dir: 'auto', html })))))),
   );
+  drawMedia(place);
 }
 
 async function addUpload() {

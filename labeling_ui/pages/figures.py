@@ -6,24 +6,25 @@ import html
 from collections.abc import Iterator, Mapping
 
 from labeling_ui.pages.safe_markup import render, show_hidden
+from labeling_ui.store.pairs.media import ShownMedia
 from tiebreak.content import MediaPart, TextPart
 from tiebreak.records import Completion, Message
 
 
-def render_message(message: Message, media: Mapping[str, str]) -> str:
+def render_message(message: Message, media: Mapping[str, ShownMedia]) -> str:
     """A prompt's message, each file in its place."""
     if isinstance(message.content, str):
         return render(message.content)
     return "".join(_parts(message, media))
 
 
-def render_answer(completion: Completion, media: Mapping[str, str]) -> str:
+def render_answer(completion: Completion, media: Mapping[str, ShownMedia]) -> str:
     """An answer's text, whose offsets stay as they are, and its files after it."""
     figures = (figure(n, part, media) for n, part in enumerate(completion.message.media, start=1))
     return render(completion.text) + "".join(figures)
 
 
-def _parts(message: Message, media: Mapping[str, str]) -> Iterator[str]:
+def _parts(message: Message, media: Mapping[str, ShownMedia]) -> Iterator[str]:
     number = 0
     for part in message.content:
         if isinstance(part, TextPart):
@@ -33,9 +34,9 @@ def _parts(message: Message, media: Mapping[str, str]) -> Iterator[str]:
             yield figure(number, part, media)
 
 
-def figure(number: int, part: MediaPart, media: Mapping[str, str]) -> str:
+def figure(number: int, part: MediaPart, media: Mapping[str, ShownMedia]) -> str:
     """One file: its kind, its hash, and what to say of it."""
-    alt = html.escape(show_hidden(part.alt or ""))
-    file = media.get(part.file or "", "")
-    about = f"data-kind='{part.type}' data-file='{file}' data-number='{number}'"
+    file = media.get(part.file or "")
+    alt = html.escape(show_hidden(part.alt or (file.alt if file else "")))
+    about = f"data-kind='{part.type}' data-file='{file.sha256 if file else ''}' data-number='{number}'"
     return f"<figure class='media' {about} title=\"{alt}\"></figure>"

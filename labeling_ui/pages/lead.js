@@ -383,7 +383,7 @@ function view(name) {
   for (const part of all('.view')) part.hidden = part.dataset.for !== name;
   for (const button of all('.views button')) button.setAttribute('aria-current', button.dataset.view === name ? 'page' : 'false');
   if (name === 'disputes') showDisputes();
-  if (name === 'batches') showBatches();
+  if (name === 'batches') { showBatches(); showFiles(); }
   if (name === 'raters') showPeople().catch((error) => warn(error.status ? error.message : words.waiting, 'lost'));
   if (name === 'documents') showDocuments();
   if (name === 'items') showItems();

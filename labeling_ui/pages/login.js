@@ -16,6 +16,9 @@ function choose(campaigns) {
   find('.choosing a').focus();
 }
 
+const reveal = form.querySelector('[data-reveal]');
+reveal.addEventListener('change', () => { form.elements.password.type = reveal.checked ? 'text' : 'password'; });
+
 const singleSignOn = form.querySelector('.single-sign-on');
 if (props.value.oidc) {
   singleSignOn.hidden = false;
@@ -26,6 +29,8 @@ if (props.value.oidc) {
 form.addEventListener('submit', async (event) => {
   event.preventDefault();
   problem.hidden = true;
+  reveal.checked = false;
+  form.elements.password.type = 'password'; // so that no browser offers the text as a form's
   const body = { username: form.elements.username.value, password: form.elements.password.value, ...(form.elements.code.value && { code: form.elements.code.value }), ...(token && { token }) };
   try {
     const { campaigns } = await call(token ? '/api/invitations/accept' : '/api/login', { method: 'POST', body });

@@ -10,7 +10,8 @@ function drawMedia(root) {
     figure.removeAttribute('title');
     const name = say(kind === 'image' ? 'media.image' : 'media.audio', { n: number });
     const source = `${base}/api/media/${file}`;
-    if (!file) figure.append(make('span', { class: 'missing' }, words['media.missing']));
+    if (file === 'within') figure.append(make('span', { class: 'note' }, words['media.within']));
+    else if (!file) figure.append(make('span', { class: 'missing' }, words['media.missing']));
     else if (kind === 'image') {
       figure.append(make('button', { type: 'button', 'data-picture': source, 'aria-label': say('media.open', { name }) }, make('img', { src: source, alt: about || words['media.without'], loading: 'lazy', decoding: 'async' })));
     } else figure.append(make('audio', { src: source, controls: true, preload: 'metadata', 'aria-label': about || name }));

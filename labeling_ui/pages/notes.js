@@ -9,6 +9,7 @@ async function openNote(itemId, about = '') {
   notedItem = itemId;
   const panel = card('note');
   panel.querySelector('.about').textContent = about;
+  panel.querySelector('textarea').value = storage.getItem(noteKey()) || '';
   panel.querySelector('.thread').replaceChildren();
   panel.querySelector('.problem').textContent = '';
   if (!panel.open) panel.showModal();
@@ -21,6 +22,14 @@ async function openNote(itemId, about = '') {
   }
 }
 
+// What is being written stays in the browser until it is sent, for each pair by itself.
+const noteKey = () => `tiebreak-note:${raterId}:${notedItem}`;
+
+function keepNote({ target }) {
+  if (target.value.trim()) keep(noteKey(), target.value);
+  else storage.removeItem(noteKey());
+}
+
 async function sendNote(event) {
   event.preventDefault();
   const panel = card('note');
@@ -29,6 +38,7 @@ async function sendNote(event) {
   try {
     await call('/api/notes', { method: 'POST', body: { item_id: notedItem, text: storable(field.value) } });
     field.value = '';
+    storage.removeItem(noteKey());
     panel.close();
     flash(words['note.sent']);
   } catch (error) {
@@ -37,6 +47,7 @@ async function sendNote(event) {
 }
 
 find('[data-card=note] form').addEventListener('submit', sendNote);
+find('[data-card=note] textarea').addEventListener('input', keepNote);
 find('[data-close-note]').addEventListener('click', () => card('note').close());
 
 // The rater's threads, under My work; those that a lead answered last are seen with it.

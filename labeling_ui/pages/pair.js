@@ -42,6 +42,7 @@ function show(pair) {
   find('.scale').hidden = ranks() || isSingle();
   find('.values').hidden = !isSingle();
   if (isSingle()) layOutValues(pair.task);
+  if (isReview()) find('[data-step=\'"edit"\']').disabled = paneOf('A').querySelector('.edit').disabled; // with images, say
   find('[data-do=both_bad]').hidden = isSingle();
   find('.reason').hidden = !props.value.reason && !isReview(); // a rejection needs one
   reason.placeholder = words[isReview() && props.value.reasons !== 'always' ? 'reason.review' : reasonNeeded()];

@@ -77,6 +77,8 @@ from tiebreak.records import ExportedJudgment, Judgment, Pair
 RaterKind = Literal["human", "simulated", "model"]
 Role = Literal["rater", "reviewer", "observer", "lead"]
 """Raters judge; reviewers also see the leads' page and settle disagreements; observers only see it; leads steer."""
+SESSION_HOURS = 336.0
+"""Two weeks"""
 T = TypeVar("T")
 ATTEMPTS = 5
 SERVED = "served:"
@@ -111,6 +113,25 @@ def default_store_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@dataclass(frozen=True)
+class SessionRules:
+    """How long a login lasts."""
+
+    hours: float = SESSION_HOURS
+    idle_minutes: int | None = None
+    """without anything done; None: the same as active"""
+
+    @property
+    def most_ms(self) -> int:
+        """However active."""
+        return round(self.hours * 3_600_000)
+
+    def expires_at_ms(self, began_at_ms: int, active_at_ms: int) -> int:
+        """When a session ends if nothing more is done in it."""
+        idle = active_at_ms + self.idle_minutes * 60_000 if self.idle_minutes else began_at_ms + self.most_ms
+        return min(began_at_ms + self.most_ms, idle)
+
+
 class Store:
     """One label store. Thread-safe; each process opens its own."""
 
@@ -128,6 +149,7 @@ class Store:
         self.engine = engine
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
+        self.sessions = SessionRules()
         self._clock = clock
         self._had_log = had_log
         self._mark = ""

@@ -179,7 +179,7 @@ def login(request: Request, response: Response, body: LoginWithCode) -> dict[str
     for campaign, session in sessions:
         set_cookies(campaign.desk, session, request, response)
     mark = device_mark(sessions[0][0].desk.store, name)
-    set_cookie(request, response, DOOR_COOKIE, mark, days=DEVICE_DAYS, prefix=door.page.prefix)
+    set_cookie(request, response, DOOR_COOKIE, mark, seconds=DEVICE_DAYS * 86_400, prefix=door.page.prefix)
     return {"campaigns": [_as_listed(campaign, session) for campaign, session in sessions]}
 
 

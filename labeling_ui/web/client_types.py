@@ -47,7 +47,8 @@ def client_source() -> str:
     operations = [
         (method, path, about) for path, methods in described["paths"].items() for method, about in methods.items()
     ]
-    used = sorted({name for *_, about in operations for name in _refs(about.get("requestBody"), schemas)})
+    parts = [part for *_, about in operations for part in (about.get("requestBody"), about["responses"].get("200"))]
+    used = sorted({name for part in parts for name in _refs(part, schemas)})
     classes = [line for name in used for line in _typed_dict(name, schemas[name])]
     methods = [line for operation in operations for line in _method(*operation)]
     names = [line.split("(")[0] for line in methods if line.startswith("    def ")]
@@ -84,7 +85,8 @@ def _type(schema: Mapping[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list[{_type(schema.get('items', {}))}]"
     if schema.get("type") == "object":
-        return "dict[str, Any]"
+        values = schema.get("additionalProperties")
+        return f"dict[str, {_type(values)}]" if isinstance(values, dict) else "dict[str, Any]"
     return _TYPES.get(schema.get("type", ""), "Any")
 
 
@@ -114,10 +116,18 @@ def _method(method: str, path: str, about: Mapping[str, Any]) -> Iterator[str]:
         arguments.insert(1, "content: bytes")
         rest += ", content=content"
     where = re.sub(r"\{(\w+)\}", r"{quote(str(\1), safe='')}", path)
-    yield f"    def {name}({', '.join(arguments)}) -> Any:"
+    kind = _reply(about)
+    yield f"    def {name}({', '.join(arguments)}) -> {kind}:"
     yield from textwrap.indent(_docstring(about), "        ").splitlines()
-    yield f'        return self.request("{method.upper()}", {"f" if where != path else ""}"{where}"{rest})'
+    yield f'        reply: {kind} = self.request("{method.upper()}", {"f" if where != path else ""}"{where}"{rest})'
+    yield "        return reply"
     yield ""
+
+
+def _reply(about: Mapping[str, Any]) -> str:
+    """The type of a reply; a file's is bytes."""
+    schema = about["responses"]["200"].get("content", {}).get("application/json", {}).get("schema")
+    return _type(schema) if schema else "bytes"
 
 
 def _docstring(about: Mapping[str, Any]) -> str:

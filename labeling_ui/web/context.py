@@ -22,11 +22,20 @@ from labeling_ui.pages.passages import show_passage
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Answer, Draft
 from labeling_ui.store.leads.documents import DOCUMENT_NAMES, Document
-from labeling_ui.store.store import Rater, Store
+from labeling_ui.store.store import Rater, Store, wall_clock_ms
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.store.work.assigning import Assignment, shown_of
 from labeling_ui.web.login import second_factor
-from labeling_ui.web.login.accounts import LoginLimit, Session, find_session, has_identity, needs_login
+from labeling_ui.web.login.accounts import (
+    LoginLimit,
+    Session,
+    extend_session,
+    find_session,
+    has_identity,
+    needs_login,
+)
+from labeling_ui.web.mail.sending import Kind as MailKind
+from labeling_ui.web.mail.sending import Mailer
 from tiebreak.assessments import Assessment
 from tiebreak.records import Judgment, Span, explain
 
@@ -35,6 +44,16 @@ SESSION_COOKIE = "tiebreak_session"
 REMEMBER_SECONDS = 1.0
 MAX_TOGETHER = 64
 """Most changes per transaction, which bounds the wait of the next ones."""
+
+EXTEND_AFTER_MS = 60_000
+POLLED = frozenset(
+    f"/api/{name}"
+    for name in (
+        *("notes", "next", "lead/status", "lead/raters", "lead/disputes", "lead/export", "lead/agreement"),
+        *("lead/notes", "lead/duels"),
+    )
+)
+"""What the pages ask again and again while they are open."""
 
 VIEWERS = ("lead", "reviewer", "observer")
 
@@ -97,6 +116,8 @@ class Desk:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     """how an export from the page makes votes into preferences"""
     limit: LoginLimit = field(default_factory=LoginLimit)
+    mail: Mailer | None = None
+    """sends e-mail, if the campaign has a mail server"""
     _accepted: dict[tuple[str, Document, str], float] = field(default_factory=dict)
     _consenting: dict[str, float] = field(default_factory=dict)
     _terms: dict[Document, tuple[float, str, str]] = field(default_factory=dict)
@@ -139,6 +160,11 @@ class Desk:
             return now.text, now.version
         return "", self.page.consent_id if document == "consent" else self.page.guidelines_id
 
+    def warn(self, rater_id: str, kind: MailKind) -> None:
+        """Tell a rater by e-mail that their login was changed, if they get any."""
+        if self.mail is not None:
+            self.mail.warn(rater_id, kind)
+
     def forget_terms(self) -> None:
         """Read the texts, and who has accepted them, from the store again: something has changed."""
         for remembered in (self._terms, self._accepted, self._consenting):
@@ -177,7 +203,19 @@ async def current_session(request: Request) -> Session:
     if session is None:
         raise HTTPException(401, "log in first")
     request.state.who = session.rater.id
+    await _keep_alive(request, session)
     return session
+
+
+async def _keep_alive(request: Request, session: Session) -> None:
+    """Put off the end of an idle session, at most once a minute. What pages ask by themselves is nobody's activity."""
+    desk: Desk = request.app.state.desk
+    asked_by_itself = request.method == "GET" and request.url.path.removeprefix(desk.page.prefix) in POLLED
+    if desk.store.sessions.idle_minutes is None or not session.token or asked_by_itself:
+        return
+    expires = desk.store.sessions.expires_at_ms(session.began_at_ms, wall_clock_ms())
+    if expires - session.expires_at_ms >= EXTEND_AFTER_MS:
+        await desk.write(lambda tx: extend_session(tx, session, expires))
 
 
 async def writing_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:

@@ -27,8 +27,8 @@ MAX_BODY_BYTES = 600_000
 MAX_BODY_SECONDS = 30
 MAX_UPLOAD_BYTES = 50_000_000
 MAX_UPLOAD_SECONDS = 300
-UPLOAD = "/api/lead/pairs/upload"
-"""The one address to which leads may send larger bodies."""
+UPLOADS = ("/api/lead/pairs/upload", "/api/lead/media")
+"""The addresses to which leads may send larger bodies."""
 _TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES} bytes, and must state its length"
 CACHED = ("/api/media/", "/fonts/")
 """Images, recordings and a font, which have stricter headers of their own and may be kept by the browser."""
@@ -110,7 +110,7 @@ class Guard:
             await send(message)
 
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
-        uploads = self.has_campaign and path == UPLOAD and await run_in_threadpool(_is_lead, request)
+        uploads = self.has_campaign and path in UPLOADS and await run_in_threadpool(_is_lead, request)
         limits = (MAX_UPLOAD_BYTES, MAX_UPLOAD_SECONDS) if uploads else (MAX_BODY_BYTES, MAX_BODY_SECONDS)
         refusal = _refusal(request, path, self.page, limits[0])
         if refusal is None and path.startswith(PAGES):

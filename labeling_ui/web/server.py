@@ -30,6 +30,7 @@ from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.store import Store
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer
 from labeling_ui.web.login.accounts import LoginLimit, needs_login
+from labeling_ui.web.mail.sending import Mailer
 from labeling_ui.web.metrics import Metrics, may_read
 from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.refusals import malformed, refused, unavailable
@@ -40,6 +41,7 @@ from labeling_ui.web.routes import (
     export_api,
     items_api,
     lead_api,
+    mail_api,
     media_api,
     notes_api,
     talk_api,
@@ -61,6 +63,7 @@ ROUTERS = (
     media_api.router,
     notes_api.router,
     duels_api.router,
+    mail_api.router,
 )
 MATH_FONT = FILES / "fonts" / "noto-sans-math.woff2"
 KEEP_ALIVE_SECONDS = 75
@@ -73,6 +76,7 @@ def create_app(
     aggregation: AggregationConfig | None = None,
     limit: LoginLimit | None = None,
     oidc: Any = None,
+    mail: Mailer | None = None,
 ) -> FastAPI:
     """The application of a campaign.
 
@@ -80,6 +84,7 @@ def create_app(
         aggregation: of exports from the page; by default, the default.
         limit: on wrong passwords, if several campaigns of a server share it.
         oidc: the identity provider (`OidcConfig`), if accounts may come from one.
+        mail: sends e-mail to raters who asked for it.
     """
     figures = LatestFigures(store)
 
@@ -92,7 +97,7 @@ def create_app(
 
     app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     measure = aggregation or AggregationConfig()
-    app.state.desk = Desk(store, page, Writer(store), figures, measure, limit or LoginLimit())
+    app.state.desk = Desk(store, page, Writer(store), figures, measure, limit or LoginLimit(), mail)
     store.configure_document("guidelines", page.guideline_version, page.guidelines)
     store.configure_document("consent", page.consent_version, page.consent)
     if not needs_login(store):

@@ -87,11 +87,17 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         "TABLE identities",
         "TABLE media_names",
         "TABLE media_files",
+        "TABLE mail_addresses",
         "INDEX events_notes",
         *(f"INDEX {one}" for one in indices),
     ):
         connection.execute(f"DROP {statement}")
-    for column in ("items DROP COLUMN withdrawn", "items DROP COLUMN length", "batches DROP COLUMN deadline"):
+    for column in (
+        "sessions DROP COLUMN began_at_ms",
+        "items DROP COLUMN withdrawn",
+        "items DROP COLUMN length",
+        "batches DROP COLUMN deadline",
+    ):
         connection.execute(f"ALTER TABLE {column}")
     for column in (
         "batches DROP COLUMN goal",

@@ -15,12 +15,13 @@ import pytest
 import sqlalchemy as sa
 from fastapi.routing import APIRoute
 from label_support import answer, make_pair, open_store
+from reply_types import reply_faults
 
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import DOCUMENTS, INVITATIONS, JUDGMENTS, SESSIONS
 from labeling_ui.pages import PageConfig
-from labeling_ui.store.store import Role, Store, wall_clock_ms
+from labeling_ui.store.store import Role, SessionRules, Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.web.context import SESSION_COOKIE, Writer
@@ -45,7 +46,12 @@ class Campaign:
         cookies = {SESSION_COOKIE: session.token} if session else {}
         transport = httpx.ASGITransport(app=self.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", cookies=cookies) as client:
-            return await client.request(method, path, json=body, headers=sent | headers)
+            reply = await client.request(method, path, json=body, headers=sent | headers)
+        if reply.status_code == 200:
+            is_json = reply.headers.get("content-type", "").startswith("application/json")
+            found = reply_faults(self.app, method, path.partition("?")[0], reply.json() if is_json else reply.content)
+            assert found == [], "every reply is what tiebreak.client says"
+        return reply
 
     def call(self, who: str, method: str, path: str, body: object = None, **headers: str) -> httpx.Response:
         return run(self.send(who, method, path, body, **headers))
@@ -143,7 +149,16 @@ def test_every_lead_route_is_for_leads_and_every_change_needs_the_token(campaign
 FOR_LEADS = {
     *(
         f"/api/lead/{name}"
-        for name in ("invitations", "work", "work.csv", "days.csv", "audit.csv", "export.zip", "raters/x/erase")
+        for name in (
+            "invitations",
+            "work",
+            "work.csv",
+            "days.csv",
+            "audit.csv",
+            "export.zip",
+            "raters/x/erase",
+            "media",
+        )
     ),
 }
 FOR_REVIEWERS = {"/api/lead/adjudications", "/api/lead/disputes/sample", "/api/lead/notes"}
@@ -221,6 +236,41 @@ def test_nobody_sees_or_changes_anothers_judgments(campaign: Campaign) -> None:
         {"client_id": "e\0", "answer": 1},
     ):
         assert campaign.call("one", "PUT", path, faulty).status_code == 422, faulty
+
+
+def test_a_session_ends_after_its_hours_and_when_nothing_is_done_in_it(campaign: Campaign) -> None:
+    """The times are worked by hand: half an hour idle, twelve hours at most."""
+    minute, store = 60_000, campaign.store
+    store.sessions = SessionRules(hours=12, idle_minutes=30)
+    session = log_in(store, "one", PASSWORD)
+    assert session is not None
+    campaign.sessions["one"] = session
+    now = wall_clock_ms()
+
+    def left() -> int:
+        """Minutes until the session ends."""
+        with store.reading() as connection:
+            query = sa.select(SESSIONS.c.expires_at_ms).where(SESSIONS.c.rater_id == session.rater.id)
+            return round((max(connection.scalars(query.order_by(SESSIONS.c.began_at_ms.desc()))) - now) / minute)
+
+    def put(**times: int) -> None:
+        with store.engine.begin() as connection:
+            connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.began_at_ms < now - minute))
+            connection.execute(sa.update(SESSIONS).where(SESSIONS.c.rater_id == session.rater.id).values(**times))
+
+    put(expires_at_ms=now + 20 * minute)
+    for polled in ("/api/notes", "/api/next"):
+        assert campaign.call("one", "GET", polled).status_code == 200
+    assert left() == 20, "a page that is open is nobody's activity"
+    assert campaign.call("one", "POST", "/api/shown/pair-0", {"client_at_ms": 1}).status_code in (200, 409)
+    assert left() == 30
+    put(began_at_ms=now - 11 * 60 * minute - 45 * minute, expires_at_ms=now + 5 * minute)
+    assert campaign.call("one", "GET", "/api/me").status_code == 200
+    assert left() == 15, "twelve hours at most, however active"
+    put(expires_at_ms=now - 1)
+    assert campaign.call("one", "GET", "/api/me").status_code == 401
+    put(began_at_ms=now - 12 * 60 * minute, expires_at_ms=now + 5 * minute)
+    assert campaign.call("one", "GET", "/api/me").status_code == 401, "also where the configuration was changed since"
 
 
 def test_nothing_comes_in_by_websocket(campaign: Campaign) -> None:

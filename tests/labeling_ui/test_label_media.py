@@ -21,15 +21,16 @@ from labeling_ui.configuration import LabelConfig
 from labeling_ui.database.schema import MEDIA_FILES
 from labeling_ui.exchange.export import write_labels
 from labeling_ui.exchange.media import BadMediaError, MediaConfig, add_media, clean
-from labeling_ui.label import add_pairs, read_some_pairs
+from labeling_ui.label import add_answers, add_pairs, read_some_answers, read_some_pairs
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.steering import correct
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.context import SESSION_COOKIE
 from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import read_demonstrations
 from tiebreak.errors import DataError
-from tiebreak.records import Pair
+from tiebreak.records import Demonstration, Pair
 
 
 def jpeg(size: tuple[int, int] = (40, 20), orientation: int = 6) -> bytes:
@@ -263,17 +264,128 @@ def test_leads_upload_pairs_with_files_that_are_there(campaign: tuple[Campaign, 
     site, _ = campaign
     rows = [{"prompt": asked(name), "response_a": "a", "response_b": "b"} for name in ("leaf.jpg", "new.png")]
 
-    async def send(row: dict[str, Any]) -> httpx.Response:
-        session = site.sessions["lead"]
+    added, refused = (run(send_rows(site, [row])) for row in rows)
+    assert added.json() == {"pairs": 1, "new": 1, "shown": []}
+    assert (refused.status_code, "new.png: no such file" in refused.text) == (422, True)
+
+
+def put_file(site: Campaign, name: str, raw: bytes, alt: str = "", who: str = "lead") -> httpx.Response:
+    session = site.sessions[who]
+
+    async def send() -> httpx.Response:
         about = {"cookies": {SESSION_COOKIE: session.token}, "headers": {"X-CSRF-Token": session.csrf_token}}
         transport = httpx.ASGITransport(app=site.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", **about) as client:
-            path = "/api/lead/pairs/upload?name=rows.jsonl&batch="
-            return await client.post(path, content=json.dumps(row).encode())
+            return await client.post("/api/lead/media", params={"name": name, "alt": alt}, content=raw)
 
-    added, refused = run(send(rows[0])), run(send(rows[1]))
-    assert added.json() == {"pairs": 1, "new": 1, "shown": []}
-    assert (refused.status_code, "new.png: no such file" in refused.text) == (422, True)
+    reply: httpx.Response = run(send())
+    return reply
+
+
+def test_leads_add_files_and_describe_them(campaign: tuple[Campaign, LabelConfig]) -> None:
+    """Checked and cleaned as those of a folder; a name is one file; the description is shown where a pair has none."""
+    site, _ = campaign
+    added = put_file(site, "new/flower.jpg", jpeg(), "a <b>red</b> flower")
+    assert added.json() == {
+        "name": "new/flower.jpg",
+        "new": True,
+        "media_type": "image/jpeg",
+        "width": 20,
+        "height": 40,
+    }
+    assert put_file(site, "new/flower.jpg", jpeg()).json()["new"] is False
+    assert put_file(site, "birds", wav()).json()["media_type"] == "audio/wav"
+    taken = put_file(site, "birds", wav(2))
+    assert (taken.status_code, "give it another name" in taken.text) == (422, True)
+    for name, (_, raw, _reason) in HOSTILE.items():
+        if name not in ("an image as a recording", "half a wav"):
+            assert put_file(site, "bad", raw).status_code in (413, 422), name
+    for name in ("http://pictures.invalid/x.png", "data:image/png;base64,", "n" * 201, ""):
+        assert put_file(site, name, png()).status_code == 422, name
+    assert put_file(site, "mine", png(), who="one").status_code in (403, 413)
+    listed = site.call("lead", "GET", "/api/lead/media").json()
+    assert [one["name"] for one in listed["files"]] == [
+        "birds",
+        "leaf.jpg",
+        "model-x.png",
+        "model-y.wav",
+        "new/flower.jpg",
+    ]
+    assert listed["limits"] == {"bytes": 20_000_000, "pixels": 40_000_000, "minutes": 30}
+    assert site.call("lead", "GET", "/api/lead/media?after=model-y.wav").json()["files"][0]["name"] == "new/flower.jpg"
+    assert b"SECRET" not in site.call("one", "GET", f"/api/media/{listed['files'][-1]['sha256']}").content
+    row = {"prompt": asked("new/flower.jpg", None), "response_a": "a", "response_b": "b"}
+    shown = run(send_rows(site, [row], preview=True)).json()["shown"][0]["messages"][0]["html"]
+    assert 'title="a &lt;b&gt;red&lt;/b&gt; flower"' in shown
+    assert site.call("lead", "PUT", "/api/lead/media", {"name": "none", "alt": ""}).status_code == 404
+    assert site.call("lead", "PUT", "/api/lead/media", {"name": "new/flower.jpg", "alt": "a rose"}).status_code == 200
+    assert run(send_rows(site, [row])).json()["new"] == 1
+    found = site.call("lead", "GET", "/api/lead/items?text=What is this").json()["items"]
+    pages = [
+        site.call("lead", "GET", f"/api/lead/items/{one['item_id']}").json()["messages"][0]["html"] for one in found
+    ]
+    assert sorted('title="a rose"' in page for page in pages) == [False, True]  # the other pair has its own
+    assert not verify(site.store).faults
+
+
+async def send_rows(site: Campaign, rows: list[dict[str, Any]], *, preview: bool = False) -> httpx.Response:
+    session = site.sessions["lead"]
+    about = {"cookies": {SESSION_COOKIE: session.token}, "headers": {"X-CSRF-Token": session.csrf_token}}
+    transport = httpx.ASGITransport(app=site.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", **about) as client:
+        where = {"name": "rows.jsonl", "batch": "", "preview": preview}
+        return await client.post(
+            "/api/lead/pairs/upload", params=where, content="".join(json.dumps(row) + "\n" for row in rows)
+        )
+
+
+def test_single_answers_have_files_and_keep_them(campaign: tuple[Campaign, LabelConfig], tmp_path: Path) -> None:
+    site, config = campaign
+    answer = [
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "A leaf:"}, {"type": "image", "image": "model-x.png"}],
+        }
+    ]
+    rows = [{"prompt": asked("leaf.jpg"), "completion": answer, "task": task} for task in ("review", "rate")]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text_only = config.model_copy(update={"answers": str(file), "media": None})
+    with pytest.raises(DataError, match="set media to the folder of the files"):
+        read_some_answers(text_only)
+    with_files = config.model_copy(update={"answers": str(file)})
+    assert add_answers(site.store, with_files, read_some_answers(with_files)) == 2
+    site.call(
+        "one",
+        "POST",
+        "/api/judgments",
+        {"client_id": "p", "pair_id": site.call("one", "GET", "/api/next").json()["pair_id"], "answer": 1},
+    )
+    reviewed = site.call("one", "GET", "/api/next").json()
+    assert (reviewed["task"], reviewed["left"]["text"]) == ("review", "A leaf: [image 1]")
+    assert reviewed["left"]["html"].count("data-file='") == 1
+    assert "model-x" not in json.dumps(reviewed)
+    edited = {"client_id": "r", "pair_id": reviewed["pair_id"], "value": "edit", "edited_text": "x"}
+    assert "cannot be edited" in site.call("one", "POST", "/api/judgments", edited).text
+    accepted = {"client_id": "r", "pair_id": reviewed["pair_id"], "value": "accept"}
+    rated = site.call("one", "POST", "/api/judgments", accepted).json()["next"]
+    assert (
+        site.call(
+            "one", "POST", "/api/judgments", {"client_id": "s", "pair_id": rated["pair_id"], "value": 4}
+        ).status_code
+        == 200
+    )
+    folder = tmp_path / "final"
+    folder.mkdir()
+    write_labels(site.store, folder, AggregationConfig(), ())
+    for name in ("reviews", "ratings"):
+        (row,) = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        assert row["prompt"] == asked("leaf.jpg")
+        assert row["completion"] == answer
+    (demonstration,) = map(json.loads, (folder / "demonstrations.jsonl").read_text().splitlines())
+    assert Demonstration.model_validate(demonstration).answers[0].images[0].file == "model-x.png"
+    with pytest.raises(DataError, match=r"model-x\.png"):
+        read_demonstrations(str(folder / "demonstrations.jsonl"))  # no stage trains on images
 
 
 def test_a_corrected_pair_has_its_files_and_a_changed_file_is_found(

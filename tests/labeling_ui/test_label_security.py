@@ -299,6 +299,21 @@ def test_a_password_that_is_easy_to_guess_is_refused(tmp_path: Path, password: s
         reset_password(store, "anna the rater", password)
 
 
+def test_a_password_is_any_text_and_none_of_it_is_cut_off(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    for n, password in enumerate(
+        (
+            "\u05e1\u05d9\u05e1\u05de\u05d4 \U0001f331 \u00e9t\u00e9 42",
+            " only words of lower case ",
+            "".join(chr(33 + (7 * n * n + 3 * n) % 90) for n in range(128)),
+        )
+    ):
+        add_account(store, f"r{n}", "rater", password)
+        assert log_in(store, f"r{n}", password) is not None
+        assert log_in(store, f"r{n}", password[:-1]) is None
+        assert log_in(store, f"r{n}", password.strip()) is None or password == password.strip()
+
+
 def test_logins_and_refusals_are_logged_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("labeling_ui.web.server.mount_pages", lambda _app, _page: None)
     store = open_store(tmp_path, [make_pair(0)], raters=0)

@@ -5,7 +5,7 @@
     with Client("https://labels.example.org", "lead", password) as client:
         print(client.lead_status()["judgments"])
 
-Its methods and the types of what they send are generated from the server's OpenAPI description.
+Its methods, and the types of what they send and return, are generated from the server's OpenAPI description.
 """
 
 from tiebreak.client.connection import ClientError

@@ -35,6 +35,60 @@ class BatchChange(TypedDict):
     goal: NotRequired[int | None]
 
 
+class BatchListed(TypedDict):
+    """The same, with its progress."""
+
+    name: str
+    priority: int
+    pool: str
+    overlap: int
+    paused: bool
+    deadline: str
+    goal: int
+    pairs: int
+    single_answers: int
+    judged: int
+    wanted: int
+    steered: bool
+    inspection: LotInspected | None
+
+
+class BatchSettings(TypedDict):
+    """A batch and its settings."""
+
+    name: str
+    priority: int
+    pool: str
+    overlap: int
+    paused: bool
+    deadline: str
+    goal: int
+
+
+class CampaignStatus(TypedDict):
+    """Counts of everything, the last day's pace, and the days left at that pace."""
+
+    pairs: int
+    items: int
+    items_judged: int
+    single_answers: int
+    single_answers_judged: int
+    withdrawn: int
+    judgments: dict[str, int]
+    judged: int
+    judgments_wanted: int
+    assignments: dict[str, int]
+    raters: int
+    skipped: int
+    disputed: int
+    events: int
+    head: str
+    store: str
+    last_day: LastDay
+    days_left: float | None
+    by_day: dict[str, int]
+
+
 class ClientClock(TypedDict):
     """The client's clock."""
 
@@ -48,11 +102,227 @@ class Code(TypedDict):
     password: NotRequired[str]
 
 
+class ConsentGone(TypedDict):
+    """When consent was withdrawn, and whether for the judgments too."""
+
+    at_ms: int
+    judgments: bool
+
+
+class Description(TypedDict):
+    """What a file shows, or what is heard in it, for raters who do not see or hear it."""
+
+    name: str
+    alt: str
+
+
+class DisputeListed(TypedDict):
+    """A pair that waits for a lead, with the votes for the sides as this lead sees them."""
+
+    item_id: str
+    pair_id: str
+    about: Literal["side", "tie", "skips", "sample"]
+    for_left: int
+    for_right: int
+    for_neither: int
+    skips: int
+    prompt: str
+    adjudicated: bool
+    settled_by: str | None
+
+
+class DisputeRead(TypedDict):
+    """A pair to settle, and the raters' answers."""
+
+    pair: ShownPair
+    judgments: list[JudgmentReply]
+    adjudicated: JudgmentReply | None
+
+
+class DocumentPreview(TypedDict):
+    """A text as raters would see it, and how many would have to accept it."""
+
+    html: str
+    changed: bool
+    raters: int
+
+
+class DocumentRead(TypedDict):
+    """A text that raters accept; `id` is its version with a hash."""
+
+    id: str
+    version: str
+    html: str
+
+
+class DocumentVersion(TypedDict):
+    """A published version; `by` is null of the configuration's and the command line's."""
+
+    seq: int
+    id: str
+    version: str
+    by: str | None
+    configured: bool
+    at_ms: int
+    characters: int
+
+
+class DocumentVersionCounted(TypedDict):
+    """The same, with the number of raters who accepted it last."""
+
+    seq: int
+    id: str
+    version: str
+    by: str | None
+    configured: bool
+    at_ms: int
+    characters: int
+    accepted: int
+
+
+class DocumentVersionRead(TypedDict):
+    """A version with its text."""
+
+    seq: int
+    id: str
+    version: str
+    by: str | None
+    configured: bool
+    at_ms: int
+    characters: int
+    text: str
+    html: str
+
+
+class DocumentVersions(TypedDict):
+    """The text that counts, how many raters must accept it, and all versions, the latest first."""
+
+    text: str
+    raters: int
+    versions: list[DocumentVersionCounted]
+
+
+class DocumentsRead(TypedDict):
+    """The guidelines and the consent."""
+
+    guidelines: DocumentRead
+    consent: DocumentRead
+
+
+class Done(TypedDict):
+    """The change is on disk."""
+
+    ok: bool
+
+
+class Drawn(TypedDict):
+    """How many pairs were drawn."""
+
+    drawn: int
+
+
+class DuelSoFar(TypedDict):
+    """A comparison of two policies: whether its judgments decide it yet."""
+
+    policies: list[str]
+    pairs: int
+    n: int
+    win_rate: float | None
+    interval: list[float]
+    state: Literal["first", "second", "no difference", "undecided"]
+    most: float
+    more: int
+
+
+class ErasureReply(TypedDict):
+    """What an erasure did, or would do."""
+
+    rater_id: str
+    judgments: int
+    kept: int
+    conversations: int
+    redacted: int
+
+
+class FactorBegun(TypedDict):
+    """A secret for an authenticator app, and its drawing as SVG."""
+
+    secret: str
+    qr: str
+
+
+class FactorState(TypedDict):
+    """Whether an account has a second factor, and whether it must."""
+
+    set: bool
+    needed: bool
+
+
+class Figures(TypedDict):
+    """Agreement of the raters beside published figures; what is measured is listed in docs/metrics.md."""
+
+    published: list[PublishedFigure]
+    measuring: bool
+    age_seconds: float | None
+
+
+class FileAdded(TypedDict):
+    """A file was added, or was there."""
+
+    name: str
+    new: bool
+    media_type: str
+    width: int | None
+    height: int | None
+
+
+class FileLimits(TypedDict):
+    """The limits of a file."""
+
+    bytes: int
+    pixels: int
+    minutes: int
+
+
+class FileListed(TypedDict):
+    """An image or recording in the store."""
+
+    name: str
+    sha256: str
+    media_type: str
+    width: int | None
+    height: int | None
+    alt: str
+
+
+class FilesListed(TypedDict):
+    """Files by name; `more`: there are others after them."""
+
+    files: list[FileListed]
+    more: bool
+    limits: FileLimits
+
+
+class GoldAgreement(TypedDict):
+    """How many gold judgments were right, of how many."""
+
+    right: int
+    n: int
+
+
 class GoldAnswer(TypedDict):
     """The better completion of a gold pair, or null where neither is better; of a single answer, its value."""
 
     preferred_id: NotRequired[str | None]
     value: NotRequired[int | str | None]
+
+
+class GoldItem(TypedDict):
+    """An item with a known answer."""
+
+    item_id: str
+    preferred_id: str | None
+    value: int | str | None
 
 
 class Invitation(TypedDict):
@@ -64,12 +334,202 @@ class Invitation(TypedDict):
     names: NotRequired[list[str]]
 
 
+class InvitationListed(TypedDict):
+    """An invitation, without its link."""
+
+    id: str
+    name: str
+    role: Literal["rater", "reviewer", "observer", "lead"]
+    pool: str
+    made_at_ms: int
+    expires_at_ms: int
+    state: Literal["open", "used", "expired", "revoked"]
+    used_by: str | None
+    email: str
+    subject: str
+
+
 class InvitationLogin(TypedDict):
     """A name and a password for an invited account."""
 
     username: str
     password: str
     token: str
+
+
+class InvitationMade(TypedDict):
+    """A link that creates one account."""
+
+    name: str
+    path: str
+
+
+class InvitationsMade(TypedDict):
+    """Links that create one account each; `token` and `path` are those of the first."""
+
+    token: str
+    path: str
+    invitations: list[InvitationMade]
+
+
+class ItemFound(TypedDict):
+    """An item of a search. Votes are for the completions in the campaign's order."""
+
+    item_id: str
+    pair_id: str
+    position: int
+    batch: str
+    task: str
+    prompt: str
+    for_first: int
+    for_second: int
+    for_neither: int
+    skips: int
+    taken: int
+    overlap: int
+    disputed: int
+    length: int
+    gold: bool
+    settled: bool
+    withdrawn: bool
+    rejected: int
+
+
+class ItemHappening(TypedDict):
+    """An event of an item's history."""
+
+    at_ms: int
+    kind: str
+    rater_id: str | None
+    judgment: JudgmentReply | None
+    note: str
+
+
+class ItemRead(TypedDict):
+    """An item with everything about it."""
+
+    item_id: str
+    pair_id: str
+    position: int
+    batch: str
+    task: str
+    prompt: str
+    for_first: int
+    for_second: int
+    for_neither: int
+    skips: int
+    taken: int
+    overlap: int
+    disputed: int
+    length: int
+    gold: bool
+    settled: bool
+    withdrawn: bool
+    rejected: int
+    messages: list[RenderedMessage]
+    completions: list[ShownAnswer]
+    gold_id: str | None
+    gold_value: int | str | None
+    settled_as: JudgmentReply | None
+    withdrawn_why: str | None
+    pair: dict[str, Any]
+    judgments: list[JudgmentListed]
+    history: list[ItemHappening]
+
+
+class ItemsFound(TypedDict):
+    """A page of a search; `after`: where the next page begins; null: the end."""
+
+    items: list[ItemFound]
+    after: int | None
+
+
+class JudgmentInHistory(TypedDict):
+    """A judgment that stands."""
+
+    judgment_id: str
+    item_id: str
+    at_ms: int
+    seq: int
+    judgment: JudgmentReply
+    prompt: str
+
+
+class JudgmentListed(TypedDict):
+    """A judgment with its times, and why it was rejected if it was."""
+
+    judgment_id: str
+    item_id: str
+    judgment: JudgmentReply
+    seq: int
+    at_ms: int
+    active_ms: int
+    repeat: bool
+    rejected: str | None
+    rejected_by: str | None
+    rejected_at_ms: int | None
+    prompt: str
+
+
+class JudgmentReply(TypedDict):
+    """A judgment; raters get letters in the place of the answers' ids."""
+
+    pair_id: str
+    rater_id: str
+    left: str
+    right: NotRequired[str | None]
+    answer: int | None
+    both_bad: bool
+    skip: bool
+    skip_reason: str
+    ranking: list[list[str]] | None
+    shown: list[str]
+    aspects: dict[str, int]
+    rationale: str
+    edited_text: str | None
+    flags: list[str]
+    answer_flags: NotRequired[dict[str, list[str]] | None]
+    criteria: NotRequired[dict[str, bool | int | str | dict[str, bool | int | str]] | None]
+    spans: NotRequired[list[MarkedSpan] | None]
+    links: NotRequired[list[str] | None]
+    guideline_version: str
+    seconds_active: float | None
+    kind: Literal["human", "simulated", "model"]
+    judge: NotRequired[dict[str, Any] | None]
+    task: NotRequired[Literal["rate", "review", "classify"] | None]
+    value: NotRequired[int | str | None]
+
+
+class JudgmentStored(TypedDict):
+    """A judgment is on disk. `replayed`: it was there already."""
+
+    judgment_id: str
+    judgment: JudgmentReply
+    replayed: bool
+
+
+class JudgmentStoredAndNext(TypedDict):
+    """The same, with the rater's next pair."""
+
+    judgment_id: str
+    judgment: JudgmentReply
+    replayed: bool
+    next: ShownPair | None
+
+
+class LastDay(TypedDict):
+    """Judgments of the last 24 hours, and of how many raters."""
+
+    judgments: int
+    raters: int
+
+
+class LoggedIn(TypedDict):
+    """A session has begun."""
+
+    csrf_token: str
+    rater_id: str
+    role: Literal["rater", "reviewer", "observer", "lead"]
 
 
 class LoginWithCode(TypedDict):
@@ -80,12 +540,69 @@ class LoginWithCode(TypedDict):
     code: NotRequired[str]
 
 
+class LotInspected(TypedDict):
+    """A lot that is inspected by a sample, and what came of it."""
+
+    batch: str
+    lot: int
+    sample: int
+    most_defects: int
+    passed: bool | None
+    defects: int
+    inspected: int
+
+
+class MailCode(TypedDict):
+    """The code that was sent to an address."""
+
+    code: str
+
+
+class MarkedSpan(TypedDict):
+    """A marked passage of an answer; offsets in code points of its raw text."""
+
+    completion: str
+    start: int
+    end: int
+    label: str
+    value: int
+    text: str
+    comment: str
+
+
+class Me(TypedDict):
+    """The rater, their own count and work, and the judgment that undo would take back."""
+
+    rater_id: str
+    name: str
+    role: Literal["rater", "reviewer", "observer", "lead"]
+    csrf_token: str
+    guideline_version: str
+    guidelines_accepted: bool
+    consent_version: str
+    consent_given: bool
+    consent_withdrawn: bool
+    progress: OwnProgress
+    today: WorkDone
+    all: WorkDone
+    gold_agreement: GoldAgreement | None
+    last_judgment: str | None
+    standing: Literal["", "qualified", "failed", "stopped"]
+    test: TestAttempt | None
+
+
 class Move(TypedDict):
     """Pairs to move, and where to."""
 
     pair_ids: list[str]
     batch: str
     change: NotRequired[BatchChange]
+
+
+class NewAddress(TypedDict):
+    """An e-mail address."""
+
+    email: str
 
 
 class NewBatch(TypedDict):
@@ -114,6 +631,12 @@ class NewPassword(TypedDict):
     new: str
 
 
+class NewPasswordShown(TypedDict):
+    """A password, which is shown once."""
+
+    password: str
+
+
 class NewStanding(TypedDict):
     """Whether a rater is given work, and why."""
 
@@ -128,10 +651,82 @@ class NewText(TypedDict):
     version: str
 
 
+class NoteByWhom(TypedDict):
+    """A message, and who wrote it."""
+
+    at_ms: int
+    by_rater: bool
+    by_id: str
+    text: str
+
+
+class OwnAddress(TypedDict):
+    """Whether the campaign sends e-mail, and the rater's address, if they gave one."""
+
+    offered: bool
+    email: str | None
+    confirmed: bool
+
+
+class OwnData(TypedDict):
+    """Everything that the store has about a rater."""
+
+    account: dict[str, Any]
+    acceptances: list[dict[str, Any]]
+    identities: list[dict[str, Any]]
+    sessions: list[dict[str, Any]]
+    email: list[dict[str, Any]]
+    hours: list[dict[str, Any]]
+    judgments: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+    drafts: list[dict[str, Any]]
+    messages: list[dict[str, Any]]
+    conversations: list[dict[str, Any]]
+
+
+class OwnNote(TypedDict):
+    """A message of the rater's, or of a lead."""
+
+    at_ms: int
+    mine: bool
+    text: str
+
+
+class OwnProgress(TypedDict):
+    """A rater's own count, and their goal."""
+
+    done: int
+    goal_per_day: int | None
+
+
+class OwnThread(TypedDict):
+    """A rater's messages with the leads about a pair."""
+
+    item_id: str
+    prompt: str
+    notes: list[OwnNote]
+
+
+class PairCorrected(TypedDict):
+    """A pair, and its new version's id."""
+
+    pair_id: str
+    replaced_by: str
+    gold: bool
+
+
 class PairIds(TypedDict):
     """Some pairs."""
 
     pair_ids: list[str]
+
+
+class PairPreviewed(TypedDict):
+    """A pair of an uploaded file, as raters would see it."""
+
+    pair_id: str
+    messages: list[RenderedMessage]
+    completions: list[str]
 
 
 class Passage(TypedDict):
@@ -143,6 +738,39 @@ class Passage(TypedDict):
     text: str
 
 
+class PassagePlace(TypedDict):
+    """Raw offsets of a passage; null where they are not certain."""
+
+    start: int | None
+    end: int | None
+
+
+class PastJudgmentOpened(TypedDict):
+    """A judgment with its pair."""
+
+    judgment_id: str
+    judgment: JudgmentReply
+    pair: ShownPair
+
+
+class PresentDay(TypedDict):
+    """A rater's day (UTC): when they began and ended, and how long they paused between."""
+
+    rater_id: str
+    day: str
+    first_ms: int
+    last_ms: int
+    breaks: int
+    break_seconds: float
+
+
+class PublishedFigure(TypedDict):
+    """A figure of a paper, to compare with."""
+
+    what: str
+    figure: str
+
+
 class RaterChange(TypedDict):
     """Changes to a rater; None changes nothing."""
 
@@ -151,12 +779,82 @@ class RaterChange(TypedDict):
     role: NotRequired[Literal["rater", "reviewer", "observer", "lead"] | None]
 
 
+class RaterListed(TypedDict):
+    """A rater."""
+
+    id: str
+    name: str
+    kind: Literal["human", "simulated", "model"]
+    role: Literal["rater", "reviewer", "observer", "lead"]
+    disabled: bool
+    pool: str
+    standing: Literal["", "qualified", "failed", "stopped"]
+    standing_note: str
+    erased: bool
+    consent_withdrawn: ConsentGone | None
+
+
+class RatersThread(TypedDict):
+    """A rater's messages with the leads, as leads see them."""
+
+    item_id: str
+    rater_id: str
+    prompt: str
+    waits: bool
+    notes: list[NoteByWhom]
+
+
 class Reject(TypedDict):
     """Judgments to reject, and why."""
 
     selection: Selection
     reason: str
     again: NotRequired[bool]
+
+
+class Rejected(TypedDict):
+    """How many judgments were rejected."""
+
+    rejected: int
+
+
+class RejectedJudgment(TypedDict):
+    """A rater's judgment that a lead rejected."""
+
+    judgment_id: str
+    item_id: str
+    at_ms: int
+    reason: str | None
+    rejected_at_ms: int | None
+    prompt: str
+    judgment: JudgmentReply
+
+
+class RejectionEffect(TypedDict):
+    """What rejecting judgments would do."""
+
+    judgments: int
+    repeats: int
+    skips: int
+    gold: int
+    items: int
+    raters: int
+    active_seconds: float
+    requeued: int
+    unjudged: int
+
+
+class RenderedMessage(TypedDict):
+    """A message as safe HTML."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    html: str
+
+
+class Restored(TypedDict):
+    """How many pairs were restored."""
+
+    restored: int
 
 
 class Sample(TypedDict):
@@ -175,16 +873,123 @@ class Selection(TypedDict):
     batch: NotRequired[str | None]
 
 
+class SessionListed(TypedDict):
+    """One of a rater's sessions."""
+
+    began_at_ms: int
+    current: bool
+
+
+class Settled(TypedDict):
+    """A settled answer, and the next pair that waits."""
+
+    judgment: JudgmentReply
+    next: str | None
+
+
+class SettledOtherwise(TypedDict):
+    """A pair that a lead settled otherwise than the rater had answered."""
+
+    item_id: str
+    prompt: str
+    at_ms: int
+    judgment: JudgmentReply
+    settled: JudgmentReply
+
+
+class ShownAnswer(TypedDict):
+    """An answer: its text, and that as safe HTML. `id`: its letter; for leads, the completion's id."""
+
+    id: str
+    text: str
+    html: str
+
+
+class ShownMessage(TypedDict):
+    """A message of the prompt."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    html: str
+
+
+class ShownPair(TypedDict):
+    """A pair, a ranking or a single answer, as a rater gets it."""
+
+    pair_id: str
+    task: Literal["pair", "ranking", "rate", "review", "classify"]
+    messages: list[ShownMessage]
+    left: ShownAnswer
+    right: ShownAnswer | None
+    completions: list[ShownAnswer]
+    draft: dict[str, Any] | None
+
+
+class SinceLastExport(TypedDict):
+    """What has changed since the last export."""
+
+    at_ms: int
+    where: str
+    new: int
+    changed: int
+    gone: int
+    settled: int
+
+
 class TakeBack(TypedDict):
     """Rejected judgments that are to count again."""
 
     judgment_ids: list[str]
 
 
+class TakenBack(TypedDict):
+    """How many rejections were taken back; `stay`: their raters have judged the pair again since."""
+
+    taken_back: int
+    stay: int
+
+
+class TestAttempt(TypedDict):
+    """How far the test before work begins is."""
+
+    number: int
+    done: int
+    questions: int
+    attempts: int
+
+
 class Text(TypedDict):
     """A text of guidelines or consent."""
 
     text: str
+
+
+class TurnReply(TypedDict):
+    """A turn of a conversation; once it is `ready`, `pair` is to be judged."""
+
+    turn_id: str
+    conversation_id: str
+    number: int
+    state: Literal["waiting", "working", "ready", "failed"]
+    error: str
+    judged: bool
+    messages: list[ShownMessage]
+    pair: ShownPair | None
+
+
+class Undone(TypedDict):
+    """The pair to judge again, and the judgment that undo would take back next."""
+
+    pair: ShownPair
+    last_judgment: str | None
+
+
+class Uploaded(TypedDict):
+    """A file's pairs, how many of them are new, and, in a preview, the first of them."""
+
+    pairs: int
+    new: int
+    shown: list[PairPreviewed]
 
 
 class Withdraw(TypedDict):
@@ -200,343 +1005,519 @@ class Withdrawal(TypedDict):
     judgments: NotRequired[bool]
 
 
+class Withdrawn(TypedDict):
+    """How many pairs were withdrawn."""
+
+    withdrawn: int
+
+
+class WithdrawnPair(TypedDict):
+    """A pair that is given to nobody."""
+
+    pair_id: str
+    reason: str
+    replaced_by: str | None
+    at_ms: int
+
+
+class WorkDone(TypedDict):
+    """Judgments since some time, and their active and idle seconds."""
+
+    judged: int
+    active_seconds: float
+    idle_seconds: float
+    pace_per_hour: NotRequired[float | None]
+
+
+class WorkInHour(TypedDict):
+    """A rater's work in one hour."""
+
+    at_ms: int
+    judged: int
+    active_seconds: float
+    idle_seconds: float
+
+
+class WorkReport(TypedDict):
+    """Work by rater, day and batch; seconds by which each rater's clock is ahead of the server's."""
+
+    work: list[WorkedDay]
+    days: list[PresentDay]
+    clocks: dict[str, float]
+
+
+class WorkedDay(TypedDict):
+    """A rater's work on a day (UTC) in a batch; `batch` null: time on answers that were changed or taken back."""
+
+    rater_id: str
+    day: str
+    batch: str | None
+    judgments: int
+    rejected: int
+    active_seconds: float
+    idle_seconds: float
+
+
 class Operations(Connection):
     """One method for each operation."""
 
-    def login(self, body: LoginWithCode) -> Any:
+    def login(self, body: LoginWithCode) -> LoggedIn:
         """Start a session. Wrong names, passwords and codes get one reply; a missing code, after the right password, 428."""
-        return self.request("POST", "/api/login", body=body)
+        reply: LoggedIn = self.request("POST", "/api/login", body=body)
+        return reply
 
-    def accept(self, body: InvitationLogin) -> Any:
+    def accept(self, body: InvitationLogin) -> LoggedIn:
         """Create the account of an invitation and start its session. Each invitation works once."""
-        return self.request("POST", "/api/invitations/accept", body=body)
+        reply: LoggedIn = self.request("POST", "/api/invitations/accept", body=body)
+        return reply
 
-    def logout(self) -> Any:
+    def logout(self) -> Done:
         """End the session."""
-        return self.request("POST", "/api/logout")
+        reply: Done = self.request("POST", "/api/logout")
+        return reply
 
-    def set_password(self, body: NewPassword) -> Any:
+    def set_password(self, body: NewPassword) -> Done:
         """Change one's own password; one's other sessions end."""
-        return self.request("POST", "/api/password", body=body)
+        reply: Done = self.request("POST", "/api/password", body=body)
+        return reply
 
-    def has_second_factor(self) -> Any:
+    def has_second_factor(self) -> FactorState:
         """Whether the account has one, and whether it must."""
-        return self.request("GET", "/api/second-factor")
+        reply: FactorState = self.request("GET", "/api/second-factor")
+        return reply
 
-    def begin_second_factor(self) -> Any:
+    def begin_second_factor(self) -> FactorBegun:
         """A new secret, which counts once a code of it is confirmed."""
-        return self.request("POST", "/api/second-factor")
+        reply: FactorBegun = self.request("POST", "/api/second-factor")
+        return reply
 
-    def confirm_second_factor(self, body: Code) -> Any:
+    def confirm_second_factor(self, body: Code) -> Done:
         """Make it count from now on."""
-        return self.request("POST", "/api/second-factor/confirm", body=body)
+        reply: Done = self.request("POST", "/api/second-factor/confirm", body=body)
+        return reply
 
-    def remove_second_factor(self, body: Code) -> Any:
+    def remove_second_factor(self, body: Code) -> Done:
         """Remove it, with the password and a code."""
-        return self.request("POST", "/api/second-factor/remove", body=body)
+        reply: Done = self.request("POST", "/api/second-factor/remove", body=body)
+        return reply
 
-    def sessions(self) -> Any:
+    def sessions(self) -> list[SessionListed]:
         """When each of the rater's sessions began."""
-        return self.request("GET", "/api/sessions")
+        reply: list[SessionListed] = self.request("GET", "/api/sessions")
+        return reply
 
-    def end_sessions(self) -> Any:
+    def end_sessions(self) -> Done:
         """End the rater's other sessions."""
-        return self.request("POST", "/api/sessions/end-others")
+        reply: Done = self.request("POST", "/api/sessions/end-others")
+        return reply
 
-    def who_am_i(self, *, since_ms: int | None = None) -> Any:
+    def who_am_i(self, *, since_ms: int | None = None) -> Me:
         """The rater, their own count and work, and the judgment that undo would take back."""
-        return self.request("GET", "/api/me", query={"since_ms": since_ms})
+        reply: Me = self.request("GET", "/api/me", query={"since_ms": since_ms})
+        return reply
 
-    def hours(self, *, since_ms: int) -> Any:
+    def hours(self, *, since_ms: int) -> list[WorkInHour]:
         """The rater's own work by hour, so that a page can show it by the days of their time zone."""
-        return self.request("GET", "/api/hours", query={"since_ms": since_ms})
+        reply: list[WorkInHour] = self.request("GET", "/api/hours", query={"since_ms": since_ms})
+        return reply
 
-    def accept_guidelines(self, body: Acceptance) -> Any:
+    def accept_guidelines(self, body: Acceptance) -> Done:
         """The rater has read the guidelines."""
-        return self.request("POST", "/api/guidelines/accept", body=body)
+        reply: Done = self.request("POST", "/api/guidelines/accept", body=body)
+        return reply
 
-    def give_consent(self, body: Acceptance) -> Any:
+    def give_consent(self, body: Acceptance) -> Done:
         """The rater agrees to the use of their judgments."""
-        return self.request("POST", "/api/consent/accept", body=body)
+        reply: Done = self.request("POST", "/api/consent/accept", body=body)
+        return reply
 
-    def next_pair(self, *, holding: str = "") -> Any:
+    def next_pair(self, *, holding: str = "") -> ShownPair | None:
         """The rater's next pair, or null; nobody gets one before accepting the consent and the guidelines."""
-        return self.request("GET", "/api/next", query={"holding": holding})
+        reply: ShownPair | None = self.request("GET", "/api/next", query={"holding": holding})
+        return reply
 
-    def shown(self, pair_id: str, body: ClientClock) -> Any:
+    def shown(self, pair_id: str, body: ClientClock) -> Done:
         """The pair is on the rater's screen; their lease starts."""
-        return self.request("POST", f"/api/shown/{quote(str(pair_id), safe='')}", body=body)
+        reply: Done = self.request("POST", f"/api/shown/{quote(str(pair_id), safe='')}", body=body)
+        return reply
 
-    def save_draft(self, pair_id: str, body: dict[str, Any]) -> Any:
+    def save_draft(self, pair_id: str, body: dict[str, Any]) -> Done:
         """Store a draft and renew its lease."""
-        return self.request("PUT", f"/api/drafts/{quote(str(pair_id), safe='')}", body=body)
+        reply: Done = self.request("PUT", f"/api/drafts/{quote(str(pair_id), safe='')}", body=body)
+        return reply
 
-    def locate(self, pair_id: str, body: Passage) -> Any:
+    def locate(self, pair_id: str, body: Passage) -> PassagePlace:
         """The raw offsets of a passage of an answer as the page shows it; null where they are not certain."""
-        return self.request("POST", f"/api/passages/{quote(str(pair_id), safe='')}", body=body)
+        reply: PassagePlace = self.request("POST", f"/api/passages/{quote(str(pair_id), safe='')}", body=body)
+        return reply
 
-    def judge(self, body: dict[str, Any]) -> Any:
+    def judge(self, body: dict[str, Any]) -> JudgmentStoredAndNext:
         """Store a judgment; the reply means that it is on disk. `holding` may list the pairs that the client already has."""
-        return self.request("POST", "/api/judgments", body=body)
+        reply: JudgmentStoredAndNext = self.request("POST", "/api/judgments", body=body)
+        return reply
 
-    def history(self, *, before: int | None = None, limit: int = 50) -> Any:
+    def history(self, *, before: int | None = None, limit: int = 50) -> list[JudgmentInHistory]:
         """The rater's current judgments, latest first; `before`: the `seq` of the last one that the client has."""
-        return self.request("GET", "/api/history", query={"before": before, "limit": limit})
+        reply: list[JudgmentInHistory] = self.request("GET", "/api/history", query={"before": before, "limit": limit})
+        return reply
 
-    def feedback(self) -> Any:
+    def feedback(self) -> list[SettledOtherwise]:
         """The latest pairs that a lead settled otherwise than the rater had answered, with the lead's reasons."""
-        return self.request("GET", "/api/feedback")
+        reply: list[SettledOtherwise] = self.request("GET", "/api/feedback")
+        return reply
 
-    def rejections(self) -> Any:
+    def rejections(self) -> list[RejectedJudgment]:
         """The rater's judgments that a lead rejected, latest first, with the reasons."""
-        return self.request("GET", "/api/rejections")
+        reply: list[RejectedJudgment] = self.request("GET", "/api/rejections")
+        return reply
 
-    def past_judgment(self, judgment_id: str) -> Any:
+    def past_judgment(self, judgment_id: str) -> PastJudgmentOpened:
         """One of the rater's judgments, and its pair with the sides as judged."""
-        return self.request("GET", f"/api/judgments/{quote(str(judgment_id), safe='')}")
+        reply: PastJudgmentOpened = self.request("GET", f"/api/judgments/{quote(str(judgment_id), safe='')}")
+        return reply
 
-    def amend(self, judgment_id: str, body: dict[str, Any]) -> Any:
+    def amend(self, judgment_id: str, body: dict[str, Any]) -> JudgmentStored:
         """Replace a judgment's answer. The body is a judgment's, without `pair_id`."""
-        return self.request("PUT", f"/api/judgments/{quote(str(judgment_id), safe='')}", body=body)
+        reply: JudgmentStored = self.request("PUT", f"/api/judgments/{quote(str(judgment_id), safe='')}", body=body)
+        return reply
 
-    def undo(self, judgment_id: str) -> Any:
+    def undo(self, judgment_id: str) -> Undone:
         """Undo a judgment: `pair` is to be judged again, with the old answer as its draft."""
-        return self.request("POST", f"/api/judgments/{quote(str(judgment_id), safe='')}/undo")
+        reply: Undone = self.request("POST", f"/api/judgments/{quote(str(judgment_id), safe='')}/undo")
+        return reply
 
-    def ask(self, body: dict[str, Any]) -> Any:
+    def ask(self, body: dict[str, Any]) -> TurnReply | None:
         """Send a turn. Sending it again is harmless; a failed turn is queued again."""
-        return self.request("POST", "/api/turns", body=body)
+        reply: TurnReply | None = self.request("POST", "/api/turns", body=body)
+        return reply
 
-    def latest(self) -> Any:
+    def latest(self) -> TurnReply | None:
         """The rater's latest turn, so that a reopened page resumes there."""
-        return self.request("GET", "/api/turns/latest")
+        reply: TurnReply | None = self.request("GET", "/api/turns/latest")
+        return reply
 
-    def look(self, turn_id: str) -> Any:
+    def look(self, turn_id: str) -> TurnReply | None:
         """One of the rater's turns."""
-        return self.request("GET", f"/api/turns/{quote(str(turn_id), safe='')}")
+        reply: TurnReply | None = self.request("GET", f"/api/turns/{quote(str(turn_id), safe='')}")
+        return reply
 
-    def documents(self) -> Any:
+    def documents(self) -> DocumentsRead:
         """The guidelines and the consent as raters read them."""
-        return self.request("GET", "/api/documents")
+        reply: DocumentsRead = self.request("GET", "/api/documents")
+        return reply
 
-    def lead_publications(self, document: Literal["guidelines", "consent"]) -> Any:
+    def lead_publications(self, document: Literal["guidelines", "consent"]) -> DocumentVersions:
         """The current text and all versions, latest first, each with the number of raters whose last acceptance it was."""
-        return self.request("GET", f"/api/lead/documents/{quote(str(document), safe='')}")
+        reply: DocumentVersions = self.request("GET", f"/api/lead/documents/{quote(str(document), safe='')}")
+        return reply
 
-    def lead_publish(self, document: Literal["guidelines", "consent"], body: NewText) -> Any:
+    def lead_publish(self, document: Literal["guidelines", "consent"], body: NewText) -> DocumentVersion:
         """Publish a text: every rater must accept it before their next judgment, whatever its version is called."""
-        return self.request("POST", f"/api/lead/documents/{quote(str(document), safe='')}", body=body)
+        reply: DocumentVersion = self.request("POST", f"/api/lead/documents/{quote(str(document), safe='')}", body=body)
+        return reply
 
-    def lead_one_version(self, document: Literal["guidelines", "consent"], seq: int) -> Any:
+    def lead_one_version(self, document: Literal["guidelines", "consent"], seq: int) -> DocumentVersionRead:
         """One version, with its text."""
-        return self.request("GET", f"/api/lead/documents/{quote(str(document), safe='')}/{quote(str(seq), safe='')}")
+        reply: DocumentVersionRead = self.request(
+            "GET", f"/api/lead/documents/{quote(str(document), safe='')}/{quote(str(seq), safe='')}"
+        )
+        return reply
 
-    def lead_preview(self, document: Literal["guidelines", "consent"], body: Text) -> Any:
+    def lead_preview(self, document: Literal["guidelines", "consent"], body: Text) -> DocumentPreview:
         """A text as raters would see it, and how many of them would have to accept it."""
-        return self.request("POST", f"/api/lead/documents/{quote(str(document), safe='')}/preview", body=body)
+        reply: DocumentPreview = self.request(
+            "POST", f"/api/lead/documents/{quote(str(document), safe='')}/preview", body=body
+        )
+        return reply
 
-    def withdraw_consent(self, body: Withdrawal) -> Any:
+    def withdraw_consent(self, body: Withdrawal) -> Done:
         """Withdraw the rater's consent: they get no more work, and the lead sees it. `judgments`: they also object to the use of their judgments."""
-        return self.request("POST", "/api/consent/withdraw", body=body)
+        reply: Done = self.request("POST", "/api/consent/withdraw", body=body)
+        return reply
 
-    def own_data(self) -> Any:
+    def own_data(self) -> OwnData:
         """The rater's data in the store, as a file."""
-        return self.request("GET", "/api/own-data")
+        reply: OwnData = self.request("GET", "/api/own-data")
+        return reply
 
-    def lead_preview_erasure(self, rater_id: str, *, judgments: bool = False) -> Any:
+    def lead_preview_erasure(self, rater_id: str, *, judgments: bool = False) -> ErasureReply:
         """What an erasure would do. `judgments`: reject the rater's judgments too."""
-        return self.request(
+        reply: ErasureReply = self.request(
             "GET", f"/api/lead/raters/{quote(str(rater_id), safe='')}/erase", query={"judgments": judgments}
         )
+        return reply
 
-    def lead_erase(self, rater_id: str, body: Withdrawal) -> Any:
+    def lead_erase(self, rater_id: str, body: Withdrawal) -> ErasureReply:
         """Erase a rater's data: only the pseudonym stays, with the judgments or without."""
-        return self.request("POST", f"/api/lead/raters/{quote(str(rater_id), safe='')}/erase", body=body)
+        reply: ErasureReply = self.request("POST", f"/api/lead/raters/{quote(str(rater_id), safe='')}/erase", body=body)
+        return reply
 
-    def lead_status(self) -> Any:
+    def lead_status(self) -> CampaignStatus:
         """Counts, the last day's pace, and the days left at that pace."""
-        return self.request("GET", "/api/lead/status")
+        reply: CampaignStatus = self.request("GET", "/api/lead/status")
+        return reply
 
-    def lead_agreement(self) -> Any:
+    def lead_agreement(self) -> Figures:
         """Agreement of the raters beside published figures, and each rater's reliability."""
-        return self.request("GET", "/api/lead/agreement")
+        reply: Figures = self.request("GET", "/api/lead/agreement")
+        return reply
 
-    def lead_raters(self) -> Any:
+    def lead_raters(self) -> list[RaterListed]:
         """All raters; `consent_withdrawn`: when, and whether for their judgments too, or null."""
-        return self.request("GET", "/api/lead/raters")
+        reply: list[RaterListed] = self.request("GET", "/api/lead/raters")
+        return reply
 
-    def lead_change(self, rater_id: str, body: RaterChange) -> Any:
+    def lead_change(self, rater_id: str, body: RaterChange) -> Done:
         """Move a rater to another pool; enable or disable them. Nobody disables themselves: a lead is always left."""
-        return self.request("PUT", f"/api/lead/raters/{quote(str(rater_id), safe='')}", body=body)
+        reply: Done = self.request("PUT", f"/api/lead/raters/{quote(str(rater_id), safe='')}", body=body)
+        return reply
 
-    def lead_stand(self, rater_id: str, body: NewStanding) -> Any:
+    def lead_stand(self, rater_id: str, body: NewStanding) -> Done:
         """Let a rater continue (`qualified`), stop them, or test them again (empty)."""
-        return self.request("POST", f"/api/lead/raters/{quote(str(rater_id), safe='')}/standing", body=body)
+        reply: Done = self.request("POST", f"/api/lead/raters/{quote(str(rater_id), safe='')}/standing", body=body)
+        return reply
 
-    def lead_reset(self, rater_id: str) -> Any:
+    def lead_reset(self, rater_id: str) -> NewPasswordShown:
         """A new password for a rater, shown once; their sessions end, and a disabled rater is enabled."""
-        return self.request("POST", f"/api/lead/raters/{quote(str(rater_id), safe='')}/password")
+        reply: NewPasswordShown = self.request("POST", f"/api/lead/raters/{quote(str(rater_id), safe='')}/password")
+        return reply
 
-    def lead_make_invitations(self, body: Invitation) -> Any:
+    def lead_make_invitations(self, body: Invitation) -> InvitationsMade:
         """The paths of links that create one account each; `token` and `path` are those of the first."""
-        return self.request("POST", "/api/lead/invitations", body=body)
+        reply: InvitationsMade = self.request("POST", "/api/lead/invitations", body=body)
+        return reply
 
-    def lead_all_invitations(self) -> Any:
+    def lead_all_invitations(self) -> list[InvitationListed]:
         """All invitations, the latest first, without their links."""
-        return self.request("GET", "/api/lead/invitations")
+        reply: list[InvitationListed] = self.request("GET", "/api/lead/invitations")
+        return reply
 
-    def lead_revoke(self, invitation_id: str) -> Any:
+    def lead_revoke(self, invitation_id: str) -> Done:
         """End an invitation before it is used."""
-        return self.request("DELETE", f"/api/lead/invitations/{quote(str(invitation_id), safe='')}")
+        reply: Done = self.request("DELETE", f"/api/lead/invitations/{quote(str(invitation_id), safe='')}")
+        return reply
 
-    def lead_batches(self) -> Any:
+    def lead_batches(self) -> list[BatchListed]:
         """All batches, with their progress. `steered`: not that of conversations, which belong to their raters."""
-        return self.request("GET", "/api/lead/batches")
+        reply: list[BatchListed] = self.request("GET", "/api/lead/batches")
+        return reply
 
-    def lead_create_batch(self, body: NewBatch) -> Any:
+    def lead_create_batch(self, body: NewBatch) -> BatchSettings:
         """Create an empty batch, to upload pairs to or move pairs to."""
-        return self.request("POST", "/api/lead/batches", body=body)
+        reply: BatchSettings = self.request("POST", "/api/lead/batches", body=body)
+        return reply
 
-    def lead_change_batch(self, body: BatchChange, *, name: str = "") -> Any:
+    def lead_change_batch(self, body: BatchChange, *, name: str = "") -> BatchSettings:
         """Change a batch; pairs already leased stay with their raters."""
-        return self.request("PUT", "/api/lead/batches", query={"name": name}, body=body)
+        reply: BatchSettings = self.request("PUT", "/api/lead/batches", query={"name": name}, body=body)
+        return reply
 
-    def lead_move_pairs(self, body: Move) -> Any:
+    def lead_move_pairs(self, body: Move) -> BatchSettings:
         """Move pairs to a batch, which is created or changed; pairs already leased stay with their raters."""
-        return self.request("POST", "/api/lead/pairs/move", body=body)
+        reply: BatchSettings = self.request("POST", "/api/lead/pairs/move", body=body)
+        return reply
 
-    def lead_withdraw_pairs(self, body: Withdraw) -> Any:
+    def lead_withdraw_pairs(self, body: Withdraw) -> Withdrawn:
         """Withdraw pairs: nobody gets them, they count nowhere, and they can be restored."""
-        return self.request("POST", "/api/lead/pairs/withdraw", body=body)
+        reply: Withdrawn = self.request("POST", "/api/lead/pairs/withdraw", body=body)
+        return reply
 
-    def lead_restore_pairs(self, body: PairIds) -> Any:
+    def lead_restore_pairs(self, body: PairIds) -> Restored:
         """Restore withdrawn pairs, with their judgments."""
-        return self.request("POST", "/api/lead/pairs/restore", body=body)
+        reply: Restored = self.request("POST", "/api/lead/pairs/restore", body=body)
+        return reply
 
-    def lead_correct_pairs(self, body: dict[str, Any]) -> Any:
+    def lead_correct_pairs(self, body: dict[str, Any]) -> list[PairCorrected]:
         """Replace pairs by new versions: `pairs`, records with the ids of the old ones, whose judgments stay, unused."""
-        return self.request("POST", "/api/lead/pairs/correct", body=body)
+        reply: list[PairCorrected] = self.request("POST", "/api/lead/pairs/correct", body=body)
+        return reply
 
-    def lead_withdrawn_pairs(self) -> Any:
+    def lead_withdrawn_pairs(self) -> list[WithdrawnPair]:
         """Withdrawn and corrected pairs."""
-        return self.request("GET", "/api/lead/pairs/withdrawn")
+        reply: list[WithdrawnPair] = self.request("GET", "/api/lead/pairs/withdrawn")
+        return reply
 
-    def lead_gold(self) -> Any:
+    def lead_gold(self) -> list[GoldItem]:
         """Pairs with a known answer."""
-        return self.request("GET", "/api/lead/gold")
+        reply: list[GoldItem] = self.request("GET", "/api/lead/gold")
+        return reply
 
-    def lead_set_gold(self, pair_id: str, body: GoldAnswer) -> Any:
+    def lead_set_gold(self, pair_id: str, body: GoldAnswer) -> GoldItem:
         """Make a pair gold: every rater gets it once, and it looks like any other."""
-        return self.request("PUT", f"/api/lead/gold/{quote(str(pair_id), safe='')}", body=body)
+        reply: GoldItem = self.request("PUT", f"/api/lead/gold/{quote(str(pair_id), safe='')}", body=body)
+        return reply
 
-    def lead_remove_gold(self, pair_id: str) -> Any:
+    def lead_remove_gold(self, pair_id: str) -> Done:
         """Make a gold pair an ordinary one, whose judgments are votes."""
-        return self.request("DELETE", f"/api/lead/gold/{quote(str(pair_id), safe='')}")
+        reply: Done = self.request("DELETE", f"/api/lead/gold/{quote(str(pair_id), safe='')}")
+        return reply
 
-    def lead_disputes(self, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> Any:
+    def lead_disputes(self, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> list[DisputeListed]:
         """Pairs that wait for a lead: raters disagree, opposite sides first, or skipped them; with `adjudicated`, the settled ones. Votes are counted for the sides as this lead sees the pair."""
-        return self.request(
+        reply: list[DisputeListed] = self.request(
             "GET", "/api/lead/disputes", query={"limit": limit, "offset": offset, "adjudicated": adjudicated}
         )
+        return reply
 
-    def lead_draw_sample(self, body: Sample) -> Any:
+    def lead_draw_sample(self, body: Sample) -> Drawn:
         """Draw pairs about which all raters agree, at random, to be reviewed beside the disagreements."""
-        return self.request("POST", "/api/lead/disputes/sample", body=body)
+        reply: Drawn = self.request("POST", "/api/lead/disputes/sample", body=body)
+        return reply
 
-    def lead_dispute(self, pair_id: str) -> Any:
+    def lead_dispute(self, pair_id: str) -> DisputeRead:
         """A pair to settle, with sides drawn for this lead, and the raters' answers."""
-        return self.request("GET", f"/api/lead/disputes/{quote(str(pair_id), safe='')}")
+        reply: DisputeRead = self.request("GET", f"/api/lead/disputes/{quote(str(pair_id), safe='')}")
+        return reply
 
-    def lead_adjudicate(self, body: dict[str, Any]) -> Any:
+    def lead_adjudicate(self, body: dict[str, Any]) -> Settled:
         """Settle a pair; the body is a judgment's. The raters' own judgments do not change."""
-        return self.request("POST", "/api/lead/adjudications", body=body)
+        reply: Settled = self.request("POST", "/api/lead/adjudications", body=body)
+        return reply
 
-    def lead_adjudications(self) -> Any:
+    def lead_adjudications(self) -> list[JudgmentReply]:
         """All settled answers."""
-        return self.request("GET", "/api/lead/adjudications")
+        reply: list[JudgmentReply] = self.request("GET", "/api/lead/adjudications")
+        return reply
 
-    def lead_remove_settlement(self, pair_id: str) -> Any:
+    def lead_remove_settlement(self, pair_id: str) -> Done:
         """Withdraw a settled answer: the votes decide again."""
-        return self.request("DELETE", f"/api/lead/adjudications/{quote(str(pair_id), safe='')}")
+        reply: Done = self.request("DELETE", f"/api/lead/adjudications/{quote(str(pair_id), safe='')}")
+        return reply
 
-    def lead_items(self, *, after: int = -1, limit: int = 50) -> Any:
+    def lead_items(self, *, after: int = -1, limit: int = 50) -> ItemsFound:
         """A page of the items that a search is for, in campaign order. `after`: where the next page begins; null: the end."""
-        return self.request("GET", "/api/lead/items", query={"after": after, "limit": limit})
+        reply: ItemsFound = self.request("GET", "/api/lead/items", query={"after": after, "limit": limit})
+        return reply
 
-    def lead_item(self, pair_id: str) -> Any:
+    def lead_item(self, pair_id: str) -> ItemRead:
         """An item: its texts, its judgments, rejected ones too, and its history."""
-        return self.request("GET", f"/api/lead/items/{quote(str(pair_id), safe='')}")
+        reply: ItemRead = self.request("GET", f"/api/lead/items/{quote(str(pair_id), safe='')}")
+        return reply
 
-    def lead_judgments_of_rater(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> Any:
+    def lead_judgments_of_rater(
+        self, rater_id: str, *, before: int | None = None, limit: int = 50
+    ) -> list[JudgmentListed]:
         """A rater's judgments, rejected ones too, latest first; `before`: the `seq` of the last one that the client has."""
-        return self.request(
+        reply: list[JudgmentListed] = self.request(
             "GET",
             f"/api/lead/raters/{quote(str(rater_id), safe='')}/judgments",
             query={"before": before, "limit": limit},
         )
+        return reply
 
-    def lead_preview_rejection(self, body: Selection) -> Any:
+    def lead_preview_rejection(self, body: Selection) -> RejectionEffect:
         """What rejecting these judgments would do."""
-        return self.request("POST", "/api/lead/rejections/preview", body=body)
+        reply: RejectionEffect = self.request("POST", "/api/lead/rejections/preview", body=body)
+        return reply
 
-    def lead_reject(self, body: Reject) -> Any:
+    def lead_reject(self, body: Reject) -> Rejected:
         """Reject judgments: they count nowhere, their places are free, and their pairs are given out again."""
-        return self.request("POST", "/api/lead/rejections", body=body)
+        reply: Rejected = self.request("POST", "/api/lead/rejections", body=body)
+        return reply
 
-    def lead_take_back(self, body: TakeBack) -> Any:
+    def lead_take_back(self, body: TakeBack) -> TakenBack:
         """Take rejections back: the judgments count again. `stay`: those whose raters have judged the pair again since."""
-        return self.request("POST", "/api/lead/rejections/take-back", body=body)
+        reply: TakenBack = self.request("POST", "/api/lead/rejections/take-back", body=body)
+        return reply
 
-    def lead_upload(self, content: bytes, *, name: str, batch: str = "", preview: bool = False) -> Any:
+    def lead_upload(self, content: bytes, *, name: str, batch: str = "", preview: bool = False) -> Uploaded:
         """Add a file's new pairs to a batch. `preview`: only count and show them."""
-        return self.request(
+        reply: Uploaded = self.request(
             "POST", "/api/lead/pairs/upload", query={"name": name, "batch": batch, "preview": preview}, content=content
         )
+        return reply
 
-    def lead_work(self, *, first: str = "2000-01-01", last: str = "2999-12-31") -> Any:
+    def lead_work(self, *, first: str = "2000-01-01", last: str = "2999-12-31") -> WorkReport:
         """Work by rater, day (UTC) and batch; seconds by which each rater's clock is ahead of the server's."""
-        return self.request("GET", "/api/lead/work", query={"first": first, "last": last})
+        reply: WorkReport = self.request("GET", "/api/lead/work", query={"first": first, "last": last})
+        return reply
 
-    def lead_work_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31", rate: float = 0.0) -> Any:
+    def lead_work_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31", rate: float = 0.0) -> bytes:
         """The same as a table; rejected work is paid too."""
-        return self.request("GET", "/api/lead/work.csv", query={"first": first, "last": last, "rate": rate})
+        reply: bytes = self.request("GET", "/api/lead/work.csv", query={"first": first, "last": last, "rate": rate})
+        return reply
 
-    def lead_days_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31", rate: float = 0.0) -> Any:
+    def lead_days_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31", rate: float = 0.0) -> bytes:
         """A row a rater and day, for payroll: begin and end, hours, breaks, rework, pay, and the difference of clocks."""
-        return self.request("GET", "/api/lead/days.csv", query={"first": first, "last": last, "rate": rate})
+        reply: bytes = self.request("GET", "/api/lead/days.csv", query={"first": first, "last": last, "rate": rate})
+        return reply
 
-    def lead_audit_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31") -> Any:
+    def lead_audit_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31") -> bytes:
         """The log: who did what and when, under pseudonyms and without what anybody wrote."""
-        return self.request("GET", "/api/lead/audit.csv", query={"first": first, "last": last})
+        reply: bytes = self.request("GET", "/api/lead/audit.csv", query={"first": first, "last": last})
+        return reply
 
-    def lead_since(self) -> Any:
+    def lead_since(self) -> SinceLastExport | None:
         """What has changed since the last export."""
-        return self.request("GET", "/api/lead/export")
+        reply: SinceLastExport | None = self.request("GET", "/api/lead/export")
+        return reply
 
-    def lead_download(self) -> Any:
+    def lead_download(self) -> bytes:
         """Preferences, judgments and the report in one file."""
-        return self.request("GET", "/api/lead/export.zip")
+        reply: bytes = self.request("GET", "/api/lead/export.zip")
+        return reply
 
-    def media(self, sha256: str) -> Any:
+    def media(self, sha256: str) -> bytes:
         """An image or recording; a range of its bytes, where a player asks for one."""
-        return self.request("GET", f"/api/media/{quote(str(sha256), safe='')}")
+        reply: bytes = self.request("GET", f"/api/media/{quote(str(sha256), safe='')}")
+        return reply
 
-    def own_notes(self) -> Any:
+    def lead_media_names(self, *, after: str = "") -> FilesListed:
+        """The files in the store, by name, after a name; and the limits of a file."""
+        reply: FilesListed = self.request("GET", "/api/lead/media", query={"after": after})
+        return reply
+
+    def lead_add_media(self, content: bytes, *, name: str, alt: str = "") -> FileAdded:
+        """Add an image or recording under the name by which pairs refer to it; it is checked, and cleaned of EXIF."""
+        reply: FileAdded = self.request("POST", "/api/lead/media", query={"name": name, "alt": alt}, content=content)
+        return reply
+
+    def lead_describe(self, body: Description) -> Done:
+        """Change what pairs without a description of their own say of a file."""
+        reply: Done = self.request("PUT", "/api/lead/media", body=body)
+        return reply
+
+    def own_notes(self) -> list[OwnThread]:
         """The rater's threads with the leads, the latest first."""
-        return self.request("GET", "/api/notes")
+        reply: list[OwnThread] = self.request("GET", "/api/notes")
+        return reply
 
-    def write_note(self, body: NewNote) -> Any:
+    def write_note(self, body: NewNote) -> Done:
         """Write to the leads about a pair that the rater has, or has had."""
-        return self.request("POST", "/api/notes", body=body)
+        reply: Done = self.request("POST", "/api/notes", body=body)
+        return reply
 
-    def lead_notes_for_leads(self, *, item_id: str | None = None) -> Any:
+    def lead_notes_for_leads(self, *, item_id: str | None = None) -> list[RatersThread]:
         """The threads that wait for a lead's answer; with an `item_id`, all of that pair's."""
-        return self.request("GET", "/api/lead/notes", query={"item_id": item_id})
+        reply: list[RatersThread] = self.request("GET", "/api/lead/notes", query={"item_id": item_id})
+        return reply
 
-    def lead_answer_note(self, body: Answer) -> Any:
+    def lead_answer_note(self, body: Answer) -> Done:
         """Answer a rater, or write to them first, about a pair that they have had."""
-        return self.request("POST", "/api/lead/notes", body=body)
+        reply: Done = self.request("POST", "/api/lead/notes", body=body)
+        return reply
 
-    def lead_duels(self) -> Any:
+    def lead_duels(self) -> list[DuelSoFar]:
         """Each comparison: `state` is first or second (is better), no difference (above `most`), or undecided (about `more` pairs are missing)."""
-        return self.request("GET", "/api/lead/duels")
+        reply: list[DuelSoFar] = self.request("GET", "/api/lead/duels")
+        return reply
+
+    def own_address(self) -> OwnAddress:
+        """The rater's address, and whether it is confirmed."""
+        reply: OwnAddress = self.request("GET", "/api/mail")
+        return reply
+
+    def set_address(self, body: NewAddress) -> Done:
+        """Set one's address; nothing but a code is sent to it until it is confirmed."""
+        reply: Done = self.request("PUT", "/api/mail", body=body)
+        return reply
+
+    def forget_address(self) -> Done:
+        """Delete one's address: no more mails."""
+        reply: Done = self.request("DELETE", "/api/mail")
+        return reply
+
+    def confirm_address(self, body: MailCode) -> Done:
+        """Confirm one's address: from now on, mails about work are sent to it."""
+        reply: Done = self.request("POST", "/api/mail/confirm", body=body)
+        return reply

@@ -105,7 +105,7 @@ def _pair_of(cells: Cells, stage: str, media: bool) -> tuple[str, Pair]:
     if not media:
         require_text(asked.prompt, stage, asked.image_column, media_key=stage == "label")
     identity = prompt_id(asked.prompt, asked.tools)
-    completions = tuple(_completion(identity, answer, media) for answer in answers)
+    completions = tuple(completion_of(identity, answer, media=media) for answer in answers)
     pair = Pair(
         id=content_id("pair", identity, sorted(one.id for one in completions)),
         prompt_id=identity,
@@ -125,7 +125,16 @@ def _marks(cells: Cells) -> tuple[str, ...]:
     return synthetic_marks((*tags, SYNTHETIC) if is_made and SYNTHETIC not in tags else tags)
 
 
-def _completion(identity: str, answer: Messages, media: bool) -> Completion:
+def completion_of(identity: str, answer: Messages, *, media: bool) -> Completion:
+    """The completion of a prompt, from its messages.
+
+    Args:
+        identity: the prompt's id.
+        media: whether it may have images and recordings.
+
+    Raises:
+        ValueError: it has more than raters can be shown.
+    """
     if media and len(answer) == 1 and answer[0].model_copy(update={"content": ""}).is_plain:
         content = answer[0].content
         if not isinstance(content, str):

@@ -18,12 +18,13 @@ from tiebreak.assessments import SINGLE_TASKS, SingleAnswer, SingleTask
 from tiebreak.data import shapes
 from tiebreak.data.cells import Cells, about
 from tiebreak.data.images import require_text
+from tiebreak.data.pairs import completion_of
 from tiebreak.data.reading import fault_lines, is_run, read_own, whole_rows
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import split_of
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted
-from tiebreak.records import Completion, Demonstration, Messages, check_prompt, content_id, explain, prompt_id
+from tiebreak.records import Demonstration, Messages, check_prompt, content_id, explain, prompt_id
 
 ANSWERS = "answers.jsonl"
 """the file of a *synthesise* run"""
@@ -31,13 +32,19 @@ _NO_COLUMNS: Mapping[str, str | None] = {}
 
 
 def read_single_answers(
-    source: str, task: SingleTask | None = None, columns: Mapping[str, str | None] = _NO_COLUMNS, stage: str = "label"
+    source: str,
+    task: SingleTask | None = None,
+    columns: Mapping[str, str | None] = _NO_COLUMNS,
+    stage: str = "label",
+    *,
+    media: bool = False,
 ) -> list[SingleAnswer]:
     """All single answers of a source.
 
     Args:
         task: of the rows that name none.
         columns: our name of a column → its name in the data.
+        stage: the stage that reads, which refuses images and recordings unless `media` is set.
 
     Raises:
         DataError: with every row that cannot be used.
@@ -52,7 +59,7 @@ def read_single_answers(
     bad: list[BadRow] = []
     for where, row in rows:
         try:
-            answers.append(_storable(_read_row(row, task, columns, table.of_text, stage)))
+            answers.append(_storable(_read_row(row, task, columns, table.of_text, None if media else stage)))
         except ValidationError as error:
             bad.append(BadRow(where, "; ".join(explain(error))))
         except ValueError as error:
@@ -72,43 +79,50 @@ def names_tasks(source: str) -> bool:
 
 
 def _read_row(
-    row: dict[str, Any], task: SingleTask | None, columns: Mapping[str, str | None], of_text: bool, stage: str
+    row: dict[str, Any],
+    task: SingleTask | None,
+    columns: Mapping[str, str | None],
+    of_text: bool,
+    text_only: str | None,
 ) -> SingleAnswer:
+    """`text_only`: the stage that refuses images and recordings."""
     if all(name in row for name in ("id", "messages", "completions", "task")):
         answer = SingleAnswer.model_validate(row)
-        require_text(answer.messages, stage)
+        _require_text((*answer.messages, answer.completions[0].message), text_only)
         return answer
     if isinstance(row.get("prompt"), dict) and "messages" in row["prompt"]:
         demonstration = Demonstration.model_validate({name: row.get(name) for name in ("prompt", "completion")})
-        require_text(demonstration.prompt.messages, stage)
+        _require_text((*demonstration.prompt.messages, *demonstration.answers), text_only)
         origin = {name: value for name, value in row.items() if name not in ("prompt", "completion", "task")}
-        return _of_demonstration(demonstration, _task_of(row.get("task"), task), origin)
+        return _of_demonstration(demonstration, _task_of(row.get("task"), task), origin, media=text_only is None)
     cells = Cells(row, columns, of_text)
     wanted = _task_of(cells.get("task"), task)
     found = shapes.interpret(cells, "demonstrations").results
     if len(found) != 1 or not isinstance(found[0], shapes.AnswerRow):
         raise ValueError("it must hold one prompt with one answer")
-    require_text(found[0].prompt, stage, found[0].image_column)
+    _require_text(found[0].prompt, text_only, found[0].image_column)
     split = split_of(str(cells.get("split"))) or "train"
     facts = about(cells, ("source", "tags"))
-    return _single(
-        found[0].prompt, found[0].answer, wanted, origin=cells.unused(), split=split, tools=found[0].tools, **facts
-    )
+    about_it = {"origin": cells.unused(), "split": split, "tools": found[0].tools, **facts}
+    return _single(found[0].prompt, found[0].answer, wanted, media=text_only is None, **about_it)
 
 
-def _of_demonstration(one: Demonstration, task: SingleTask, origin: dict[str, Any]) -> SingleAnswer:
+def _require_text(messages: Messages, text_only: str | None, column: str | None = None) -> None:
+    if text_only is not None:
+        require_text(messages, text_only, column, media_key=text_only == "label")
+
+
+def _of_demonstration(
+    one: Demonstration, task: SingleTask, origin: dict[str, Any], *, media: bool = False
+) -> SingleAnswer:
     prompt = one.prompt
     facts = {"split": prompt.split, "tools": prompt.tools, "source": prompt.source, "tags": prompt.tags}
-    return _single(prompt.messages, one.answers, task, origin=origin, **facts)
+    return _single(prompt.messages, one.answers, task, media=media, origin=origin, **facts)
 
 
-def _single(messages: Messages, answer: Messages, task: SingleTask, **facts: Any) -> SingleAnswer:
-    if len(answer) != 1 or not answer[0].is_plain:
-        raise ValueError(
-            "this answer has several messages, tool calls, thoughts or images, but raters are shown plain text"
-        )
-    identity, text = prompt_id(messages, facts.get("tools", ())), answer[0].text
-    completion = Completion(id=content_id("completion", identity, text), text=text)
+def _single(messages: Messages, answer: Messages, task: SingleTask, *, media: bool, **facts: Any) -> SingleAnswer:
+    identity = prompt_id(messages, facts.get("tools", ()))
+    completion = completion_of(identity, answer, media=media)
     return SingleAnswer(
         id=content_id("answer", identity, completion.id, task),
         prompt_id=identity,

@@ -25,7 +25,8 @@ from labeling_ui.database.schema import (
 )
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.pairs.items import beginning_of, shuffle_sides
-from labeling_ui.store.work.assigning import Assignment, Rules, active_rater, media_of
+from labeling_ui.store.pairs.media import media_of
+from labeling_ui.store.work.assigning import Assignment, Rules, active_rater
 from labeling_ui.store.work.judging import build_judgment
 from tiebreak.records import Judgment
 

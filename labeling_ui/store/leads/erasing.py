@@ -33,6 +33,7 @@ from labeling_ui.database.schema import (
     INVITATIONS,
     ITEMS,
     JUDGMENTS,
+    MAIL_ADDRESSES,
     RATER_HOURS,
     RATERS,
     REJECTIONS,
@@ -47,7 +48,7 @@ from tiebreak.hashing import canonical_json
 
 _WRITTEN: dict[str, Any] = {"rationale": "", "links": []}
 _WITH_TEXTS = ("submitted", "skipped", "amended", "imported")
-_PERSONAL = (SESSIONS, SECOND_FACTORS, IDENTITIES)
+_PERSONAL = (SESSIONS, SECOND_FACTORS, IDENTITIES, MAIL_ADDRESSES)
 """Tables that have nothing but personal data, by rater."""
 
 
@@ -224,6 +225,7 @@ def own_data(connection: Connection, rater_id: str) -> dict[str, Any]:
         "acceptances": _rows(connection, ACCEPTANCES, rater_id, ("document", "version", "at_ms")),
         "identities": _rows(connection, IDENTITIES, rater_id, ("issuer", "subject")),
         "sessions": _rows(connection, SESSIONS, rater_id, ("expires_at_ms",)),
+        "email": _rows(connection, MAIL_ADDRESSES, rater_id, ("email", "confirmed_at_ms", "sent_at_ms")),
         "hours": _rows(connection, RATER_HOURS, rater_id, ("hour", "judged", "active_ms", "idle_ms")),
         "judgments": [_as_own(row) for row in _of(connection, JUDGMENTS, rater_id)],
         "rejected": [_as_own(row) | {"reason": row.reason} for row in _of(connection, REJECTIONS, rater_id)],

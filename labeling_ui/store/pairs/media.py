@@ -30,6 +30,19 @@ class MediaFile:
     """pixels"""
 
 
+@dataclass(frozen=True)
+class MediaName:
+    """A file's name, as pairs write it, and what the store has under it."""
+
+    name: str
+    sha256: str
+    media_type: MediaType
+    width: int | None
+    height: int | None
+    alt: str
+    """for pairs that refer to the file without a description of their own"""
+
+
 def known_media(connection: sa.Connection, names: Sequence[str]) -> dict[str, str]:
     """The hash of the original file behind each of these names that the store has."""
     keys = {_key(name): name for name in names}
@@ -42,24 +55,54 @@ def known_media(connection: sa.Connection, names: Sequence[str]) -> dict[str, st
     return found
 
 
-def keep_media(tx: Transaction, name: str, source_sha256: str, file: MediaFile) -> None:
-    """Store a file under a name; a file that is there is not stored again."""
+def keep_media(tx: Transaction, name: str, source_sha256: str, file: MediaFile, alt: str = "") -> None:
+    """Store a file under a name, with a description; a file that is there is not stored again."""
     identity = hashlib.sha256(file.content).hexdigest()
     there = tx.connection.scalar(sa.select(MEDIA_FILES.c.sha256).where(MEDIA_FILES.c.sha256 == identity))
     if there is None:
         about = {"media_type": file.media_type, "width": file.width, "height": file.height, "content": file.content}
         tx.connection.execute(sa.insert(MEDIA_FILES).values(sha256=identity, **about))
-    named = {"name": _key(name), "sha256": identity, "source_sha256": source_sha256}
+    named = {"name": _key(name), "sha256": identity, "source_sha256": source_sha256, "alt": alt}
     tx.connection.execute(sa.insert(MEDIA_NAMES).values(**named))
 
 
-def hashes_of(connection: sa.Connection, pair: Pair) -> dict[str, str]:
-    """The hash of each file that a pair refers to, by its name."""
+@dataclass(frozen=True)
+class ShownMedia:
+    """A pair's file, as a page needs it."""
+
+    sha256: str
+    alt: str = ""
+    """where the pair has no description of its own"""
+
+
+def media_of(connection: sa.Connection, pair: Pair) -> dict[str, ShownMedia]:
+    """The files that a pair refers to, by name. Most pairs have none, and ask the database nothing."""
     keys = {_key(part.file): part.file for part in pair.media if part.file}
     if not keys:
         return {}
-    query = sa.select(MEDIA_NAMES.c.name, MEDIA_NAMES.c.sha256).where(MEDIA_NAMES.c.name.in_(list(keys)))
-    return {keys[row.name]: row.sha256 for row in connection.execute(query)}
+    query = sa.select(MEDIA_NAMES).where(MEDIA_NAMES.c.name.in_(list(keys)))
+    return {keys[row.name]: ShownMedia(row.sha256, row.alt) for row in connection.execute(query)}
+
+
+def list_media(connection: sa.Connection, after: str, limit: int) -> list[MediaName]:
+    """The files that have names of their own, by name; those within the data have none."""
+    query = (
+        sa.select(MEDIA_NAMES, MEDIA_FILES.c.media_type, MEDIA_FILES.c.width, MEDIA_FILES.c.height)
+        .join(MEDIA_FILES, MEDIA_FILES.c.sha256 == MEDIA_NAMES.c.sha256)
+        .where(MEDIA_NAMES.c.name > after, ~MEDIA_NAMES.c.name.like("data:%"))
+        .order_by(MEDIA_NAMES.c.name)
+        .limit(limit)
+    )
+    return [
+        MediaName(row.name, row.sha256, cast(MediaType, row.media_type), row.width, row.height, row.alt)
+        for row in connection.execute(query)
+    ]
+
+
+def describe_media(tx: Transaction, name: str, alt: str) -> bool:
+    """Change a file's description; False if there is no such file."""
+    changed = sa.update(MEDIA_NAMES).where(MEDIA_NAMES.c.name == name).values(alt=alt)
+    return bool(tx.connection.execute(changed).rowcount)
 
 
 def read_media(connection: sa.Connection, sha256: str) -> MediaFile | None:

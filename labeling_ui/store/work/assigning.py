@@ -19,7 +19,7 @@ from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import EventKind, Transaction
 from labeling_ui.store.pairs.items import Task, assignment_id, shuffle_all, shuffle_sides
-from labeling_ui.store.pairs.media import hashes_of
+from labeling_ui.store.pairs.media import ShownMedia, media_of
 from labeling_ui.store.work.standing import HELD, QualifyConfig, StopConfig, is_tested, next_question
 from tiebreak.assessments import SingleAnswer, is_single, read_judgment, read_pair
 from tiebreak.hashing import canonical_json
@@ -46,7 +46,7 @@ class Assignment:
     """completions in the order shown: left and right, all of a ranking, or the single one"""
     pair: Pair
     draft: dict[str, Any] | None = None
-    media: Mapping[str, str] = field(default_factory=dict)
+    media: Mapping[str, ShownMedia] = field(default_factory=dict)
     """the hashes of the files that the pair refers to"""
 
     @property
@@ -108,11 +108,6 @@ class Rules:
                 self._pairs.clear()
             self._pairs[pair_id] = pair
         return pair
-
-
-def media_of(connection: Connection, pair: Pair) -> dict[str, str]:
-    """The hashes of a pair's files: most pairs have none, and ask the database nothing."""
-    return hashes_of(connection, pair) if pair.media else {}
 
 
 def active_rater(connection: Connection, rater_id: str) -> Any:

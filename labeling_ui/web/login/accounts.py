@@ -25,11 +25,10 @@ from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS, SESSIONS
 from labeling_ui.store.names import composed, mixes_scripts
-from labeling_ui.store.store import Rater, Role, Store, insert_rater, move_rater, wall_clock_ms
+from labeling_ui.store.store import Rater, Role, SessionRules, Store, insert_rater, move_rater, wall_clock_ms
 from labeling_ui.web.login import second_factor
 from tiebreak.errors import ConfigError
 
-SESSION_DAYS = 14
 MIN_PASSWORD_CHARACTERS = 12
 MAX_PASSWORD_CHARACTERS = 128
 MOST_CHECKED_CHARACTERS = 1_000
@@ -72,6 +71,8 @@ class Session:
     rater: Rater
     csrf_token: str
     token: str = ""
+    began_at_ms: int = 0
+    expires_at_ms: int = 0
 
 
 def needs_login(store: Store) -> bool:
@@ -155,11 +156,8 @@ def list_sessions(store: Store, rater_id: str, *, mine: str) -> list[dict[str, A
     """When each of a rater's sessions began, the latest first, and whether it is the one with this token."""
     query = sa.select(SESSIONS).where(SESSIONS.c.rater_id == rater_id, SESSIONS.c.expires_at_ms > wall_clock_ms())
     with store.reading() as connection:
-        rows = connection.execute(query.order_by(SESSIONS.c.expires_at_ms.desc())).all()
-    began = [row.expires_at_ms - SESSION_DAYS * 86_400_000 for row in rows]
-    return [
-        {"began_at_ms": at, "current": row.token_hash == _token_hash(mine)} for at, row in zip(began, rows, strict=True)
-    ]
+        rows = connection.execute(query.order_by(SESSIONS.c.began_at_ms.desc())).all()
+    return [{"began_at_ms": row.began_at_ms, "current": row.token_hash == _token_hash(mine)} for row in rows]
 
 
 def disable(store: Store, name: str) -> None:
@@ -354,7 +352,7 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
         rater = Rater(f"rater-{secrets.token_hex(4)}", name, "human", row.role, pool=row.pool)
         insert_rater(tx, rater, hashed, store.url)
         tx.connection.execute(sa.update(INVITATIONS).where(mine).values(used_by=rater.id))
-        return begin_session(tx, rater)
+        return begin_session(tx, rater, store.sessions)
 
     return store.transact(take)
 
@@ -389,7 +387,7 @@ def log_in(store: Store, name: str, password: str, *, code: str = "", crowded: b
             raise CodeNeededError
         if not second_factor.take_code(store, rater.id, code):
             return None
-    return store.transact(lambda tx: begin_session(tx, rater))
+    return store.transact(lambda tx: begin_session(tx, rater, store.sessions))
 
 
 def _account(store: Store, name: str) -> Any:
@@ -426,24 +424,32 @@ def knows_device(store: Store, name: str, mark: str) -> bool:
     return bool(dot) and hmac.compare_digest(device_mark(store, name, nonce).encode(), mark.encode())
 
 
-def begin_session(tx: Transaction, rater: Rater) -> Session:
+def begin_session(tx: Transaction, rater: Rater, rules: SessionRules) -> Session:
     """A new session, within a transaction."""
-    session = Session(rater, csrf_token=secrets.token_urlsafe(24), token=secrets.token_urlsafe(32))
     now = wall_clock_ms()
+    about = {"began_at_ms": now, "expires_at_ms": rules.expires_at_ms(now, now)}
+    session = Session(rater, csrf_token=secrets.token_urlsafe(24), token=secrets.token_urlsafe(32), **about)
     tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.expires_at_ms < now))
     columns = {"token_hash": _token_hash(session.token), "rater_id": rater.id, "csrf_token": session.csrf_token}
-    expires = now + SESSION_DAYS * 86_400_000
-    tx.connection.execute(sa.insert(SESSIONS).values(**columns, expires_at_ms=expires))
+    tx.connection.execute(sa.insert(SESSIONS).values(**columns, **about))
     return session
 
 
 def find_session(store: Store, token: str) -> Session | None:
     """The session of a browser's token, unless it has expired or its rater is disabled."""
     with store.glancing() as connection:
-        row = st.SESSION.one(connection, token_hash=_token_hash(token), now_ms=wall_clock_ms())
-    if row is None or row.disabled:
+        now = wall_clock_ms()
+        row = st.SESSION.one(connection, token_hash=_token_hash(token), now_ms=now)
+    if row is None or row.disabled or now >= row.began_at_ms + store.sessions.most_ms:
         return None
-    return Session(Rater(row.id, row.name, row.kind, row.role, pool=row.pool), row.csrf_token)
+    rater = Rater(row.id, row.name, row.kind, row.role, pool=row.pool)
+    return Session(rater, row.csrf_token, token, row.began_at_ms, row.expires_at_ms)
+
+
+def extend_session(tx: Transaction, session: Session, expires_at_ms: int) -> None:
+    """Let a session last longer: its rater is active."""
+    mine = SESSIONS.c.token_hash == _token_hash(session.token)
+    tx.connection.execute(sa.update(SESSIONS).where(mine).values(expires_at_ms=expires_at_ms))
 
 
 def log_out(store: Store, token: str) -> None:

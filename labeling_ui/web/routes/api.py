@@ -60,7 +60,6 @@ from labeling_ui.web.context import (
 )
 from labeling_ui.web.login import second_factor
 from labeling_ui.web.login.accounts import (
-    SESSION_DAYS,
     CodeNeededError,
     Session,
     accept_invitation,
@@ -73,6 +72,25 @@ from labeling_ui.web.login.accounts import (
     log_in,
     log_out,
     remove_factor,
+)
+from labeling_ui.web.replies import (
+    Done,
+    FactorBegun,
+    FactorState,
+    JudgmentInHistory,
+    JudgmentStored,
+    JudgmentStoredAndNext,
+    LoggedIn,
+    Me,
+    PassagePlace,
+    PastJudgmentOpened,
+    RejectedJudgment,
+    SessionListed,
+    SettledOtherwise,
+    ShownPair,
+    Undone,
+    WorkInHour,
+    replies,
 )
 from labeling_ui.web.security_log import hidden_name
 
@@ -158,7 +176,7 @@ class Passage(_Body):
 # --- who ---
 
 
-@router.post("/login")
+@router.post("/login", **replies(LoggedIn))
 def login(desk: DeskOf, request: Request, response: Response, body: LoginWithCode) -> dict[str, str]:
     """Start a session. Wrong names, passwords and codes get one reply; a missing code, after the right password, 428."""
     address, name = request.client.host if request.client else "", composed(body.username)
@@ -179,7 +197,7 @@ def login(desk: DeskOf, request: Request, response: Response, body: LoginWithCod
     return _begin(desk, session, request, response)
 
 
-@router.post("/invitations/accept")
+@router.post("/invitations/accept", **replies(LoggedIn))
 def accept(desk: DeskOf, request: Request, response: Response, body: InvitationLogin) -> dict[str, str]:
     """Create the account of an invitation and start its session. Each invitation works once."""
     address = request.client.host if request.client else ""
@@ -204,16 +222,17 @@ def set_cookies(desk: Desk, session: Session, request: Request, response: Respon
     """The cookies of a session, and of a browser that has been let in under its name; both for the desk's path alone."""
     request.state.who = session.rater.id
     mark = device_mark(desk.store, session.rater.name)
-    for name, value, days in ((SESSION_COOKIE, session.token, SESSION_DAYS), (DEVICE_COOKIE, mark, DEVICE_DAYS)):
-        set_cookie(request, response, name, value, days=days, prefix=desk.page.prefix)
+    lasts = desk.store.sessions.most_ms // 1_000
+    for name, value, seconds in ((SESSION_COOKIE, session.token, lasts), (DEVICE_COOKIE, mark, DEVICE_DAYS * 86_400)):
+        set_cookie(request, response, name, value, seconds=seconds, prefix=desk.page.prefix)
 
 
-def set_cookie(request: Request, response: Response, name: str, value: str, *, days: int, prefix: str) -> None:
+def set_cookie(request: Request, response: Response, name: str, value: str, *, seconds: int, prefix: str) -> None:
     """A cookie that no script reads, and that comes with requests of our own pages alone."""
     response.set_cookie(
         name,
         value,
-        max_age=days * 86_400,
+        max_age=seconds,
         path=f"{prefix}/",
         httponly=True,
         samesite="strict",
@@ -221,7 +240,7 @@ def set_cookie(request: Request, response: Response, name: str, value: str, *, d
     )
 
 
-@router.post("/logout")
+@router.post("/logout", **replies(Done))
 def logout(desk: DeskOf, _session: WritingSession, request: Request, response: Response) -> dict[str, bool]:
     """End the session."""
     log_out(desk.store, request.cookies.get(SESSION_COOKIE, ""))
@@ -229,7 +248,7 @@ def logout(desk: DeskOf, _session: WritingSession, request: Request, response: R
     return {"ok": True}
 
 
-@router.post("/password")
+@router.post("/password", **replies(Done))
 def set_password(desk: DeskOf, session: WritingSession, request: Request, body: NewPassword) -> dict[str, bool]:
     """Change one's own password; one's other sessions end."""
     address, name = request.client.host if request.client else "", session.rater.name
@@ -241,17 +260,18 @@ def set_password(desk: DeskOf, session: WritingSession, request: Request, body: 
     if not change_password(desk.store, name, body.current, body.new, keep=token):
         raise HTTPException(409, "The current password is wrong.")
     desk.limit.forgive(address, name)
+    desk.warn(session.rater.id, "password")
     return {"ok": True}
 
 
-@router.get("/second-factor")
+@router.get("/second-factor", **replies(FactorState))
 def has_second_factor(desk: DeskOf, session: CurrentSession) -> dict[str, bool]:
     """Whether the account has one, and whether it must."""
     needed = desk.page.second_factor_for_leads and session.rater.role in VIEWERS
     return {"set": second_factor.has_factor(desk.store, session.rater.id), "needed": needed}
 
 
-@router.post("/second-factor")
+@router.post("/second-factor", **replies(FactorBegun))
 def begin_second_factor(desk: DeskOf, session: WritingSession) -> dict[str, str]:
     """A new secret, which counts once a code of it is confirmed."""
     if not session.csrf_token:
@@ -262,15 +282,16 @@ def begin_second_factor(desk: DeskOf, session: WritingSession) -> dict[str, str]
     return {"secret": made.secret, "qr": made.qr}
 
 
-@router.post("/second-factor/confirm")
+@router.post("/second-factor/confirm", **replies(Done))
 def confirm_second_factor(desk: DeskOf, session: WritingSession, body: Code) -> dict[str, bool]:
     """Make it count from now on."""
     if not second_factor.confirm(desk.store, session.rater.id, body.code):
         raise HTTPException(409, "The code is wrong or has expired. Check that the phone's clock is right.")
+    desk.warn(session.rater.id, "factor")
     return {"ok": True}
 
 
-@router.post("/second-factor/remove")
+@router.post("/second-factor/remove", **replies(Done))
 def remove_second_factor(desk: DeskOf, session: WritingSession, request: Request, body: Code) -> dict[str, bool]:
     """Remove it, with the password and a code."""
     address, name = request.client.host if request.client else "", session.rater.name
@@ -279,23 +300,24 @@ def remove_second_factor(desk: DeskOf, session: WritingSession, request: Request
     if not remove_factor(desk.store, name, body.password, body.code):
         raise HTTPException(409, "Wrong password or code.")
     desk.limit.forgive(address, name)
+    desk.warn(session.rater.id, "factor")
     return {"ok": True}
 
 
-@router.get("/sessions")
+@router.get("/sessions", **replies(list[SessionListed]))
 def sessions(desk: DeskOf, session: CurrentSession, request: Request) -> list[dict[str, Any]]:
     """When each of the rater's sessions began."""
     return list_sessions(desk.store, session.rater.id, mine=request.cookies.get(SESSION_COOKIE, ""))
 
 
-@router.post("/sessions/end-others")
+@router.post("/sessions/end-others", **replies(Done))
 def end_sessions(desk: DeskOf, session: WritingSession, request: Request) -> dict[str, bool]:
     """End the rater's other sessions."""
     end_other_sessions(desk.store, session.rater.id, keep=request.cookies.get(SESSION_COOKIE, ""))
     return {"ok": True}
 
 
-@router.get("/me")
+@router.get("/me", **replies(Me))
 def who_am_i(
     desk: DeskOf, session: CurrentSession, since_ms: Annotated[int | None, Query(ge=0, le=2**52)] = None
 ) -> dict[str, Any]:
@@ -328,7 +350,7 @@ def who_am_i(
     }
 
 
-@router.get("/hours")
+@router.get("/hours", **replies(list[WorkInHour]))
 def hours(
     desk: DeskOf, session: CurrentSession, since_ms: Annotated[int, Query(ge=0, le=2**52)]
 ) -> list[dict[str, Any]]:
@@ -351,13 +373,13 @@ def _gold_agreement(desk: Desk, rater_id: str) -> dict[str, int] | None:
     return {"right": right, "n": n}
 
 
-@router.post("/guidelines/accept")
+@router.post("/guidelines/accept", **replies(Done))
 def accept_guidelines(desk: DeskOf, session: WritingSession, body: Acceptance) -> dict[str, bool]:
     """The rater has read the guidelines."""
     return _accept(desk, session, body, "guidelines")
 
 
-@router.post("/consent/accept")
+@router.post("/consent/accept", **replies(Done))
 def give_consent(desk: DeskOf, session: WritingSession, body: Acceptance) -> dict[str, bool]:
     """The rater agrees to the use of their judgments."""
     return _accept(desk, session, body, "consent")
@@ -375,7 +397,7 @@ def _accept(desk: Desk, session: Session, body: Acceptance, document: Document) 
 # --- the work ---
 
 
-@router.get("/next")
+@router.get("/next", **replies(ShownPair | None))
 async def next_pair(
     desk: DeskOf, session: AcceptedSession, holding: Annotated[str, Query(max_length=20_000)] = ""
 ) -> JSONResponse:
@@ -399,7 +421,7 @@ def _held(holding: str) -> list[str]:
     return [_storable(pair_id) for pair_id in held]
 
 
-@router.post("/shown/{pair_id:path}")
+@router.post("/shown/{pair_id:path}", **replies(Done))
 async def shown(desk: DeskOf, session: WritingSession, pair_id: str, body: ClientClock) -> JSONResponse:
     """The pair is on the rater's screen; their lease starts."""
     rater_id = session.rater.id
@@ -407,7 +429,7 @@ async def shown(desk: DeskOf, session: WritingSession, pair_id: str, body: Clien
     return JSONResponse({"ok": True})
 
 
-@router.put("/drafts/{pair_id:path}")
+@router.put("/drafts/{pair_id:path}", **replies(Done))
 async def save_draft(desk: DeskOf, session: JudgingSession, pair_id: str, body: JsonBody) -> JSONResponse:
     """Store a draft and renew its lease."""
     draft, rater_id = checked(Draft, body), session.rater.id
@@ -421,7 +443,7 @@ async def save_draft(desk: DeskOf, session: JudgingSession, pair_id: str, body: 
     return JSONResponse({"ok": True})
 
 
-@router.post("/passages/{pair_id:path}")
+@router.post("/passages/{pair_id:path}", **replies(PassagePlace))
 async def locate(desk: DeskOf, session: JudgingSession, pair_id: str, body: Passage) -> JSONResponse:
     """The raw offsets of a passage of an answer as the page shows it; null where they are not certain."""
     found = await to_thread.run_sync(_locate, desk, session.rater.id, pair_id, body)
@@ -440,7 +462,7 @@ def _locate(desk: Desk, rater_id: str, pair_id: str, passage: Passage) -> tuple[
     return find_passage(raw, passage.start, passage.end, passage.text)
 
 
-@router.post("/judgments")
+@router.post("/judgments", **replies(JudgmentStoredAndNext))
 async def judge(desk: DeskOf, session: JudgingSession, body: JsonBody) -> JSONResponse:
     """Store a judgment; the reply means that it is on disk. `holding` may list the pairs that the client already has."""
     holding = body.pop("holding", [])
@@ -466,7 +488,7 @@ def _stored(stored: judging.StoredJudgment) -> dict[str, Any]:
     return {"judgment_id": stored.judgment_id, "judgment": judgment, "replayed": stored.replayed}
 
 
-@router.get("/history")
+@router.get("/history", **replies(list[JudgmentInHistory]))
 def history(
     desk: DeskOf,
     session: CurrentSession,
@@ -478,7 +500,7 @@ def history(
     return [{**vars(entry), "judgment": judgment_as_json(entry.judgment)} for entry in past]
 
 
-@router.get("/feedback")
+@router.get("/feedback", **replies(list[SettledOtherwise]))
 def feedback(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
     """The latest pairs that a lead settled otherwise than the rater had answered, with the lead's reasons."""
     return [
@@ -493,7 +515,7 @@ def feedback(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/rejections")
+@router.get("/rejections", **replies(list[RejectedJudgment]))
 def rejections(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
     """The rater's judgments that a lead rejected, latest first, with the reasons."""
     return [
@@ -510,7 +532,7 @@ def rejections(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/judgments/{judgment_id}")
+@router.get("/judgments/{judgment_id}", **replies(PastJudgmentOpened))
 async def past_judgment(desk: DeskOf, session: CurrentSession, judgment_id: str) -> JSONResponse:
     """One of the rater's judgments, and its pair with the sides as judged."""
     assignment, judgment = await to_thread.run_sync(desk.store.judged_assignment, session.rater.id, judgment_id)
@@ -518,7 +540,7 @@ async def past_judgment(desk: DeskOf, session: CurrentSession, judgment_id: str)
     return JSONResponse({"judgment_id": judgment_id, "judgment": fields, "pair": await rendered(assignment)})
 
 
-@router.put("/judgments/{judgment_id}")
+@router.put("/judgments/{judgment_id}", **replies(JudgmentStored))
 async def amend(desk: DeskOf, session: JudgingSession, judgment_id: str, body: JsonBody) -> JSONResponse:
     """Replace a judgment's answer. The body is a judgment's, without `pair_id`."""
     client_id = body.pop("client_id", None)
@@ -542,7 +564,7 @@ def _storable(text: str) -> str:
         raise HTTPException(422, str(error)) from error
 
 
-@router.post("/judgments/{judgment_id}/undo")
+@router.post("/judgments/{judgment_id}/undo", **replies(Undone))
 async def undo(desk: DeskOf, session: JudgingSession, judgment_id: str) -> JSONResponse:
     """Undo a judgment: `pair` is to be judged again, with the old answer as its draft."""
     rater_id = session.rater.id

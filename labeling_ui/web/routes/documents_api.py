@@ -37,6 +37,17 @@ from labeling_ui.web.context import (
     judgment_as_json,
     rename_answers,
 )
+from labeling_ui.web.replies import (
+    DocumentPreview,
+    DocumentsRead,
+    DocumentVersion,
+    DocumentVersionRead,
+    DocumentVersions,
+    Done,
+    ErasureReply,
+    OwnData,
+    replies,
+)
 from tiebreak.assessments import read_judgment
 
 MAX_TEXT_CHARACTERS = 200_000
@@ -68,7 +79,7 @@ class NewText(Text):
         return version
 
 
-@router.get("/documents")
+@router.get("/documents", **replies(DocumentsRead))
 async def documents(desk: DeskOf, _session: CurrentSession) -> dict[str, Any]:
     """The guidelines and the consent as raters read them."""
     return await to_thread.run_sync(
@@ -86,7 +97,7 @@ def _rendered(text: str) -> str:
     return render(text)
 
 
-@router.get("/lead/documents/{document}")
+@router.get("/lead/documents/{document}", **replies(DocumentVersions))
 def publications(desk: DeskOf, _lead: ViewingSession, document: Document) -> dict[str, Any]:
     """The current text and all versions, latest first, each with the number of raters whose last acceptance it was."""
     every, accepted = desk.store.publications(document), desk.store.acceptances(document)
@@ -111,7 +122,7 @@ def _raters_asked(desk: Desk) -> int:
     return sum(one.kind == "human" and not one.disabled and one.role != "observer" for one in desk.store.raters())
 
 
-@router.get("/lead/documents/{document}/{seq}")
+@router.get("/lead/documents/{document}/{seq}", **replies(DocumentVersionRead))
 def one_version(desk: DeskOf, _lead: ViewingSession, document: Document, seq: int) -> dict[str, Any]:
     """One version, with its text."""
     found = next((one for one in desk.store.publications(document) if one.seq == seq), None)
@@ -120,14 +131,14 @@ def one_version(desk: DeskOf, _lead: ViewingSession, document: Document, seq: in
     return {**_as_version(found), "text": found.text, "html": render(found.text)}
 
 
-@router.post("/lead/documents/{document}/preview")
+@router.post("/lead/documents/{document}/preview", **replies(DocumentPreview))
 def preview(desk: DeskOf, _lead: LeadWritingSession, document: Document, body: Text) -> dict[str, Any]:
     """A text as raters would see it, and how many of them would have to accept it."""
     changed = body.text != desk.terms(document)[0]
     return {"html": render(body.text), "changed": changed, "raters": _raters_asked(desk) if changed else 0}
 
 
-@router.post("/lead/documents/{document}")
+@router.post("/lead/documents/{document}", **replies(DocumentVersion))
 def publish(desk: DeskOf, lead: LeadWritingSession, document: Document, body: NewText) -> dict[str, Any]:
     """Publish a text: every rater must accept it before their next judgment, whatever its version is called."""
     made = desk.store.publish(document, body.version, body.text, lead.rater.id)
@@ -146,7 +157,7 @@ class Withdrawal(BaseModel):
     judgments: bool = False
 
 
-@router.post("/consent/withdraw")
+@router.post("/consent/withdraw", **replies(Done))
 def withdraw_consent(desk: DeskOf, session: WritingSession, body: Withdrawal) -> dict[str, bool]:
     """Withdraw the rater's consent: they get no more work, and the lead sees it. `judgments`: they also object to the use
     of their judgments."""
@@ -157,7 +168,7 @@ def withdraw_consent(desk: DeskOf, session: WritingSession, body: Withdrawal) ->
     return {"ok": True}
 
 
-@router.get("/own-data")
+@router.get("/own-data", **replies(OwnData))
 def own_data(desk: DeskOf, session: CurrentSession) -> Response:
     """The rater's data in the store, as a file."""
     headers = {"Content-Disposition": 'attachment; filename="my-data.json"'}
@@ -173,13 +184,13 @@ def _with_letters(own: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
-@router.get("/lead/raters/{rater_id}/erase")
+@router.get("/lead/raters/{rater_id}/erase", **replies(ErasureReply))
 def preview_erasure(desk: DeskOf, _lead: LeadSession, rater_id: str, judgments: bool = False) -> dict[str, Any]:
     """What an erasure would do. `judgments`: reject the rater's judgments too."""
     return vars(desk.store.preview_erasure(rater_id, judgments=judgments))
 
 
-@router.post("/lead/raters/{rater_id}/erase")
+@router.post("/lead/raters/{rater_id}/erase", **replies(ErasureReply))
 def erase(desk: DeskOf, lead: LeadWritingSession, rater_id: str, body: Withdrawal) -> dict[str, Any]:
     """Erase a rater's data: only the pseudonym stays, with the judgments or without."""
     return vars(desk.store.erase_rater(rater_id, judgments=body.judgments, by=lead.rater.id))

@@ -11,11 +11,12 @@ from fastapi import APIRouter, Depends, Request
 
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.web.context import viewing_session
+from labeling_ui.web.replies import DuelSoFar, replies
 
 router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])
 
 
-@router.get("/duels")
+@router.get("/duels", **replies(list[DuelSoFar]))
 def duels(request: Request) -> list[dict[str, Any]]:
     """Each comparison: `state` is first or second (is better), no difference (above `most`), or undecided (about `more`
     pairs are missing)."""

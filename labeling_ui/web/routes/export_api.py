@@ -16,12 +16,13 @@ from fastapi import APIRouter, Response
 
 from labeling_ui.exchange.export import write_labels
 from labeling_ui.web.context import Desk, DeskOf, LeadSession, ViewingSession
+from labeling_ui.web.replies import SinceLastExport, replies
 
 router = APIRouter(prefix="/api/lead")
 NAME = "labels.zip"
 
 
-@router.get("/export")
+@router.get("/export", **replies(SinceLastExport | None))
 def since(desk: DeskOf, _viewer: ViewingSession) -> dict[str, Any] | None:
     """What has changed since the last export."""
     found = desk.store.since_export()

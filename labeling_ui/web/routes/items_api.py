@@ -18,8 +18,9 @@ from labeling_ui.pages.figures import render_answer, render_message
 from labeling_ui.store.answers import storable
 from labeling_ui.store.leads.finding import JudgmentEntry, Search
 from labeling_ui.store.leads.rejecting import Selection
-from labeling_ui.store.work.assigning import media_of
+from labeling_ui.store.pairs.media import media_of
 from labeling_ui.web.context import DeskOf, LeadWritingSession, printable, viewing_session
+from labeling_ui.web.replies import ItemRead, ItemsFound, JudgmentListed, Rejected, RejectionEffect, TakenBack, replies
 from tiebreak.records import explain
 
 router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])
@@ -60,7 +61,7 @@ class TakeBack(BaseModel):
         return [storable(name) or "" for name in names]
 
 
-@router.get("/items")
+@router.get("/items", **replies(ItemsFound))
 def items(desk: DeskOf, page: Annotated[Page, Query()]) -> dict[str, Any]:
     """A page of the items that a search is for, in campaign order. `after`: where the next page begins; null: the end."""
     try:
@@ -71,7 +72,7 @@ def items(desk: DeskOf, page: Annotated[Page, Query()]) -> dict[str, Any]:
     return asdict(desk.store.find(search, after=page.after, limit=page.limit))
 
 
-@router.get("/items/{pair_id:path}")
+@router.get("/items/{pair_id:path}", **replies(ItemRead))
 def item(desk: DeskOf, pair_id: str) -> dict[str, Any]:
     """An item: its texts, its judgments, rejected ones too, and its history."""
     opened = desk.store.open_item(pair_id)
@@ -98,7 +99,7 @@ def item(desk: DeskOf, pair_id: str) -> dict[str, Any]:
     }
 
 
-@router.get("/raters/{rater_id}/judgments")
+@router.get("/raters/{rater_id}/judgments", **replies(list[JudgmentListed]))
 def judgments_of_rater(
     desk: DeskOf,
     rater_id: str,
@@ -109,19 +110,19 @@ def judgments_of_rater(
     return [_as_json(one) for one in desk.store.judgments_of_rater(rater_id, before=before, limit=limit)]
 
 
-@router.post("/rejections/preview")
+@router.post("/rejections/preview", **replies(RejectionEffect))
 def preview_rejection(desk: DeskOf, _lead: LeadWritingSession, body: Selection) -> dict[str, Any]:
     """What rejecting these judgments would do."""
     return vars(desk.store.preview_rejection(body))
 
 
-@router.post("/rejections")
+@router.post("/rejections", **replies(Rejected))
 def reject(desk: DeskOf, lead: LeadWritingSession, body: Reject) -> dict[str, int]:
     """Reject judgments: they count nowhere, their places are free, and their pairs are given out again."""
     return {"rejected": desk.store.reject(body.selection, body.reason, lead.rater.id, again=body.again)}
 
 
-@router.post("/rejections/take-back")
+@router.post("/rejections/take-back", **replies(TakenBack))
 def take_back(desk: DeskOf, lead: LeadWritingSession, body: TakeBack) -> dict[str, int]:
     """Take rejections back: the judgments count again. `stay`: those whose raters have judged the pair again since."""
     done, stay = desk.store.take_back_rejections(body.judgment_ids, lead.rater.id)

@@ -50,6 +50,28 @@ from labeling_ui.web.login.accounts import (
     reset_password_of,
     revoke_invitation,
 )
+from labeling_ui.web.replies import (
+    BatchListed,
+    BatchSettings,
+    CampaignStatus,
+    DisputeListed,
+    DisputeRead,
+    Done,
+    Drawn,
+    Figures,
+    GoldItem,
+    InvitationListed,
+    InvitationsMade,
+    JudgmentReply,
+    NewPasswordShown,
+    PairCorrected,
+    RaterListed,
+    Restored,
+    Settled,
+    Withdrawn,
+    WithdrawnPair,
+    replies,
+)
 from tiebreak.assessments import SingleAnswer
 from tiebreak.records import Pair
 
@@ -176,7 +198,7 @@ class GoldAnswer(BaseModel):
         return self
 
 
-@router.get("/status")
+@router.get("/status", **replies(CampaignStatus))
 def status(desk: DeskOf) -> dict[str, Any]:
     """Counts, the last day's pace, and the days left at that pace."""
     counted = desk.store.status()
@@ -191,7 +213,7 @@ def status(desk: DeskOf) -> dict[str, Any]:
     }
 
 
-@router.get("/agreement")
+@router.get("/agreement", **replies(Figures))
 def agreement(desk: DeskOf) -> dict[str, Any]:
     """Agreement of the raters beside published figures, and each rater's reliability.
 
@@ -200,7 +222,7 @@ def agreement(desk: DeskOf) -> dict[str, Any]:
     return {**desk.figures(), "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
 
 
-@router.get("/raters")
+@router.get("/raters", **replies(list[RaterListed]))
 def raters(desk: DeskOf) -> list[dict[str, Any]]:
     """All raters; `consent_withdrawn`: when, and whether for their judgments too, or null."""
     withdrawn = {
@@ -209,27 +231,29 @@ def raters(desk: DeskOf) -> list[dict[str, Any]]:
     return [{**vars(rater), "consent_withdrawn": withdrawn.get(rater.id)} for rater in desk.store.raters()]
 
 
-@router.put("/raters/{rater_id}")
+@router.put("/raters/{rater_id}", **replies(Done))
 def change(desk: DeskOf, lead: LeadWritingSession, rater_id: str, body: RaterChange) -> dict[str, bool]:
     """Move a rater to another pool; enable or disable them. Nobody disables themselves: a lead is always left."""
     change_rater(desk.store, rater_id, lead.rater.id, disabled=body.disabled, pool=body.pool, role=body.role)
     return {"ok": True}
 
 
-@router.post("/raters/{rater_id}/standing")
+@router.post("/raters/{rater_id}/standing", **replies(Done))
 def stand(desk: DeskOf, lead: LeadWritingSession, rater_id: str, body: NewStanding) -> dict[str, bool]:
     """Let a rater continue (`qualified`), stop them, or test them again (empty)."""
     desk.store.set_standing(rater_id, body.standing, body.reason, lead.rater.id)
     return {"ok": True}
 
 
-@router.post("/raters/{rater_id}/password")
+@router.post("/raters/{rater_id}/password", **replies(NewPasswordShown))
 def reset(desk: DeskOf, lead: LeadWritingSession, rater_id: str) -> dict[str, str]:
     """A new password for a rater, shown once; their sessions end, and a disabled rater is enabled."""
-    return {"password": reset_password_of(desk.store, rater_id, lead.rater.id)}
+    password = reset_password_of(desk.store, rater_id, lead.rater.id)
+    desk.warn(rater_id, "password")
+    return {"password": password}
 
 
-@router.post("/invitations")
+@router.post("/invitations", **replies(InvitationsMade))
 def make_invitations(desk: DeskOf, lead: LeadWritingSession, body: Invitation) -> dict[str, Any]:
     """The paths of links that create one account each; `token` and `path` are those of the first."""
     about: dict[str, Any] = {"role": body.role, "pool": body.pool, "days": body.days}
@@ -239,20 +263,20 @@ def make_invitations(desk: DeskOf, lead: LeadWritingSession, body: Invitation) -
     return {"token": tokens[0], "path": paths[0], "invitations": made}
 
 
-@router.get("/invitations")
+@router.get("/invitations", **replies(list[InvitationListed]))
 def all_invitations(desk: DeskOf, _lead: LeadSession) -> list[dict[str, Any]]:
     """All invitations, the latest first, without their links."""
     return [vars(one) for one in invitations(desk.store)]
 
 
-@router.delete("/invitations/{invitation_id}")
+@router.delete("/invitations/{invitation_id}", **replies(Done))
 def revoke(desk: DeskOf, lead: LeadWritingSession, invitation_id: str) -> dict[str, bool]:
     """End an invitation before it is used."""
     revoke_invitation(desk.store, lead.rater.id, invitation_id)
     return {"ok": True}
 
 
-@router.get("/batches")
+@router.get("/batches", **replies(list[BatchListed]))
 def batches(desk: DeskOf) -> list[dict[str, Any]]:
     """All batches, with their progress. `steered`: not that of conversations, which belong to their raters."""
     progress, nothing = desk.store.batch_progress(), BatchProgress()
@@ -264,13 +288,13 @@ def batches(desk: DeskOf) -> list[dict[str, Any]]:
     ]
 
 
-@router.post("/batches")
+@router.post("/batches", **replies(BatchSettings))
 def create_batch(desk: DeskOf, _lead: LeadWritingSession, body: NewBatch) -> dict[str, Any]:
     """Create an empty batch, to upload pairs to or move pairs to."""
     return vars(desk.store.create_batch(body.name, BatchChange(**body.model_dump(exclude={"name"}))))
 
 
-@router.put("/batches")
+@router.put("/batches", **replies(BatchSettings))
 def change_batch(
     desk: DeskOf, _lead: LeadWritingSession, body: BatchChange, name: Annotated[str, Query(max_length=100)] = ""
 ) -> dict[str, Any]:
@@ -278,25 +302,25 @@ def change_batch(
     return vars(desk.store.change_batch(name, body))
 
 
-@router.post("/pairs/move")
+@router.post("/pairs/move", **replies(BatchSettings))
 def move_pairs(desk: DeskOf, _lead: LeadWritingSession, body: Move) -> dict[str, Any]:
     """Move pairs to a batch, which is created or changed; pairs already leased stay with their raters."""
     return vars(desk.store.move_pairs(body.pair_ids, body.batch, body.change))
 
 
-@router.post("/pairs/withdraw")
+@router.post("/pairs/withdraw", **replies(Withdrawn))
 def withdraw_pairs(desk: DeskOf, lead: LeadWritingSession, body: Withdraw) -> dict[str, int]:
     """Withdraw pairs: nobody gets them, they count nowhere, and they can be restored."""
     return {"withdrawn": desk.store.withdraw_pairs(body.pair_ids, body.reason, lead.rater.id)}
 
 
-@router.post("/pairs/restore")
+@router.post("/pairs/restore", **replies(Restored))
 def restore_pairs(desk: DeskOf, lead: LeadWritingSession, body: PairIds) -> dict[str, int]:
     """Restore withdrawn pairs, with their judgments."""
     return {"restored": desk.store.restore_pairs(body.pair_ids, lead.rater.id)}
 
 
-@router.post("/pairs/correct")
+@router.post("/pairs/correct", **replies(list[PairCorrected]))
 def correct_pairs(
     desk: DeskOf, lead: LeadWritingSession, body: Annotated[dict[str, Any], Body()]
 ) -> list[dict[str, Any]]:
@@ -308,19 +332,19 @@ def correct_pairs(
     return [vars(one) for one in made]
 
 
-@router.get("/pairs/withdrawn")
+@router.get("/pairs/withdrawn", **replies(list[WithdrawnPair]))
 def withdrawn_pairs(desk: DeskOf) -> list[dict[str, Any]]:
     """Withdrawn and corrected pairs."""
     return [vars(one) for one in desk.store.withdrawals()]
 
 
-@router.get("/gold")
+@router.get("/gold", **replies(list[GoldItem]))
 def gold(desk: DeskOf) -> list[dict[str, Any]]:
     """Pairs with a known answer."""
     return [vars(answer) for answer in desk.store.gold()]
 
 
-@router.put("/gold/{pair_id:path}")
+@router.put("/gold/{pair_id:path}", **replies(GoldItem))
 def set_gold(desk: DeskOf, _lead: LeadWritingSession, pair_id: str, body: GoldAnswer) -> dict[str, Any]:
     """Make a pair gold: every rater gets it once, and it looks like any other."""
     for task in ("rate", "classify") if body.value is not None else ():
@@ -329,14 +353,14 @@ def set_gold(desk: DeskOf, _lead: LeadWritingSession, pair_id: str, body: GoldAn
     return vars(desk.store.set_gold(pair_id, body.preferred_id, body.value))
 
 
-@router.delete("/gold/{pair_id:path}")
+@router.delete("/gold/{pair_id:path}", **replies(Done))
 def remove_gold(desk: DeskOf, _lead: LeadWritingSession, pair_id: str) -> dict[str, bool]:
     """Make a gold pair an ordinary one, whose judgments are votes."""
     desk.store.remove_gold(pair_id)
     return {"ok": True}
 
 
-@router.get("/disputes")
+@router.get("/disputes", **replies(list[DisputeListed]))
 def disputes(
     desk: DeskOf,
     lead: ViewingSession,
@@ -350,13 +374,13 @@ def disputes(
     return [vars(row) for row in rows]
 
 
-@router.post("/disputes/sample")
+@router.post("/disputes/sample", **replies(Drawn))
 def draw_sample(desk: DeskOf, lead: SettlingSession, body: Sample) -> dict[str, int]:
     """Draw pairs about which all raters agree, at random, to be reviewed beside the disagreements."""
     return {"drawn": desk.store.draw_review_sample(body.count, lead.rater.id)}
 
 
-@router.get("/disputes/{pair_id:path}")
+@router.get("/disputes/{pair_id:path}", **replies(DisputeRead))
 def dispute(desk: DeskOf, lead: ViewingSession, pair_id: str) -> dict[str, Any]:
     """A pair to settle, with sides drawn for this lead, and the raters' answers."""
     opened = desk.store.open_dispute(lead.rater.id, pair_id)
@@ -367,7 +391,7 @@ def dispute(desk: DeskOf, lead: ViewingSession, pair_id: str) -> dict[str, Any]:
     }
 
 
-@router.post("/adjudications")
+@router.post("/adjudications", **replies(Settled))
 async def adjudicate(desk: DeskOf, lead: SettlingSession, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
     """Settle a pair; the body is a judgment's. The raters' own judgments do not change."""
     submission = checked(Submission, body)
@@ -378,13 +402,13 @@ async def adjudicate(desk: DeskOf, lead: SettlingSession, body: Annotated[dict[s
     return JSONResponse({"judgment": judgment.model_dump(mode="json"), "next": following})
 
 
-@router.get("/adjudications")
+@router.get("/adjudications", **replies(list[JudgmentReply]))
 def adjudications(desk: DeskOf) -> list[dict[str, Any]]:
     """All settled answers."""
     return [judgment.model_dump(mode="json") for judgment in desk.store.adjudications()]
 
 
-@router.delete("/adjudications/{pair_id:path}")
+@router.delete("/adjudications/{pair_id:path}", **replies(Done))
 def remove_settlement(desk: DeskOf, lead: LeadWritingSession, pair_id: str) -> dict[str, bool]:
     """Withdraw a settled answer: the votes decide again."""
     desk.store.remove_settlement(lead.rater.id, pair_id)

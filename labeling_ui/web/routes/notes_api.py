@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from labeling_ui.store.answers import storable
 from labeling_ui.store.leads import notes
 from labeling_ui.web.context import CurrentSession, DeskOf, JudgingSession, SettlingSession, ViewingSession
+from labeling_ui.web.replies import Done, OwnThread, RatersThread, replies
 
 router = APIRouter(prefix="/api")
 
@@ -40,7 +41,7 @@ class Answer(NewNote):
     _storable_id = field_validator("rater_id")(storable)
 
 
-@router.get("/notes")
+@router.get("/notes", **replies(list[OwnThread]))
 def own_notes(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
     """The rater's threads with the leads, the latest first."""
     rater_id = session.rater.id
@@ -58,7 +59,7 @@ def own_notes(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
     ]
 
 
-@router.post("/notes")
+@router.post("/notes", **replies(Done))
 async def write_note(desk: DeskOf, session: JudgingSession, body: NewNote) -> JSONResponse:
     """Write to the leads about a pair that the rater has, or has had."""
     rater_id = session.rater.id
@@ -66,7 +67,7 @@ async def write_note(desk: DeskOf, session: JudgingSession, body: NewNote) -> JS
     return JSONResponse({"ok": True})
 
 
-@router.get("/lead/notes")
+@router.get("/lead/notes", **replies(list[RatersThread]))
 def notes_for_leads(
     desk: DeskOf, _viewer: ViewingSession, item_id: Annotated[str | None, Query(max_length=500)] = None
 ) -> list[dict[str, Any]]:
@@ -88,7 +89,7 @@ def notes_for_leads(
     ]
 
 
-@router.post("/lead/notes")
+@router.post("/lead/notes", **replies(Done))
 async def answer_note(desk: DeskOf, lead: SettlingSession, body: Answer) -> JSONResponse:
     """Answer a rater, or write to them first, about a pair that they have had."""
     by_id = lead.rater.id

@@ -265,7 +265,11 @@ def _enter(tx: Transaction, store: Store, issuer: str, claims: Mapping[str, Any]
         known.where(IDENTITIES.c.issuer == issuer, IDENTITIES.c.subject == str(claims["sub"]))
     ).first()
     if row is not None:
-        return None if row.disabled else begin_session(tx, Rater(row.id, row.name, row.kind, row.role, pool=row.pool))
+        return (
+            None
+            if row.disabled
+            else begin_session(tx, Rater(row.id, row.name, row.kind, row.role, pool=row.pool), store.sessions)
+        )
     invitation = _invitation_for(tx, claims)
     if invitation is None:
         return None
@@ -276,7 +280,7 @@ def _enter(tx: Transaction, store: Store, issuer: str, claims: Mapping[str, Any]
     tx.event("identity_linked", rater_id=rater.id, payload={})  # the subject is personal data: not for the log
     identity = {"issuer": issuer, "subject": str(claims["sub"]), "rater_id": rater.id}
     tx.connection.execute(sa.insert(IDENTITIES).values(**identity))
-    return begin_session(tx, rater)
+    return begin_session(tx, rater, store.sessions)
 
 
 def _invitation_for(tx: Transaction, claims: Mapping[str, Any]) -> Any:

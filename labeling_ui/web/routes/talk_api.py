@@ -17,11 +17,12 @@ from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.work import conversations
 from labeling_ui.store.work.conversations import Ask, Turn
 from labeling_ui.web.context import CurrentSession, Desk, DeskOf, JudgingSession, checked, rendered
+from labeling_ui.web.replies import TurnReply, replies
 
 router = APIRouter(prefix="/api/turns")
 
 
-@router.post("")
+@router.post("", **replies(TurnReply | None))
 async def ask(desk: DeskOf, session: JudgingSession, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
     """Send a turn. Sending it again is harmless; a failed turn is queued again."""
     page, rater_id = desk.page, session.rater.id
@@ -34,13 +35,13 @@ async def ask(desk: DeskOf, session: JudgingSession, body: Annotated[dict[str, A
     return await _reply(desk, rater_id, turn_id)
 
 
-@router.get("/latest")
+@router.get("/latest", **replies(TurnReply | None))
 async def latest(desk: DeskOf, session: CurrentSession) -> JSONResponse:
     """The rater's latest turn, so that a reopened page resumes there."""
     return await _reply(desk, session.rater.id, None)
 
 
-@router.get("/{turn_id}")
+@router.get("/{turn_id}", **replies(TurnReply | None))
 async def look(desk: DeskOf, session: CurrentSession, turn_id: str) -> JSONResponse:
     """One of the rater's turns."""
     return await _reply(desk, session.rater.id, turn_id)

@@ -17,11 +17,13 @@ from fastapi.responses import JSONResponse
 
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.exchange.media import MediaConfig, add_media, missing_media
-from labeling_ui.pages.safe_markup import render
+from labeling_ui.pages.figures import render_answer, render_message
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.campaign import Source
+from labeling_ui.store.pairs.media import ShownMedia, media_of
 from labeling_ui.store.store import Store
 from labeling_ui.web.context import DeskOf, LeadWritingSession, printable
+from labeling_ui.web.replies import Uploaded, replies
 from tiebreak.assessments import SingleAnswer
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.single import names_tasks, read_single_answers
@@ -30,6 +32,8 @@ from tiebreak.records import Pair
 
 SHOWN = 3
 """Pairs that a preview shows."""
+WITHIN = "within"
+"""In a preview, in the place of the hash of a file that is within the uploaded one."""
 
 router = APIRouter(prefix="/api/lead/pairs")
 
@@ -37,7 +41,7 @@ router = APIRouter(prefix="/api/lead/pairs")
 _FILE = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}}
 
 
-@router.post("/upload", openapi_extra=_FILE)
+@router.post("/upload", **replies(Uploaded), openapi_extra=_FILE)
 async def upload(
     desk: DeskOf,
     _lead: LeadWritingSession,
@@ -63,7 +67,7 @@ def _upload(
         raise RefusedError(f"{name} has answers to classify, and this campaign has no classes")
     source = Source(name, hashlib.sha256(content).hexdigest())
     new = store.upload_pairs(pairs, batch, source, preview=preview)
-    return {"pairs": len(pairs), "new": new, "shown": _as_shown(pairs) if preview else []}
+    return {"pairs": len(pairs), "new": new, "shown": _as_shown(store, pairs[:SHOWN]) if preview else []}
 
 
 def _take_media(store: Store, pairs: Sequence[Pair], preview: bool) -> None:
@@ -76,7 +80,9 @@ def _take_media(store: Store, pairs: Sequence[Pair], preview: bool) -> None:
         raise HTTPException(
             422,
             [
-                printable(f"{one}: no such file in the store: add it with the key media of label.yaml")
+                printable(
+                    f"{one}: no such file in the store: add it under Images and recordings, or with the key media"
+                )
                 for one in missing[:20]
             ],
         )
@@ -104,7 +110,9 @@ def _read(content: bytes, name: str) -> list[Pair]:
         try:
             file.write_bytes(content)
             pairs: list[Pair] = (
-                [*read_single_answers(str(file))] if names_tasks(str(file)) else read_pairs(str(file), media=True)
+                [*read_single_answers(str(file), media=True)]
+                if names_tasks(str(file))
+                else read_pairs(str(file), media=True)
             )
         except TiebreakError as error:
             raise HTTPException(422, printable(str(error).replace(str(file), name))) from error
@@ -115,12 +123,16 @@ def _read(content: bytes, name: str) -> list[Pair]:
     return pairs
 
 
-def _as_shown(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def _as_shown(store: Store, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    with store.reading() as connection:
+        files = [media_of(connection, pair) for pair in pairs]
+    for pair, media in zip(pairs, files, strict=True):  # within the uploaded file, and so not in the store yet
+        media |= {part.file: ShownMedia(WITHIN) for part in pair.media if part.file and part.file not in media}
     return [
         {
             "pair_id": pair.id,
-            "messages": [{"role": one.role, "html": render(one.text)} for one in pair.messages],
-            "completions": [render(completion.text) for completion in pair.completions],
+            "messages": [{"role": one.role, "html": render_message(one, media)} for one in pair.messages],
+            "completions": [render_answer(completion, media) for completion in pair.completions],
         }
-        for pair in pairs[:SHOWN]
+        for pair, media in zip(pairs, files, strict=True)
     ]

@@ -17,13 +17,14 @@ from fastapi.responses import StreamingResponse
 from labeling_ui.exchange.worksheets import audit_lines, days_table, work_table
 from labeling_ui.store.figures import pay
 from labeling_ui.web.context import DeskOf, LeadSession
+from labeling_ui.web.replies import WorkReport, replies
 
 router = APIRouter(prefix="/api/lead")
 Day = Annotated[date, Query()]
 CSV = "text/csv; charset=utf-8"
 
 
-@router.get("/work")
+@router.get("/work", **replies(WorkReport))
 def work(
     desk: DeskOf, _lead: LeadSession, first: Day = date(2000, 1, 1), last: Day = date(2999, 12, 31)
 ) -> dict[str, Any]:

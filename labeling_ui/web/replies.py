@@ -1,0 +1,850 @@
+"""The API's replies, as `/openapi.json` describes them and `tiebreak.client` types them.
+
+Handlers build their JSON themselves, so that a reply takes no second pass through a model; the tests of the API compare
+every reply that they get with these.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from labeling_ui.store.store import RaterKind, Role
+from labeling_ui.store.work.standing import Standing
+
+
+def replies(kind: Any) -> dict[str, Any]:
+    """Arguments of a route: what it replies with."""
+    return {"response_model": None, "responses": {200: {"model": kind}}}
+
+
+class Reply(BaseModel):
+    """A reply, or a part of one: just these fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Done(Reply):
+    """The change is on disk."""
+
+    ok: bool
+
+
+# --- who ---
+
+
+class LoggedIn(Reply):
+    """A session has begun."""
+
+    csrf_token: str
+    rater_id: str
+    role: Role
+
+
+class FactorState(Reply):
+    """Whether an account has a second factor, and whether it must."""
+
+    set: bool
+    needed: bool
+
+
+class FactorBegun(Reply):
+    """A secret for an authenticator app, and its drawing as SVG."""
+
+    secret: str
+    qr: str
+
+
+class SessionListed(Reply):
+    """One of a rater's sessions."""
+
+    began_at_ms: int
+    current: bool
+
+
+class WorkDone(Reply):
+    """Judgments since some time, and their active and idle seconds."""
+
+    judged: int
+    active_seconds: float
+    idle_seconds: float
+    pace_per_hour: float | None = None
+
+
+class WorkInHour(Reply):
+    """A rater's work in one hour."""
+
+    at_ms: int
+    judged: int
+    active_seconds: float
+    idle_seconds: float
+
+
+class OwnProgress(Reply):
+    """A rater's own count, and their goal."""
+
+    done: int
+    goal_per_day: int | None
+
+
+class GoldAgreement(Reply):
+    """How many gold judgments were right, of how many."""
+
+    right: int
+    n: int
+
+
+class TestAttempt(Reply):
+    """How far the test before work begins is."""
+
+    __test__ = False  # no test of pytest's
+
+    number: int
+    done: int
+    questions: int
+    attempts: int
+
+
+class Me(Reply):
+    """The rater, their own count and work, and the judgment that undo would take back."""
+
+    rater_id: str
+    name: str
+    role: Role
+    csrf_token: str
+    guideline_version: str
+    guidelines_accepted: bool
+    consent_version: str
+    consent_given: bool
+    consent_withdrawn: bool
+    progress: OwnProgress
+    today: WorkDone
+    all: WorkDone
+    gold_agreement: GoldAgreement | None
+    last_judgment: str | None
+    standing: Standing
+    test: TestAttempt | None
+
+
+# --- pairs and judgments ---
+
+
+class ShownAnswer(Reply):
+    """An answer: its text, and that as safe HTML. `id`: its letter; for leads, the completion's id."""
+
+    id: str
+    text: str
+    html: str
+
+
+class ShownMessage(Reply):
+    """A message of the prompt."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    html: str
+
+
+class ShownPair(Reply):
+    """A pair, a ranking or a single answer, as a rater gets it."""
+
+    pair_id: str
+    task: Literal["pair", "ranking", "rate", "review", "classify"]
+    messages: list[ShownMessage]
+    left: ShownAnswer
+    right: ShownAnswer | None
+    completions: list[ShownAnswer]
+    """all answers of a ranking"""
+    draft: dict[str, Any] | None
+    """a judgment's details, as sent"""
+
+
+class MarkedSpan(Reply):
+    """A marked passage of an answer; offsets in code points of its raw text."""
+
+    completion: str
+    start: int
+    end: int
+    label: str
+    value: int
+    text: str
+    comment: str
+
+
+CriterionReply = bool | int | str | dict[str, bool | int | str]
+
+
+class JudgmentReply(Reply):
+    """A judgment; raters get letters in the place of the answers' ids."""
+
+    pair_id: str
+    rater_id: str
+    left: str
+    right: str | None = None
+    """left out of a single answer's"""
+    answer: int | None
+    both_bad: bool
+    skip: bool
+    skip_reason: str
+    ranking: list[list[str]] | None
+    shown: list[str]
+    aspects: dict[str, int]
+    rationale: str
+    edited_text: str | None
+    flags: list[str]
+    answer_flags: dict[str, list[str]] | None = None
+    criteria: dict[str, CriterionReply] | None = None
+    spans: list[MarkedSpan] | None = None
+    links: list[str] | None = None
+    guideline_version: str
+    seconds_active: float | None
+    kind: RaterKind
+    judge: dict[str, Any] | None = None
+    """of a model"""
+    task: Literal["rate", "review", "classify"] | None = None
+    """of a single answer"""
+    value: int | str | None = None
+
+
+class JudgmentStored(Reply):
+    """A judgment is on disk. `replayed`: it was there already."""
+
+    judgment_id: str
+    judgment: JudgmentReply
+    replayed: bool
+
+
+class JudgmentStoredAndNext(JudgmentStored):
+    """The same, with the rater's next pair."""
+
+    next: ShownPair | None
+
+
+class PassagePlace(Reply):
+    """Raw offsets of a passage; null where they are not certain."""
+
+    start: int | None
+    end: int | None
+
+
+class JudgmentInHistory(Reply):
+    """A judgment that stands."""
+
+    judgment_id: str
+    item_id: str
+    at_ms: int
+    seq: int
+    judgment: JudgmentReply
+    prompt: str
+
+
+class SettledOtherwise(Reply):
+    """A pair that a lead settled otherwise than the rater had answered."""
+
+    item_id: str
+    prompt: str
+    at_ms: int
+    judgment: JudgmentReply
+    settled: JudgmentReply
+
+
+class RejectedJudgment(Reply):
+    """A rater's judgment that a lead rejected."""
+
+    judgment_id: str
+    item_id: str
+    at_ms: int
+    reason: str | None
+    rejected_at_ms: int | None
+    prompt: str
+    judgment: JudgmentReply
+
+
+class PastJudgmentOpened(Reply):
+    """A judgment with its pair."""
+
+    judgment_id: str
+    judgment: JudgmentReply
+    pair: ShownPair
+
+
+class Undone(Reply):
+    """The pair to judge again, and the judgment that undo would take back next."""
+
+    pair: ShownPair
+    last_judgment: str | None
+
+
+class TurnReply(Reply):
+    """A turn of a conversation; once it is `ready`, `pair` is to be judged."""
+
+    turn_id: str
+    conversation_id: str
+    number: int
+    state: Literal["waiting", "working", "ready", "failed"]
+    error: str
+    judged: bool
+    messages: list[ShownMessage]
+    pair: ShownPair | None
+
+
+# --- documents, messages, own data ---
+
+
+class DocumentRead(Reply):
+    """A text that raters accept; `id` is its version with a hash."""
+
+    id: str
+    version: str
+    html: str
+
+
+class DocumentsRead(Reply):
+    """The guidelines and the consent."""
+
+    guidelines: DocumentRead
+    consent: DocumentRead
+
+
+class DocumentVersion(Reply):
+    """A published version; `by` is null of the configuration's and the command line's."""
+
+    seq: int
+    id: str
+    version: str
+    by: str | None
+    configured: bool
+    at_ms: int
+    characters: int
+
+
+class DocumentVersionCounted(DocumentVersion):
+    """The same, with the number of raters who accepted it last."""
+
+    accepted: int
+
+
+class DocumentVersions(Reply):
+    """The text that counts, how many raters must accept it, and all versions, the latest first."""
+
+    text: str
+    raters: int
+    versions: list[DocumentVersionCounted]
+
+
+class DocumentVersionRead(DocumentVersion):
+    """A version with its text."""
+
+    text: str
+    html: str
+
+
+class DocumentPreview(Reply):
+    """A text as raters would see it, and how many would have to accept it."""
+
+    html: str
+    changed: bool
+    raters: int
+
+
+class OwnNote(Reply):
+    """A message of the rater's, or of a lead."""
+
+    at_ms: int
+    mine: bool
+    text: str
+
+
+class OwnThread(Reply):
+    """A rater's messages with the leads about a pair."""
+
+    item_id: str
+    prompt: str
+    notes: list[OwnNote]
+
+
+class NoteByWhom(Reply):
+    """A message, and who wrote it."""
+
+    at_ms: int
+    by_rater: bool
+    by_id: str
+    text: str
+
+
+class RatersThread(Reply):
+    """A rater's messages with the leads, as leads see them."""
+
+    item_id: str
+    rater_id: str
+    prompt: str
+    waits: bool
+    notes: list[NoteByWhom]
+
+
+class ErasureReply(Reply):
+    """What an erasure did, or would do."""
+
+    rater_id: str
+    judgments: int
+    kept: int
+    conversations: int
+    redacted: int
+
+
+# --- leads ---
+
+
+class LastDay(Reply):
+    """Judgments of the last 24 hours, and of how many raters."""
+
+    judgments: int
+    raters: int
+
+
+class CampaignStatus(Reply):
+    """Counts of everything, the last day's pace, and the days left at that pace."""
+
+    pairs: int
+    items: int
+    items_judged: int
+    single_answers: int
+    single_answers_judged: int
+    withdrawn: int
+    judgments: dict[str, int]
+    """by the kind of rater"""
+    judged: int
+    judgments_wanted: int
+    assignments: dict[str, int]
+    raters: int
+    skipped: int
+    disputed: int
+    events: int
+    head: str
+    store: str
+    last_day: LastDay
+    days_left: float | None
+    by_day: dict[str, int]
+
+
+class PublishedFigure(Reply):
+    """A figure of a paper, to compare with."""
+
+    what: str
+    figure: str
+
+
+class ConsentGone(Reply):
+    """When consent was withdrawn, and whether for the judgments too."""
+
+    at_ms: int
+    judgments: bool
+
+
+class RaterListed(Reply):
+    """A rater."""
+
+    id: str
+    name: str
+    kind: RaterKind
+    role: Role
+    disabled: bool
+    pool: str
+    standing: Standing
+    standing_note: str
+    erased: bool
+    consent_withdrawn: ConsentGone | None
+
+
+class NewPasswordShown(Reply):
+    """A password, which is shown once."""
+
+    password: str
+
+
+class InvitationMade(Reply):
+    """A link that creates one account."""
+
+    name: str
+    path: str
+
+
+class InvitationsMade(Reply):
+    """Links that create one account each; `token` and `path` are those of the first."""
+
+    token: str
+    path: str
+    invitations: list[InvitationMade]
+
+
+class InvitationListed(Reply):
+    """An invitation, without its link."""
+
+    id: str
+    name: str
+    role: Role
+    pool: str
+    made_at_ms: int
+    expires_at_ms: int
+    state: Literal["open", "used", "expired", "revoked"]
+    used_by: str | None
+    email: str
+    subject: str
+
+
+class BatchSettings(Reply):
+    """A batch and its settings."""
+
+    name: str
+    priority: int
+    pool: str
+    overlap: int
+    paused: bool
+    deadline: str
+    goal: int
+
+
+class LotInspected(Reply):
+    """A lot that is inspected by a sample, and what came of it."""
+
+    batch: str
+    lot: int
+    sample: int
+    most_defects: int
+    passed: bool | None
+    defects: int
+    inspected: int
+
+
+class BatchListed(BatchSettings):
+    """The same, with its progress."""
+
+    pairs: int
+    single_answers: int
+    judged: int
+    wanted: int
+    steered: bool
+    inspection: LotInspected | None
+
+
+class Withdrawn(Reply):
+    """How many pairs were withdrawn."""
+
+    withdrawn: int
+
+
+class Restored(Reply):
+    """How many pairs were restored."""
+
+    restored: int
+
+
+class PairCorrected(Reply):
+    """A pair, and its new version's id."""
+
+    pair_id: str
+    replaced_by: str
+    gold: bool
+
+
+class WithdrawnPair(Reply):
+    """A pair that is given to nobody."""
+
+    pair_id: str
+    reason: str
+    replaced_by: str | None
+    at_ms: int
+
+
+class GoldItem(Reply):
+    """An item with a known answer."""
+
+    item_id: str
+    preferred_id: str | None
+    value: int | str | None
+
+
+class DisputeListed(Reply):
+    """A pair that waits for a lead, with the votes for the sides as this lead sees them."""
+
+    item_id: str
+    pair_id: str
+    about: Literal["side", "tie", "skips", "sample"]
+    for_left: int
+    for_right: int
+    for_neither: int
+    skips: int
+    prompt: str
+    adjudicated: bool
+    settled_by: str | None
+
+
+class Drawn(Reply):
+    """How many pairs were drawn."""
+
+    drawn: int
+
+
+class DisputeRead(Reply):
+    """A pair to settle, and the raters' answers."""
+
+    pair: ShownPair
+    judgments: list[JudgmentReply]
+    adjudicated: JudgmentReply | None
+
+
+class Settled(Reply):
+    """A settled answer, and the next pair that waits."""
+
+    judgment: JudgmentReply
+    next: str | None
+
+
+class ItemFound(Reply):
+    """An item of a search. Votes are for the completions in the campaign's order."""
+
+    item_id: str
+    pair_id: str
+    position: int
+    batch: str
+    task: str
+    prompt: str
+    for_first: int
+    for_second: int
+    for_neither: int
+    skips: int
+    taken: int
+    overlap: int
+    disputed: int
+    length: int
+    gold: bool
+    settled: bool
+    withdrawn: bool
+    rejected: int
+
+
+class ItemsFound(Reply):
+    """A page of a search; `after`: where the next page begins; null: the end."""
+
+    items: list[ItemFound]
+    after: int | None
+
+
+class RenderedMessage(Reply):
+    """A message as safe HTML."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    html: str
+
+
+class JudgmentListed(Reply):
+    """A judgment with its times, and why it was rejected if it was."""
+
+    judgment_id: str
+    item_id: str
+    judgment: JudgmentReply
+    seq: int
+    at_ms: int
+    active_ms: int
+    repeat: bool
+    rejected: str | None
+    rejected_by: str | None
+    rejected_at_ms: int | None
+    prompt: str
+
+
+class ItemHappening(Reply):
+    """An event of an item's history."""
+
+    at_ms: int
+    kind: str
+    rater_id: str | None
+    judgment: JudgmentReply | None
+    note: str
+
+
+class ItemRead(ItemFound):
+    """An item with everything about it."""
+
+    messages: list[RenderedMessage]
+    completions: list[ShownAnswer]
+    gold_id: str | None
+    gold_value: int | str | None
+    settled_as: JudgmentReply | None
+    withdrawn_why: str | None
+    pair: dict[str, Any]
+    """the pair's record"""
+    judgments: list[JudgmentListed]
+    history: list[ItemHappening]
+
+
+class RejectionEffect(Reply):
+    """What rejecting judgments would do."""
+
+    judgments: int
+    repeats: int
+    skips: int
+    gold: int
+    items: int
+    raters: int
+    active_seconds: float
+    requeued: int
+    unjudged: int
+
+
+class Rejected(Reply):
+    """How many judgments were rejected."""
+
+    rejected: int
+
+
+class TakenBack(Reply):
+    """How many rejections were taken back; `stay`: their raters have judged the pair again since."""
+
+    taken_back: int
+    stay: int
+
+
+class PairPreviewed(Reply):
+    """A pair of an uploaded file, as raters would see it."""
+
+    pair_id: str
+    messages: list[RenderedMessage]
+    completions: list[str]
+
+
+class Uploaded(Reply):
+    """A file's pairs, how many of them are new, and, in a preview, the first of them."""
+
+    pairs: int
+    new: int
+    shown: list[PairPreviewed]
+
+
+class WorkedDay(Reply):
+    """A rater's work on a day (UTC) in a batch; `batch` null: time on answers that were changed or taken back."""
+
+    rater_id: str
+    day: str
+    batch: str | None
+    judgments: int
+    rejected: int
+    active_seconds: float
+    idle_seconds: float
+
+
+class PresentDay(Reply):
+    """A rater's day (UTC): when they began and ended, and how long they paused between."""
+
+    rater_id: str
+    day: str
+    first_ms: int
+    last_ms: int
+    breaks: int
+    break_seconds: float
+
+
+class WorkReport(Reply):
+    """Work by rater, day and batch; seconds by which each rater's clock is ahead of the server's."""
+
+    work: list[WorkedDay]
+    days: list[PresentDay]
+    clocks: dict[str, float]
+
+
+class SinceLastExport(Reply):
+    """What has changed since the last export."""
+
+    at_ms: int
+    where: str
+    new: int
+    changed: int
+    gone: int
+    settled: int
+
+
+class FileListed(Reply):
+    """An image or recording in the store."""
+
+    name: str
+    sha256: str
+    media_type: str
+    width: int | None
+    height: int | None
+    alt: str
+
+
+class FileLimits(Reply):
+    """The limits of a file."""
+
+    bytes: int
+    pixels: int
+    minutes: int
+
+
+class FilesListed(Reply):
+    """Files by name; `more`: there are others after them."""
+
+    files: list[FileListed]
+    more: bool
+    limits: FileLimits
+
+
+class FileAdded(Reply):
+    """A file was added, or was there."""
+
+    name: str
+    new: bool
+    media_type: str
+    width: int | None
+    height: int | None
+
+
+class DuelSoFar(Reply):
+    """A comparison of two policies: whether its judgments decide it yet."""
+
+    policies: list[str]
+    pairs: int
+    n: int
+    win_rate: float | None
+    interval: list[float]
+    state: Literal["first", "second", "no difference", "undecided"]
+    most: float
+    more: int
+
+
+class OwnAddress(Reply):
+    """Whether the campaign sends e-mail, and the rater's address, if they gave one."""
+
+    offered: bool
+    email: str | None
+    confirmed: bool
+
+
+class Figures(BaseModel):
+    """Agreement of the raters beside published figures; what is measured is listed in docs/metrics.md."""
+
+    model_config = ConfigDict(extra="allow")
+
+    published: list[PublishedFigure]
+    measuring: bool
+    """newer figures are being computed"""
+    age_seconds: float | None
+    """of the present ones; null: there are none yet"""
+
+
+class OwnData(Reply):
+    """Everything that the store has about a rater."""
+
+    account: dict[str, Any]
+    acceptances: list[dict[str, Any]]
+    identities: list[dict[str, Any]]
+    sessions: list[dict[str, Any]]
+    email: list[dict[str, Any]]
+    hours: list[dict[str, Any]]
+    judgments: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+    drafts: list[dict[str, Any]]
+    messages: list[dict[str, Any]]
+    conversations: list[dict[str, Any]]
