@@ -3,7 +3,7 @@ let amending = null; // the id of the judgment being changed
 let earliest = null; // the `seq` of the oldest judgment in the history
 let openings = 0; // times the card was opened: replies to an earlier opening are dropped
 
-const midnight = () => new Date().setHours(0, 0, 0, 0);
+const midnight = () => Math.max(0, new Date().setHours(0, 0, 0, 0)); // a clock that was reset is in 1970
 
 function duration(seconds) {
   const minutes = Math.round(seconds / 60);
@@ -54,7 +54,7 @@ const DAYS = 14;
 
 function dayStarts() {
   const day = new Date(midnight());
-  return [...Array(DAYS).keys()].map((n) => new Date(day.getFullYear(), day.getMonth(), day.getDate() - DAYS + 1 + n).getTime());
+  return [...Array(DAYS).keys()].map((n) => Math.max(0, new Date(day.getFullYear(), day.getMonth(), day.getDate() - DAYS + 1 + n).getTime()));
 }
 
 function trend(hours) {
