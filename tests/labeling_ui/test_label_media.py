@@ -28,7 +28,7 @@ from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.context import SESSION_COOKIE
 from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import read_demonstrations
+from tiebreak.data.reading import Rules, read_demonstrations
 from tiebreak.errors import DataError
 from tiebreak.records import Demonstration, Pair
 
@@ -384,8 +384,8 @@ def test_single_answers_have_files_and_keep_them(campaign: tuple[Campaign, Label
         assert row["completion"] == answer
     (demonstration,) = map(json.loads, (folder / "demonstrations.jsonl").read_text().splitlines())
     assert Demonstration.model_validate(demonstration).answers[0].images[0].file == "model-x.png"
-    with pytest.raises(DataError, match=r"model-x\.png"):
-        read_demonstrations(str(folder / "demonstrations.jsonl"))  # no stage trains on images
+    with pytest.raises(DataError, match="takes only text"):
+        read_demonstrations(str(folder / "demonstrations.jsonl"), Rules(stage="sft"))  # no stage trains on images
 
 
 def test_a_corrected_pair_has_its_files_and_a_changed_file_is_found(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from label_support import CHROMIUM, FLAGS, needs_chromium, serving_config
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.login.accounts import add_account
 from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, eventually, faults_of_both, press  # noqa: F401
 from test_label_media import asked, png, wav
 
@@ -62,6 +62,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "classes": ["law", "medicine"],
         "overlap": 60,
         "repeat_share": 0.0,
+        "guidelines": "Be fair.",
+        "consent": "What you say trains a model.",
     }
     (folder / "label.yaml").write_text(yaml.safe_dump(config))
     store = Store.open(LabelConfig(**config).store_url, create=True)
