@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 from label_support import CHROMIUM, FLAGS, needs_chromium, serving_config
-from labeling_ui.web.login.accounts import add_account
 from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, eventually, faults_of_both, press  # noqa: F401
 from test_label_media import asked, png, wav
 
 from labeling_ui.configuration import LabelConfig
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.web.login.accounts import add_account
 from tiebreak.data.pairs import read_pairs
 
 pytestmark = needs_chromium
