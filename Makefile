@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+MINUTES ?= 60
 
-.PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel labels bench clean help
+.PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel labels votes bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
@@ -20,7 +21,8 @@ help:
 	@echo "make docs         the documentation, into site/; links are checked"
 	@echo "make wheel        the wheel in an environment of its own, without the training packages: it labels, exports, compares"
 	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
-	@echo "make labels       win rates by judgments bought, and losses with wrong votes, after the quickstart: three to four hours; may be stopped"
+	@echo "make labels       win rates by judgments bought, after the quickstart: an hour, or MINUTES=30 and again later"
+	@echo "make votes        DPO losses with wrong votes, in worlds whose best policy is known: about three minutes"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make room         prepare on 1,000,000 generated tickets, killed once: time, memory, the same bytes"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"
@@ -33,7 +35,10 @@ smoke: setup
 	$(BIN)/tiebreak run --config configs/smoke/pipeline.yaml
 
 labels: setup
-	$(BIN)/python benchmarks/labels.py
+	$(BIN)/python benchmarks/labels.py --minutes $(MINUTES)
+
+votes: setup
+	$(BIN)/python benchmarks/wrong_votes.py
 
 bench: setup
 	$(BIN)/python benchmarks/training.py
@@ -59,7 +64,6 @@ unit: $(VENV)/dev.stamp
 proofs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --proofs -m proof
 
-MINUTES ?= 60
 campaign: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests:tests/labeling_ui $(BIN)/python tests/labeling_ui/whole_campaign.py --minutes $(MINUTES)
 

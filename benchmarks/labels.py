@@ -1,19 +1,21 @@
 """How many judgments a better policy costs, and which losses stand wrong ones, on the quickstart's world.
 
     python benchmarks/labels.py --plan                    # the cells that are not finished, and how long they take
-    python benchmarks/labels.py                           # all of them: three to four hours on two quiet CPU cores
-    python benchmarks/labels.py --case budgets --seeds 0  # a part; stop at any time, and the same command continues
+    python benchmarks/labels.py                           # the budgets: within an hour on two quiet CPU cores
+    python benchmarks/labels.py --minutes 50              # start no cell that would end later; the same command continues
+    python benchmarks/labels.py --case losses             # the losses: about 40 minutes
     python benchmarks/labels.py --table                   # tables of what is finished, and benchmarks/labels.json
     python benchmarks/labels.py --table --docs            # also into README.md and docs/benchmarks.md
 
-Shared by all cells: the quickstart's prepare and SFT runs (--runs), four completions of each training prompt, and a judge's
-verdicts on the pool. A cell buys judgments of simulated raters, trains DPO from SFT for the same number of optimizer steps,
-and answers the test prompts; its figure is the rubric's win rate over SFT.
+Shared by all cells: the quickstart's prepare and SFT runs (--runs), three completions of each of 160 training prompts, and
+four answers of SFT to each test prompt. A cell buys judgments of simulated raters, trains DPO from SFT for the same number
+of optimizer steps, and answers the test prompts twice; its figure is the rubric's win rate over SFT, of all answers of a
+prompt against one another.
 
-budgets: B judgments, one a pair (raters err in 10%).
-    random    B pairs at random.
-    active    the B/2 of `random`, a reward model on them, then B/2 more by --strategy (a fifth of them at random).
-    judge     B pairs at random; a judge that is wrong on 25% of the prompts labels the rest of the pool.
+budgets: B judgments, one a pair (raters err in 10%). Training sees 160 pairs, a pair as often as it takes.
+    random    B pairs at random. The pairs of a budget are among those of the next one.
+    active    B/2 of them at random, a reward model on these, then B/2 by --strategy (a fifth of them at random).
+    judge     B pairs at random, and 160 − B more from a judge that is wrong on 25% of the prompts. At 160 it is `random`.
 losses: 120 pairs, three judgments each, of which 20% or 40% are wrong; one row a loss.
 
 Seeds change the selection, the raters' errors and the training; SFT, the pool and the test prompts stay. Intervals are 95%,
@@ -25,19 +27,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from tiebreak.command.pipeline import PipelineConfig, StageEntry, run_pipeline
 from tiebreak.measures.ratings import outcomes_of, share_interval
+from tiebreak.process.ending import exit_with_message
+from tiebreak.process.settings import quiet_upstream, settle_process
+from tiebreak.process.stopping import heeding_signals
 from tiebreak.rounds.joining import Judged, join_config, join_labels
 from tiebreak.terminal import say
 
@@ -45,23 +48,31 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("labels.json")
 FOLDER = ROOT / ".bench" / "labels"
 CONFIGS = ROOT / "configs" / "quickstart"
-BUDGETS = (40, 80, 160, 320)
+BUDGETS = (20, 40, 80, 160)
 ARMS = ("random", "active", "judge")
-STEPS = 40
-"""optimizer steps of every DPO run, of 8 pairs"""
+STEPS, ROWS = 40, 4
+"""optimizer steps of every DPO run, and pairs in each"""
+REWARD_STEPS = 20
+POOL_PROMPTS, COMPLETIONS = 160, 3
+SFT_ANSWERS, ANSWERS = 4, 2
+"""to each test prompt"""
 JUDGE_ERRS = 0.25
 FLIPPED = (0.2, 0.4)
 PAIRS_OF_LOSSES = 120
 LOSSES: Mapping[str, Mapping[str, Any]] = {
-    "sigmoid": {},
-    "soft labels (cDPO)": {"soft_labels": True},
-    "robust": {"loss_type": ["robust"]},
-    "ipo": {"loss_type": ["ipo"]},
+    "plain": {"use_weights": False},
+    "weights": {},
+    "soft labels (cDPO)": {"soft_labels": True, "use_weights": False},
+    "margin (ODPO)": {"strength_as": "margin", "use_weights": False},
+    "robust": {"loss_type": ["robust"], "use_weights": False},
+    "ipo": {"loss_type": ["ipo"], "use_weights": False},
     "rater_em": {"rater_em": True, "use_weights": False},
 }
 """Keys of each. `robust` also gets the true share of wrong preferences: that of the majority of three votes"""
-SECONDS = {"select": 4, "label": 3, "reward": 60, "dpo": 85, "evaluate": 70, "sample": 130, "judge": 5, "join": 1}
-"""of the stages on two cores, from the quickstart; the plan adds them up"""
+SECONDS = {"select": 2, "label": 2, "reward": 35, "dpo": 50, "evaluate": 22, "sample": 70, "judge": 3}
+"""of the stages on two cores; the plan adds them up, and takes the mean of finished stages where there are any"""
+SCORING_SECONDS = 18
+"""more, of a selection that scores the pool"""
 RESAMPLES = 2_000
 PAGES = ("README.md", "docs/benchmarks.md")
 BEGIN, END = "<!-- labels: begin -->", "<!-- labels: end -->"
@@ -91,8 +102,9 @@ class World:
         return 0.9 if self.small else 0.1
 
     @property
-    def judge(self) -> Path:
-        return self.folder / "judge"
+    def seen(self) -> int:
+        """Pairs that training sees: the largest budget."""
+        return max(self.budgets)
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,11 @@ class Cell:
         """Its folder's name."""
         slug = "".join(one if one.isalnum() else "-" for one in self.arm).strip("-")
         return f"{self.case}/{slug}-{self.size}-seed-{self.seed}"
+
+    def trained_as(self, world: World) -> Cell:
+        """The cell whose policy is this one's: a judge has nothing to add to the largest budget."""
+        whole = self.case == "budgets" and self.arm == "judge" and int(self.size) == world.seen
+        return Cell(self.case, "random", self.size, self.seed) if whole else self
 
 
 @dataclass(frozen=True)
@@ -140,18 +157,32 @@ def cells_of(case: str, world: World, seeds: Sequence[int]) -> list[Cell]:
 
 
 def shared_stages(world: World) -> list[Stage]:
-    """The pool of completions, and the judge's verdicts on it."""
+    """The pool of completions, and the answers of SFT."""
     sampled = {
         "output": world.pool,
         "policy": world.runs / "sft",
         "prompts": world.runs / "prepare",
         "splits": ["train"],
-        "max_prompts": 12 if world.small else None,
-        "completions_per_prompt": 4,
+        "max_prompts": 12 if world.small else POOL_PROMPTS,
+        "completions_per_prompt": COMPLETIONS,
         **({"sampling": [{"temperature": 1.0, "max_new_tokens": 6}]} if world.small else {}),
     }
-    judged = {"output": world.judge, "pairs": world.pool, "function": "erring_judge:erring", "injection_pairs": 0}
-    return [Stage("sample", sampled), Stage("judge", judged, world.folder / "judge.yaml")]
+    return [Stage("sample", sampled), answered(world, world.folder / "sft", "sft", world.runs / "sft", SFT_ANSWERS)]
+
+
+def answered(world: World, output: Path, name: str, policy: Path, answers: int) -> Stage:
+    """A policy's answers to the test prompts."""
+    keys = {
+        "output": output,
+        "policies": {name: policy},
+        "baseline": name,
+        "prompts": world.runs / "prepare",
+        "max_prompts": 3 if world.small else None,
+        "samples_per_prompt": answers,
+        "reward_model": None,
+        **({"split": "validation", "sampling.max_new_tokens": 6} if world.small else {}),
+    }
+    return Stage("evaluate", keys)
 
 
 def bought(world: World, folder: Path, pairs: int, seed: int, **selection: Any) -> list[Stage]:
@@ -176,26 +207,17 @@ def labelled(folder: Path, seed: int, *, overlap: int, error_rate: float, votes:
 
 def trained(world: World, folder: Path, preferences: Path, seed: int, **keys: Any) -> list[Stage]:
     """DPO from SFT on the labels, and its answers to the test prompts."""
-    short = {"sampling.max_new_tokens": 6} if world.small else {}
     dpo = {
         "output": folder / "dpo",
         "policy": world.runs / "sft",
         "preferences": preferences,
         "training.seed": seed,
         "training.max_steps": 2 if world.small else STEPS,
-        **short,
+        "training.per_device_batch_size": ROWS,
+        **({"sampling.max_new_tokens": 6} if world.small else {}),
         **keys,
     }
-    evaluate = {
-        "output": folder / "evaluate",
-        "policies": {"sft": world.runs / "sft", "dpo": folder / "dpo"},
-        "prompts": world.runs / "prepare",
-        "max_prompts": 3 if world.small else None,
-        **({"split": "validation"} if world.small else {}),
-        "reward_model": None,
-        **short,
-    }
-    return [Stage("dpo", dpo), Stage("evaluate", evaluate)]
+    return [Stage("dpo", dpo), answered(world, folder / "evaluate", "dpo", folder / "dpo", ANSWERS)]
 
 
 def run_cell(cell: Cell, world: World) -> None:
@@ -203,34 +225,43 @@ def run_cell(cell: Cell, world: World) -> None:
     folder = world.folder / cell.name
     if cell.case == "losses":
         run_losses(cell, world, folder)
-        return
-    size = int(cell.size)
-    base = world.folder / Cell(cell.case, "random", cell.size, cell.seed).name
-    run(bought(world, base, size, cell.seed), base)
-    preferences = base / "label"
-    if cell.arm == "judge":
-        judged = [Judged(judge=str(world.judge), pool=str(world.pool), selected=str(base / "select"))]
-        preferences = Path(join_labels(join_config(folder / "labels", [str(base / "label")], judged)))
     elif cell.arm == "active":
-        preferences = buy_actively(cell, world, folder, size)
-    run(trained(world, folder, preferences, cell.seed), folder)
+        labels = buy_actively(cell, world, folder, int(cell.size))
+        run(trained(world, folder, labels, cell.seed))
+    else:
+        base = world.folder / Cell(cell.case, "random", cell.size, cell.seed).name
+        run(bought(world, base, int(cell.size), cell.seed))
+        labels = base / "label" if cell.arm == "random" else add_judge(cell, world, folder, base)
+        run(trained(world, folder, labels, cell.seed))
+
+
+def add_judge(cell: Cell, world: World, folder: Path, base: Path) -> Path:
+    """The pairs of the largest budget, of which people judge the first ones and a judge the rest."""
+    rest = world.folder / cell.case / f"rest-{world.seen}-seed-{cell.seed}"
+    selected, _ = bought(world, rest, world.seen, cell.seed)
+    keys = {"output": rest / "judge", "pairs": rest / "select", "function": "erring_judge:erring", "injection_pairs": 0}
+    run([selected, Stage("judge", keys, write_judge(world))])
+    judged = Judged(judge=str(rest / "judge"), pool=str(rest / "select"), selected=str(base / "select"))
+    return Path(join_labels(join_config(folder / "labels", [str(base / "label")], [judged])))
 
 
 def buy_actively(cell: Cell, world: World, folder: Path, size: int) -> Path:
     """Half of the budget at random, the rest by a strategy that reads a reward model of the first half."""
     half = folder / "half"
-    run(bought(world, half, size // 2, cell.seed), half)
+    run(bought(world, half, size // 2, cell.seed))
     reward = {
         "output": folder / "reward",
         "policy": world.runs / "sft",
         "preferences": half / "label",
         "training.seed": cell.seed,
         "validation_share": 0.1,
-        **({"training.max_steps": 2, "garbage_prompts": 1} if world.small else {}),
+        "training.max_steps": 2 if world.small else REWARD_STEPS,
+        "training.per_device_batch_size": ROWS,
+        "garbage_prompts": 1,
     }
-    run([Stage("reward", reward)], folder)
+    run([Stage("reward", reward)])
     by_score = {"strategy": world.strategy, "reward_model": folder / "reward", "judged": [str(half / "label")]}
-    run(bought(world, folder, size - size // 2, cell.seed, **by_score), folder)
+    run(bought(world, folder, size - size // 2, cell.seed, **by_score))
     labels = [str(half / "label"), str(folder / "label")]
     return Path(join_labels(join_config(folder / "labels", labels, [])))
 
@@ -241,44 +272,33 @@ def run_losses(cell: Cell, world: World, folder: Path) -> None:
     wrong = world.error_rate if world.small else share
     base = world.folder / cell.case / f"votes-{cell.size}-seed-{cell.seed}"
     selected, _ = bought(world, base, pairs, cell.seed)
-    run([selected, labelled(base, cell.seed, overlap=3, error_rate=wrong, votes=True)], base)
+    run([selected, labelled(base, cell.seed, overlap=3, error_rate=wrong, votes=True)])
     keys = dict(LOSSES[cell.arm])
     if cell.arm == "robust":
         keys["label_smoothing"] = round(share**2 * (3 - 2 * share), 4)
-    run(trained(world, folder, base / "label", cell.seed, **keys), folder)
+    run(trained(world, folder, base / "label", cell.seed, **keys))
 
 
-def run(stages: Sequence[Stage], folder: Path) -> None:
-    """Run stages as a recipe, unless all are finished.
-
-    Raises:
-        SystemExit: one failed.
-    """
+def run(stages: Sequence[Stage]) -> None:
+    """Run stages as a recipe, unless all are finished. This process has imported what they need, and forks them."""
     if all(stage.finished for stage in stages):
         return
     entries = [
-        {
-            "stage": stage.stage,
-            "config": str(stage.config or CONFIGS / f"{stage.stage}.yaml"),
-            "overrides": json.loads(json.dumps(dict(stage.keys), default=str)),
-        }
+        StageEntry(
+            stage=stage.stage,
+            config=str(stage.config or CONFIGS / f"{stage.stage}.yaml"),
+            overrides=json.loads(json.dumps(dict(stage.keys), default=str)),
+        )
         for stage in stages
     ]
+    run_pipeline(PipelineConfig(name="labels", group="labels", tracking_mode="disabled", stages=entries))
+
+
+def write_judge(world: World) -> Path:
+    """The judge as a file beside its configuration: the rubric, and on a share of the prompts its opposite."""
+    folder = world.folder / "judge"
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = folder / f"{stages[0].stage}-recipe.yaml"
-    recipe.write_text(
-        yaml.safe_dump({"name": "labels", "group": "labels", "tracking_mode": "disabled", "stages": entries})
-    )
-    command = [sys.executable, "-m", "tiebreak.command.cli", "run", "--config", str(recipe)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-
-
-def write_judge(world: World) -> None:
-    """The judge as a file beside its configuration: the rubric, and in a share of comparisons its opposite."""
-    world.folder.mkdir(parents=True, exist_ok=True)
-    (world.folder / "erring_judge.py").write_text(
+    (folder / "erring_judge.py").write_text(
         '"""The rubric of the quickstart\'s world, turned around for a share of prompts, by a hash."""\n'
         "from tiebreak.measures.yardstick import find_yardstick\n"
         "from tiebreak.records import content_id\n\n"
@@ -288,7 +308,8 @@ def write_judge(world: World) -> None:
         f'    errs = int(content_id("errs", prompt)[-6:], 16) / 16**6 < {JUDGE_ERRS}\n'
         "    return 1 - value if errs else value\n"
     )
-    (world.folder / "judge.yaml").write_text("output: unused\npairs: unused\n")
+    (folder / "judge.yaml").write_text("output: unused\npairs: unused\n")
+    return folder / "judge.yaml"
 
 
 # --- figures ---
@@ -321,16 +342,25 @@ class Outcomes:
 
 
 def read_outcomes(cell: Cell, world: World) -> Floats | None:
-    """A finished cell's outcomes, by prompt; None of one that is not finished."""
-    evaluate = world.folder / cell.name / "evaluate"
+    """A cell's outcome at each prompt, the mean over all answers of both policies; None until it is finished."""
+    own = _scores(world.folder / cell.trained_as(world).name / "evaluate")
+    theirs = _scores(world.folder / "sft")
+    if own is None or theirs is None:
+        return None
+    return np.array(
+        [outcomes_of(*np.meshgrid(own[prompt], theirs[prompt])).mean() for prompt in sorted(own)], dtype=np.float64
+    )
+
+
+def _scores(evaluate: Path) -> dict[str, list[float]] | None:
+    """The rubric's scores of a policy's answers, by prompt; None until they are finished."""
     if not (evaluate / "manifest.json").is_file():
         return None
-    values: dict[str, dict[str, float]] = {"sft": {}, "dpo": {}}
+    found: dict[str, list[float]] = {}
     for line in (evaluate / "final" / "completions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        values[row["policy"]][row["prompt_id"]] = row["yardstick_score"]
-    prompts = sorted(values["sft"])
-    return outcomes_of(*(np.array([values[name][prompt] for prompt in prompts]) for name in ("dpo", "sft")))
+        found.setdefault(row["prompt_id"], []).append(row["yardstick_score"])
+    return found
 
 
 def gather(case: str, world: World, seeds: Sequence[int]) -> list[Outcomes]:
@@ -384,17 +414,30 @@ def summarise(world: World, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         "strategy": world.strategy,
         "steps": STEPS,
+        "pairs": world.seen,
         "judge_errs": JUDGE_ERRS,
+        "missing": missing(world, seeds),
         "budgets": [row.as_json() for row in budgets],
         "saved": [one for one in saved if one is not None],
         "losses": [row.as_json() for row in gather("losses", world, seeds)],
     }
 
 
+def missing(world: World, seeds: Sequence[int]) -> list[str]:
+    """The cells without figures, of the cases that were begun."""
+    unfinished = []
+    for case in ("budgets", "losses"):
+        cells = cells_of(case, world, seeds)
+        without = [cell.name for cell in cells if read_outcomes(cell, world) is None]
+        unfinished += without if len(without) < len(cells) else []
+    return unfinished
+
+
 def tables(found: Mapping[str, Any]) -> list[str]:
     """Markdown tables, for README and docs."""
     names = {"random": "random", "active": f"active ({found['strategy']})", "judge": "random + judge on the rest"}
-    lines = list(_table("judgments", found["budgets"], names, lambda size: size))
+    lines = [] if not found["missing"] else [f"Not finished, and so not counted: {', '.join(found['missing'])}.", ""]
+    lines += list(_table("judgments", found["budgets"], names, lambda size: size))
     for one in found["saved"]:
         low, high = ("–" if edge is None else f"{edge:.0%}" for edge in one["interval"])
         lines.append(
@@ -423,28 +466,60 @@ def _table(first: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, st
 # --- the command ---
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """What is left to do."""
+    """What is left to do, and how long each part takes."""
 
-    cells: int = 0
-    seconds: float = 0.0
-    lines: list[str] = field(default_factory=list)
+    shared_seconds: float
+    cells: list[tuple[Cell, float]]
+    """with seconds"""
+
+    def line(self) -> str:
+        seconds = self.shared_seconds + sum(each for _, each in self.cells)
+        return f"{len(self.cells)} cells, about {seconds / 60:.0f} minutes on two quiet cores"
 
 
 def plan(cases: Sequence[str], world: World, seeds: Sequence[int]) -> Plan:
-    """The cells that are not finished, and the time of their stages."""
-    found = Plan(seconds=sum(SECONDS[one.stage] for one in shared_stages(world) if not one.finished))
-    for case in cases:
-        for cell in cells_of(case, world, seeds):
-            if read_outcomes(cell, world) is not None:
-                continue
-            stages = ["select", "label", "dpo", "evaluate"]
-            stages += ["select", "label", "reward"] if cell.arm == "active" else []
-            found.cells += 1
-            found.seconds += sum(SECONDS[stage] for stage in stages)
-    found.lines.append(f"{found.cells} cells, about {found.seconds / 60:.0f} minutes on two quiet cores")
-    return found
+    """The cells that are not finished, in order. Cells that share a policy count once."""
+    seconds = {**SECONDS, **measured_seconds(world)}
+    shared = sum(seconds[one.stage] for one in shared_stages(world) if not one.finished)
+    left = [cell for case in cases for cell in cells_of(case, world, seeds) if read_outcomes(cell, world) is None]
+    left = list(dict.fromkeys(cell.trained_as(world) for cell in left))
+    return Plan(shared, [(cell, _seconds(cell, seconds)) for cell in left])
+
+
+def _seconds(cell: Cell, seconds: Mapping[str, float]) -> float:
+    stages = ["select", "label", "dpo", "evaluate"]
+    stages += ["select", "label", "reward"] if cell.arm == "active" else []
+    return sum(seconds[stage] for stage in stages) + SCORING_SECONDS * (cell.arm == "active")
+
+
+def measured_seconds(world: World) -> dict[str, float]:
+    """The mean time of finished DPO runs, of their answers and of reward runs."""
+    found: dict[str, list[float]] = {}
+    for manifest in world.folder.glob("*/*/*/manifest.json"):
+        facts = json.loads(manifest.read_text(encoding="utf-8"))
+        if facts["stage"] in ("dpo", "evaluate", "reward"):
+            found.setdefault(facts["stage"], []).append(facts["seconds"])
+    return {stage: sum(each) / len(each) for stage, each in found.items()}
+
+
+def run_cells(cases: Sequence[str], world: World, seeds: Sequence[int], results: Path, ends: float) -> None:
+    """Run what is not finished, and write the figures after each cell.
+
+    Args:
+        ends: on the monotonic clock; no cell starts that would end later.
+    """
+    run(shared_stages(world))
+    while left := plan(cases, world, seeds).cells:
+        cell, seconds = left[0]
+        if time.monotonic() + seconds > ends:
+            say(f"time is up: {len(left)} cells are left, and the same command continues with {cell.name}")
+            return
+        started = time.monotonic()
+        run_cell(cell, world)
+        write(results, summarise(world, seeds))
+        say(f"{cell.name}: {time.monotonic() - started:.0f} s; {plan(cases, world, seeds).line()} left")
 
 
 def main() -> None:
@@ -452,10 +527,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quickstart", help="finished prepare and sft runs")
     parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--case", choices=("budgets", "losses"), nargs="*", default=["budgets", "losses"])
+    parser.add_argument("--case", choices=("budgets", "losses"), nargs="*", default=["budgets"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--budgets", type=int, nargs="*", default=list(BUDGETS))
     parser.add_argument("--strategy", choices=("largest_gap", "margin", "disagreement"), default="largest_gap")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no cell that would end later")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--small", action="store_true", help="few steps and prompts")
     parser.add_argument("--plan", action="store_true", help="only print what is left to do")
@@ -463,16 +539,15 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="also write the tables into README and docs")
     given = parser.parse_args()
     world = World(given.runs.resolve(), given.folder.resolve(), given.small, given.strategy, given.budgets)
-    say(*plan(given.case, world, given.seeds).lines)
+    say(plan(given.case, world, given.seeds).line())
     if given.plan:
         return
     if not given.table:
-        write_judge(world)
-        run(shared_stages(world), world.folder)
-        for case in given.case:
-            for cell in cells_of(case, world, given.seeds):
-                run_cell(cell, world)
-                write(given.results, summarise(world, given.seeds))
+        settle_process()  # before torch is imported
+        quiet_upstream()
+        ends = time.monotonic() + 60 * given.minutes
+        with heeding_signals():
+            exit_with_message(lambda: run_cells(given.case, world, given.seeds, given.results, ends))
     found = summarise(world, given.seeds)
     write(given.results, found)
     print("\n".join(tables(found)))

@@ -132,6 +132,8 @@ class LabelConfig(StageConfig):
     """a test of gold pairs that raters pass before they begin"""
     stop: StopConfig | None = Field(default=None, exclude_if=lambda stop: stop is None)
     """stop raters whose gold accuracy, self-consistency or pace fails a sequential test; true: with all defaults"""
+    no_difference: float = Field(default=0.1, gt=0.0, lt=0.5, exclude_if=lambda gap: gap == 0.1)
+    """duels on /lead/: a win rate within this distance of 0.5 counts as no difference"""
     show_gold_agreement: bool = False
     """show raters their gold accuracy, except for today's judgments"""
     goal_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda goal: goal is None)

@@ -488,6 +488,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         words=load_words(config.words),
         policies=tuple(config.converse.policies) if config.converse else (),
         system=config.converse.system if config.converse else "",
+        no_difference=config.no_difference,
         prefix=config.prefix,
         hosts=() if anyone else tuple(sorted(hosts)),
     )

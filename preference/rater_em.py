@@ -73,16 +73,30 @@ def votes_of(preference: Preference) -> PairVotes | None:
 
 
 def require_votes(preferences: Sequence[Preference]) -> None:
-    """Refuse rows whose raters or votes are unknown.
+    """Refuse rows whose raters or votes are unknown, a rater with several votes on a pair, and rows without any vote.
 
     Raises:
         DataError: says how to get them.
     """
-    unknown = sum(votes_of(one) is None for one in preferences)
+    votes = [votes_of(one) for one in preferences]
+    unknown = sum(one is None for one in votes)
     if unknown:
         raise DataError(
             f"rater_em: {counted(unknown, 'preference')} of {len(preferences)} name no raters, or several who disagree "
             "without saying who: export the labels with aggregation.votes: true, or set rater_em: null"
+        )
+    raters = [one.raters for one in votes if one is not None]
+    repeated = [of_pair for of_pair in raters if len(set(of_pair)) < len(of_pair)]
+    if repeated:
+        twice = next(rater for rater in repeated[0] if repeated[0].count(rater) > 1)
+        raise DataError(
+            f"rater_em: {counted(len(repeated), 'preference')} of {len(preferences)} have several votes of one rater "
+            f"({twice!r}), which would count as those of several: keep one"
+        )
+    if preferences and not any(raters):
+        raise DataError(
+            "rater_em: no rater voted for either answer of any preference, so there is nothing to learn from: set "
+            "rater_em: null"
         )
 
 

@@ -47,8 +47,11 @@ def test_labels_saved_by_hand(labels: Any) -> None:
 def test_tables_of_unfinished_benchmarks(labels: Any) -> None:
     random = rows_of(labels, "random", {40: 0.5, 320: 0.6})
     active = rows_of(labels, "active", {40: 0.6})
-    found = {"strategy": "margin", "budgets": [row.as_json() for row in [*random, *active]], "saved": [], "losses": []}
+    budgets = [row.as_json() for row in [*random, *active]]
+    found = {"strategy": "margin", "budgets": budgets, "saved": [], "losses": [], "missing": []}
     lines = labels.tables(found)
+    unfinished = labels.tables({**found, "missing": ["budgets/active-320-seed-0"]})
+    assert unfinished == ["Not finished, and so not counted: budgets/active-320-seed-0.", "", *lines]
     assert lines[0] == "| judgments | random | active (margin) |"
     assert lines[2].startswith("| 40 | 0.50 [0.40, 0.60] | 0.60 [")
     assert lines[3].endswith("| – |")
@@ -63,6 +66,52 @@ def test_tables_go_between_the_marks_of_a_page(labels: Any, tmp_path: Path) -> N
     for name in labels.PAGES:
         text = (REPOSITORY / name).read_text(encoding="utf-8")
         assert text.index(labels.BEGIN) < text.index(labels.END)
+
+
+def answers_of(folder: Path, scores: dict[str, list[float]], **facts: Any) -> None:
+    """An evaluation that is finished."""
+    rows = [{"prompt_id": prompt, "yardstick_score": score} for prompt, each in scores.items() for score in each]
+    (folder / "final").mkdir(parents=True)
+    (folder / "final" / "completions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "manifest.json").write_text(json.dumps({"stage": "evaluate", **facts}))
+
+
+def test_every_answer_of_a_prompt_meets_every_one_of_sft(labels: Any, tmp_path: Path) -> None:
+    """At prompt a, .8 wins 2 of 4 and ties one, .2 ties one and loses 3: (2.5 + .5)/8. At b, both win all."""
+    world = labels.World(tmp_path, tmp_path, budgets=(4, 8))
+    cell = labels.Cell("budgets", "random", "8", 0)
+    assert labels.read_outcomes(cell, world) is None
+    answers_of(tmp_path / "sft", {"b": [0.0, 0.0], "a": [0.2, 0.5, 0.8, 0.9]})
+    answers_of(tmp_path / cell.name / "evaluate", {"b": [1.0, 0.5], "a": [0.8, 0.2]}, seconds=1.0)
+    assert labels.read_outcomes(cell, world).tolist() == pytest.approx([3.0 / 8, 1.0])
+    judged = labels.Cell("budgets", "judge", "8", 0)  # of the largest budget, people judge every pair
+    assert labels.read_outcomes(judged, world).tolist() == labels.read_outcomes(cell, world).tolist()
+    assert labels.missing(world, [0]) == [
+        f"budgets/{name}-seed-0" for name in ("random-4", "active-4", "judge-4", "active-8")
+    ]
+
+
+def test_no_cell_starts_that_would_end_too_late(
+    labels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Times come from finished cells: of 1,000 s for answers, nothing but the first cell is begun within 500 s."""
+    world = labels.World(tmp_path, tmp_path / "cells", budgets=(4,))
+    clock = [0.0]
+
+    def run_cell(cell: Any, world: Any) -> None:
+        clock[0] += 100
+        answers_of(world.folder / cell.name / "evaluate", {"a": [1.0]}, seconds=1000.0)
+
+    answers_of(world.folder / "sft", {"a": [0.0]})
+    monkeypatch.setattr(labels, "run", lambda stages: None)
+    monkeypatch.setattr(labels, "run_cell", run_cell)
+    monkeypatch.setattr(labels.time, "monotonic", lambda: clock[0])
+    assert len(labels.plan(["budgets"], world, [0, 1]).cells) == 4
+    labels.run_cells(["budgets"], world, [0, 1], tmp_path / "labels.json", 500.0)
+    found = json.loads((tmp_path / "labels.json").read_text())
+    assert [(row["arm"], row["seeds"]) for row in found["budgets"]] == [("random", [1.0]), ("judge", [1.0])]
+    assert "time is up: 3 cells are left" in capsys.readouterr().err
+    assert len(found["missing"]) == 4  # the judge's cell of seed 1 is one with the random one
 
 
 @pytest.mark.proof

@@ -10,7 +10,7 @@ from typing import Any
 from tiebreak.measures.corrected import prediction_powered_mean
 from tiebreak.measures.duels import Contest, Vote, by_prompt, compare_with, in_order, rate, votes_of, win_rate
 from tiebreak.measures.ratings import ELO
-from tiebreak.measures.sequential import LEVEL, look
+from tiebreak.measures.sequential import LEVEL, SMALLEST_GAP, look
 from tiebreak.measures.statistics import Interval, wilson_interval
 from tiebreak.records import ExportedJudgment, Pair
 
@@ -69,8 +69,13 @@ def build_figures(
     policies: Sequence[str],
     programs: Sequence[Program],
     counts: Mapping[str, int],
+    no_difference: float = SMALLEST_GAP,
 ) -> dict[str, Any]:
-    """All figures, from people's judgments in any order."""
+    """All figures, from people's judgments in any order.
+
+    Args:
+        no_difference: a win rate within this distance of one half counts as none.
+    """
     in_time = sorted(judgments, key=lambda one: one.at or "")
     votes = votes_of(pairs, in_time, policies)
     contests = in_order(votes, policies)
@@ -83,14 +88,20 @@ def build_figures(
             "skips": sum(one.skip for one in judgments),
             "raters": len({vote.rater_id for vote in votes}),
         },
-        "contests": [_contest(contest, of, programs, LEVEL / len(contests)) for contest, of in contests.items() if of],
+        "contests": [
+            _contest(contest, of, programs, LEVEL / len(contests), no_difference)
+            for contest, of in contests.items()
+            if of
+        ],
         "ratings": _ratings(votes, policies),
     }
     figures["caveats"] = caveats_of(figures)
     return figures
 
 
-def _contest(contest: Contest, votes: Sequence[Vote], programs: Sequence[Program], level: float) -> dict[str, Any]:
+def _contest(
+    contest: Contest, votes: Sequence[Vote], programs: Sequence[Program], level: float, gap: float
+) -> dict[str, Any]:
     people, won = by_prompt(votes), win_rate(votes)
     return {
         "policies": list(contest),
@@ -102,7 +113,7 @@ def _contest(contest: Contest, votes: Sequence[Vote], programs: Sequence[Program
             "interval": _rounded(won.interval),
             "interval_raters": _rounded(won.interval_raters),
         },
-        "sequence": look(list(people.values()), level).as_json(),
+        "sequence": look(list(people.values()), level, gap).as_json(),
         "programs": [row for one in programs if (row := _beside(one, contest, people)) is not None],
     }
 

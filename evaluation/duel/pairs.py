@@ -33,6 +33,8 @@ Row = Mapping[str, Any]
 class Evaluated:
     """An evaluation's answers: the first of each policy to each prompt."""
 
+    id: str
+    """of its run"""
     policies: list[str]
     report: Row
     answers: dict[str, dict[str, Row]]
@@ -103,7 +105,7 @@ def read_evaluation(config: DuelConfig) -> Evaluated:
         row = json.loads(line)
         if row["policy"] in names:
             answers.setdefault(row["prompt_id"], {}).setdefault(row["policy"], row)
-    return Evaluated(names, evaluated, answers)
+    return Evaluated(manifest["id"], names, evaluated, answers)
 
 
 def _chosen(config: DuelConfig, evaluated: Row) -> list[str]:
@@ -138,6 +140,7 @@ def pairs_of(evaluated: Evaluated, prompt_id: str) -> list[Pair]:
             messages=messages,
             completions=tuple(sorted(both, key=lambda side: side.id)),
             split="test" if evaluated.report["split"] == "test" else "validation",
+            source=evaluated.id,
             purpose="evaluation",
         )
         for both in combinations(sides, 2)

@@ -48,7 +48,8 @@ def report(config: DuelReportConfig) -> None:
             *programs_of(rows, policies, made["yardstick_name"]),
         ]
         counts = {**made["counts"], "judged": len({one.pair_id for one in people if not one.skip})}
-        figures = {**build_figures(pairs, people, policies, programs, counts), "sources": made["policies"]}
+        figures = build_figures(pairs, people, policies, programs, counts, config.no_difference)
+        figures["sources"] = made["policies"]
         write_report(run, figures)
         run.facts |= {"kinds": figures["kinds"], "counts": figures["counts"], "metrics": to_metrics(figures)}
         run.finish()

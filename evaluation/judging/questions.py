@@ -153,23 +153,38 @@ def _fenced(title: str, text: str, mark: str) -> str:
 _SIDES = {
     "a": -1, "b": 1, "left": -1, "right": 1, "answer a": -1, "answer b": 1, "tie": 0, "equal": 0, "neither": 0, "both": 0
 }  # fmt: skip
-_NAMED = re.compile(r"\b(?:answer|verdict|choice|winner|better)\b\W{0,4}(?:is\W{0,3})?\b(A|B|tie)\b", re.IGNORECASE)
+_MARKS = r"[\s\"'*_`(\[]*"
+_CALLED = rf"(?:(?i:answer|option|response){_MARKS})?"
+_SIDE = r"\b(A|B|(?i:tie))\b(?!\s*(?:[,/|]|or\b|and\b))"
+"""a capital: a small "a" is an article. "A or B" repeats the question"""
+_NAMED = re.compile(
+    rf"\b(?i:answer|verdict|choice|winner|better|preferred)\b[\"'*_`]*\s*(?:[:=]|\bis\b){_MARKS}{_CALLED}{_SIDE}"
+    rf"|(?<!not )(?<!n't )(?<!never )\b(?i:choose|prefer|pick|select)\b{_MARKS}{_CALLED}{_SIDE}"
+    r"|[\"']answer[\"']\s*:\s*[\"'](A|B|TIE|a|b|tie)[\"']"
+)
+"""A side that is named as the verdict. "Answer A is vague" mentions one, and is none"""
+_THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
+_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 
 
 def read_verdict(text: str, aspects: Sequence[str] = ()) -> Reply:
-    """A written verdict: a JSON object anywhere in the text, or a plain letter."""
+    """A written verdict: a JSON object anywhere after the model's thoughts, or a plain letter. Two that differ are
+    none."""
+    text = _THOUGHT.sub("", text)
     if not text.strip():
         return Reply(None, fault="an empty answer")
-    for values in _objects_in(text):
-        side = _side_of(values.get("answer"))
-        if side is not None:
-            return _reply_of(values, side, aspects)
+    objects = list(_objects_in(text)) or list(_objects_in(_TRAILING_COMMA.sub(r"\1", text)))
+    verdicts = [(values, side) for values in objects if (side := _side_of(values.get("answer"))) is not None]
+    if len({side for _, side in verdicts}) > 1:
+        return Reply(None, fault=f"several verdicts in {' '.join(text.split())[:80]!r}")
+    if verdicts:
+        return _reply_of(*verdicts[-1], aspects)
     bare = text.strip().strip("*_`\"'.()[]: \n").lower()
-    named = {match.upper() for match in _NAMED.findall(text)}
+    named = {side.lower() for match in _NAMED.findall(text) for side in match if side}
     if bare in _SIDES:
         return _reply_of({}, _SIDES[bare], aspects)
     if len(named) == 1:
-        return _reply_of({}, _SIDES[named.pop().lower()], aspects)
+        return _reply_of({}, _SIDES[named.pop()], aspects)
     return Reply(None, fault=f"no verdict in {' '.join(text.split())[:80]!r}")
 
 

@@ -24,6 +24,7 @@ from labeling_ui.store.answers import SKIP_REASONS
 from labeling_ui.store.leads.documents import identify_text
 from labeling_ui.store.work.asking import Questionnaire, describe_asked
 from tiebreak.errors import ConfigError
+from tiebreak.measures.sequential import SMALLEST_GAP
 
 FILES = Path(__file__).parent
 SCRIPTS = {
@@ -119,6 +120,8 @@ class PageConfig:
     oidc: str = ""
     """text of the button that logs in through an identity provider; empty: none is there"""
     words: dict[str, str] = field(default_factory=load_words)
+    no_difference: float = SMALLEST_GAP
+    """a win rate of a duel within this distance of one half counts as no difference"""
     prefix: str = ""
     """the path that the pages are under, behind a proxy: /label, or nothing"""
 

@@ -369,6 +369,7 @@ function refreshIn(milliseconds) {
 
 function showFigures() {
   showAgreement();
+  showJudges();
   showRaters();
 }
 

@@ -6,7 +6,7 @@ judgments, with their mean: votes on one pair are not independent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -18,7 +18,7 @@ from labeling_ui.store.pairs.campaign import EVALUATES, IDS_AT_ONCE
 from labeling_ui.store.store import Store
 from tiebreak.assessments import read_judgment
 from tiebreak.measures.duels import by_prompt, in_order, policies_of, votes_of
-from tiebreak.measures.sequential import LEVEL, look
+from tiebreak.measures.sequential import LEVEL, SMALLEST_GAP, look
 from tiebreak.records import Judgment, Pair
 
 _VOTES = (
@@ -35,30 +35,34 @@ _VOTES = (
 
 @dataclass
 class LiveDuels:
-    """The duels of one store. Pairs are read once, as they are added."""
+    """The duels of one store. Pairs are read once, as they are added.
+
+    Two evaluations may give different policies the same name, so each has comparisons of its own.
+    """
 
     store: Store
+    no_difference: float = SMALLEST_GAP
+    """a win rate within this distance of one half counts as no difference"""
     _pairs: dict[str, Pair] = field(default_factory=dict)
     _position: int = -1
     """of the last pair that was read"""
 
     def __call__(self) -> list[dict[str, Any]]:
-        """Each comparison of two policies: names, judged and all pairs, and the look of the sequence."""
+        """Each comparison of two policies: names, evaluation, judged and all pairs, and the look of the sequence."""
         self._read_new()
         if not self._pairs:
             return []
-        complete, pairs = self._complete(), self._given_out()
-        names = sorted({name for pair in pairs for name in _policies_in(pair)})
-        contests = in_order(votes_of(pairs, complete, names), names)
-        met = {contest: count for contest in combinations(names, 2) if (count := _meetings(pairs, contest))}
+        complete = self._complete()
+        rows = [row for source, pairs in self._by_evaluation().items() for row in _contests(source, pairs, complete)]
         return [
-            {
-                "policies": list(contest),
-                "pairs": count,
-                **look(list(by_prompt(contests[contest]).values()), LEVEL / len(met)).as_json(),
-            }
-            for contest, count in met.items()
+            {**about, **look(outcomes, LEVEL / len(rows), self.no_difference).as_json()} for about, outcomes in rows
         ]
+
+    def _by_evaluation(self) -> dict[str, list[Pair]]:
+        found: dict[str, list[Pair]] = {}
+        for pair in self._given_out():
+            found.setdefault(pair.source, []).append(pair)
+        return found
 
     def _given_out(self) -> list[Pair]:
         """Without withdrawn pairs, and earlier versions of corrected ones."""
@@ -92,6 +96,18 @@ class LiveDuels:
         done = [of_pair for of_pair in by_pair.values() if len(of_pair) == of_pair[0].overlap]
         done.sort(key=lambda of_pair: of_pair[-1].seq)
         return [read_judgment(row.record) for of_pair in done for row in of_pair]
+
+
+def _contests(
+    source: str, pairs: Sequence[Pair], judgments: Sequence[Judgment]
+) -> Iterator[tuple[dict[str, Any], list[float]]]:
+    """The comparisons of one evaluation, and their outcomes in the order in which prompts were first completed."""
+    names = sorted({name for pair in pairs for name in _policies_in(pair)})
+    votes = in_order(votes_of(pairs, judgments, names), names)
+    for contest in combinations(names, 2):
+        if count := _meetings(pairs, contest):
+            about = {"policies": list(contest), "evaluation": source, "pairs": count}
+            yield about, list(by_prompt(votes[contest]).values())
 
 
 def _policies_in(pair: Pair) -> list[str]:

@@ -20,16 +20,22 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import sqlalchemy as sa
+
 from labeling_ui.database.errors import StoreError
+from labeling_ui.database.schema import ITEMS, JUDGMENTS, PAIRS
 from labeling_ui.quality.agreement import measure_votes
 from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.intervals import share
+from labeling_ui.quality.judges import measure_judges
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.single import measure_assessments
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.quality.votes import Votes
+from labeling_ui.store.pairs.campaign import IDS_AT_ONCE
 from labeling_ui.store.store import Store
-from tiebreak.records import Kind
+from tiebreak.assessments import read_judgment, read_pair
+from tiebreak.records import Kind, Pair
 
 LARGE_STORE = 20_000
 """Judgments that take a while: computing starts with the server, and no request waits for it."""
@@ -114,7 +120,7 @@ class LatestFigures:
         if not self._waiting:
             self._figures |= figures
         else:
-            self._figures = {"reliability": self._figures.get("reliability"), **figures}
+            self._figures = {**{name: self._figures.get(name) for name in ("reliability", "judges")}, **figures}
             self._head, self._measured_at, self._waiting = head, time.monotonic(), False
             self._fresh_until = self._measured_at + REST * seconds
         self._busy = more
@@ -136,6 +142,12 @@ def _say(process: subprocess.Popen[str], line: str) -> None:
 
 # --- in the process ---
 
+_RECORDS = (
+    sa.select(JUDGMENTS.c.record, ITEMS.c.pair_id)
+    .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+    .where(JUDGMENTS.c.occasion == 0, ITEMS.c.withdrawn == sa.literal_column("0"))
+)
+
 
 class StoreFigures:
     """Computes the figures of one store, repeatedly."""
@@ -146,7 +158,8 @@ class StoreFigures:
         self._reliable_until = 0.0
 
     def measure(self) -> Iterator[dict[str, Any]]:
-        """The figures in parts: agreement and gold, then reliability, which takes longest and is recomputed least often."""
+        """The figures in parts: agreement and gold, then judges and reliability, which take longest and are recomputed less
+        often."""
         started, head = time.monotonic(), self._store.head()
         by_kind = self._votes.read()
         gold = {rater: share(right, n).as_json() for rater, (right, n) in self._store.gold_agreements().items()}
@@ -157,7 +170,8 @@ class StoreFigures:
         agreed = time.monotonic()
         yield {"figures": figures, "head": head, "seconds": agreed - started, "more": due}
         if due:
-            figures, now = {"reliability": self._measure_reliability(by_kind)}, time.monotonic()
+            figures = {"judges": self._measure_judges(), "reliability": self._measure_reliability(by_kind)}
+            now = time.monotonic()
             self._reliable_until = now + REST * (now - agreed)
             yield {"figures": figures, "head": head, "seconds": now - agreed, "more": False}
 
@@ -165,6 +179,21 @@ class StoreFigures:
         """Agreement by aspect and criterion, of the latest votes of the kind that the other figures are of."""
         latest = self._store.judgments_with_criteria(MOST_VOTES)
         return agreement_by_criterion([one for one in latest if one.kind == (kind or "human")])
+
+    def _measure_judges(self) -> list[dict[str, Any]]:
+        """Each model judge beside people, by its latest verdicts."""
+        with self._store.reading() as connection:
+            latest = _RECORDS.where(JUDGMENTS.c.kind == "model").order_by(JUDGMENTS.c.seq.desc()).limit(MOST_VOTES)
+            rows = list(connection.execute(latest))
+            ids = sorted({row.pair_id for row in rows})
+            pairs: list[Pair] = []
+            for n in range(0, len(ids), IDS_AT_ONCE):
+                some = ids[n : n + IDS_AT_ONCE]
+                of_people = _RECORDS.where(JUDGMENTS.c.kind != "model", ITEMS.c.pair_id.in_(some))
+                rows += connection.execute(of_people.order_by(JUDGMENTS.c.seq))
+                records = connection.scalars(sa.select(PAIRS.c.record).where(PAIRS.c.id.in_(some)))
+                pairs += map(read_pair, records)
+        return measure_judges(pairs, [read_judgment(row.record) for row in rows])
 
     def _measure_reliability(self, by_kind: Mapping[Kind, Votes]) -> dict[str, Any]:
         voted = [kind for kind, votes in by_kind.items() if len(votes.cast)]

@@ -110,7 +110,7 @@ def create_app(
         app.state.provider = Provider(oidc)
         app.include_router(oidc_router)
     app.state.metrics = Metrics()
-    app.state.duels = LiveDuels(store)
+    app.state.duels = LiveDuels(store, page.no_difference)
     app.add_middleware(Guard, page=page, metrics=app.state.metrics)
     _add_routes(app)
     _add_refusals(app)

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +35,9 @@ class Api:
     paid: Counter[str] = field(default_factory=Counter)
     """prompts that got an answer, which costs money"""
     keys: set[str] = field(default_factory=set)
+    unsupported: Sequence[str] = ()
+    """keys of a request that are refused, as OpenAI's reasoning models refuse some"""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
     times: list[float] = field(default_factory=list)
@@ -56,12 +59,18 @@ class _Handler(BaseHTTPRequestHandler):
             api.asked[prompt] += 1
             number = api.asked[prompt]
             api.keys.add(self.headers.get("Authorization", ""))
+            api.bodies.append(body)
             api.times.append(time.monotonic())
             api.at_once += 1
             api.most_at_once = max(api.most_at_once, api.at_once)
         try:
             time.sleep(api.seconds)
-            self._reply(api, prompt, api.faults(prompt, number))
+            refused = next((key for key in api.unsupported if key in body), None)
+            if refused is None:
+                self._reply(api, prompt, api.faults(prompt, number))
+            else:
+                error = {"message": f"Unsupported: '{refused}'", "code": "unsupported_parameter", "param": refused}
+                self._send(400, json.dumps({"error": error}).encode())
         finally:
             with api.lock:
                 api.at_once -= 1

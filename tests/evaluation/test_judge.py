@@ -94,6 +94,18 @@ def preferred(pairs: Path, judgments: list[Judgment]) -> list[str]:
         ('{"answer": "C"}', None),
         ('{"answer": "A"', -1),
         ("", None),
+        ('{"reason": "x", "answer": "B", "strength": 3,}', 3),
+        ("I prefer answer A.", -1),
+        ("Winner: **B** because it names amounts", 1),
+        ('<think>{"answer": "A"}, or rather not</think>{"answer": "B", "strength": 2}', 2),
+        ('{"answer": "A"} No: {"answer": "B"}', None),
+        ("I cannot compare these: answer A contains harmful content.", None),
+        ("Answer B is too vague.", None),
+        ("The better answer is a matter of taste.", None),
+        ("Which answer is better: A or B? I cannot tell.", None),
+        ("I would not choose A.", None),
+        ("Antwort A ist besser, weil sie Mengen nennt.", None),
+        ('{"reason": "Besser als B", "antwort": "A"}', None),
     ],
 )
 def test_a_verdict_is_read_or_is_none(text: str, answer: int | None) -> None:
@@ -357,6 +369,25 @@ def test_what_no_question_survives_ends_the_run(
     assert status == 2
     assert message in printed
     assert KEY not in printed
+
+
+def test_a_model_that_names_the_longest_answer_otherwise_is_asked_its_way(
+    api: Api, pairs: Path, tmp_path: Path
+) -> None:
+    """OpenAI's reasoning models refuse `max_tokens`: every verdict was a skip, and the run was finished."""
+    api.unsupported = ["max_tokens"]
+    status, printed = judge(*by_endpoint(api, pairs, tmp_path / "out"))
+    assert status == 0, printed
+    assert preferred(pairs, judgments_in(tmp_path / "out")) == ["It"] * 6
+    assert {body.get("max_completion_tokens") for body in api.bodies if "max_tokens" not in body} == {256}
+
+
+def test_a_setting_that_the_model_refuses_ends_the_run(api: Api, pairs: Path, tmp_path: Path) -> None:
+    api.unsupported = ["temperature"]
+    status, printed = judge(*by_endpoint(api, pairs, tmp_path / "out"))
+    assert status == 2
+    assert "refuses temperature for the model 'm'" in printed
+    assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
 def test_kill_9_in_the_middle_pays_at_most_what_was_on_its_way(api: Api, pairs: Path, tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ import pytest
 from label_support import answer, make_pair, open_store
 from support import read_rows, run_here, write_rows
 
+from evaluation.duel.configuration import DuelReportConfig
+from labeling_ui.configuration import LabelConfig
 from labeling_ui.database.errors import StoreError
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from tiebreak.data.reading import read_preferences
+from tiebreak.measures.sequential import SMALLEST_GAP
 from tiebreak.records import Pair
 
 
@@ -131,3 +134,25 @@ def test_the_lead_sees_a_verdict_once_pairs_have_all_their_judgments(tmp_path: P
     assert live()[0]["pairs"] == 22
     store.withdraw_pairs([f"pair-{n}" for n in range(18)], "typo")
     assert (live()[0]["n"], live()[0]["pairs"]) == (2, 4)
+
+
+def test_policies_of_one_name_in_two_evaluations_are_compared_apart(tmp_path: Path) -> None:
+    """The first evaluation's secret-model-0 wins everywhere, and that of the second loses: together, they would tie."""
+    store = open_store(tmp_path, [make_pair(100)], raters=1)
+    for first, source, value in ((0, "evaluation-1", 2), (20, "evaluation-2", -2)):
+        add(store, [duel_pair(n).model_copy(update={"source": source}) for n in range(first, first + 20)], batch=source)
+        judge_all(store, "r0", value)
+    found = {row["evaluation"]: (row["state"], row["win_rate"], row["pairs"]) for row in LiveDuels(store)()}
+    assert found == {"evaluation-1": ("first", 1.0, 20), "evaluation-2": ("second", 0.0, 20)}
+
+
+def test_what_counts_as_no_difference_is_a_key(tmp_path: Path) -> None:
+    """60 prompts, half of them won: the win rate is within 30 points of one half, and not yet within 10."""
+    assert LabelConfig(output="x", pairs="p").no_difference == SMALLEST_GAP
+    assert DuelReportConfig(output="x", duel="d", judgments="j").no_difference == SMALLEST_GAP
+    store = open_store(tmp_path, [make_pair(100)], raters=1)
+    for n in range(60):
+        add(store, [duel_pair(n)])
+        judge_all(store, "r0", 2 if n % 2 else -2)
+    states = {gap: LiveDuels(store, gap)()[0]["state"] for gap in (SMALLEST_GAP, 0.3)}
+    assert states == {SMALLEST_GAP: "undecided", 0.3: "no difference"}

@@ -13,6 +13,7 @@ from labeling_ui.exchange.importing import import_records
 from labeling_ui.label import status_lines
 from labeling_ui.quality.aggregate import AggregationConfig, KnownAnswers, Vote, build_preferences, group_judgments
 from labeling_ui.quality.judges import judge_weights, measure_judges
+from labeling_ui.quality.measuring import StoreFigures
 from labeling_ui.store.leads.rejecting import Selection, preview
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
@@ -175,11 +176,13 @@ def test_agreement_measures_judges_against_people(tmp_path: Path, capsys: pytest
     pairs, judgments = forty(wrong=4)
     store = open_store(tmp_path, pairs, raters=0)
     import_records(store, (), judgments, source="x", source_id="x")
+    *_, last = StoreFigures(store).measure()
     store.close()
     from labeling_ui.label import main
 
     main(["agreement", "--store", store.url, "--json"])
     [found] = json.loads(capsys.readouterr().out)["judges"]
+    assert last["figures"]["judges"] == [found]  # what /lead/ shows
     assert found["people"]["accuracy"]["value"] == 0.9
     assert found["people"]["kappa"]["value"] == 0.0
     assert (found["people"]["n"], found["habits"]["consistency"]["value"]) == (40, 1.0)

@@ -10,9 +10,11 @@ import pytest
 from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving
 from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults_of_both, press  # noqa: F401
 
+from labeling_ui.exchange.importing import import_records
 from labeling_ui.store.store import Store, Submission
 from labeling_ui.store.verify import verify
 from labeling_ui.web.login.accounts import add_account, log_in
+from tiebreak.records import Judgment, ModelVerdict, Pair
 
 pytestmark = needs_chromium
 
@@ -36,12 +38,16 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def judge_everything(store: Store) -> None:
     for name, value in ANSWERS.items():
-        rater_id = add_account(store, name, "rater", PASSWORD).id
-        while (given := store.claim(rater_id)) is not None:
-            answer = -value if given.left_id.endswith("-0") else value
-            submission = Submission(client_id=given.item_id, pair_id=given.item_id, answer=answer, seconds_active=9.0)
-            store.submit(rater_id, submission)
+        judge_as(store, add_account(store, name, "rater", PASSWORD).id, value)
     store.set_gold("pair-0", "0-0")
+
+
+def judge_as(store: Store, rater_id: str, value: int) -> None:
+    """A vote for the first completion (value > 0) on all that the rater gets."""
+    while (given := store.claim(rater_id)) is not None:
+        answer = -value if given.left_id.endswith("-0") else value
+        submission = Submission(client_id=given.item_id, pair_id=given.item_id, answer=answer, seconds_active=9.0)
+        store.submit(rater_id, submission)
 
 
 def states(site: Site) -> Iterator[tuple[str, Any]]:
@@ -142,6 +148,49 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
     assert site.elsewhere == []
 
 
+def test_duels_and_judges_are_beside_people(site: Site, axe: str) -> None:  # noqa: F811
+    """dpo beats sft at all of 20 prompts in one evaluation, and nobody has judged the other. Of the 8 other pairs, two
+    people prefer the first answer and one the second; the judge says the first on six, so it is right on six."""
+    store = site.store
+    judge_everything(store)
+    store.add_rater("Dora", rater_id="dora")
+    for name, first in (("one", 100), ("other", 200)):
+        duel = [duel_pair(n, name) for n in range(first, first + 20)]
+        store.add_pairs(duel, overlap=1, seed=0, source=name, source_id=name, batch=name)
+        if name == "one":
+            judge_as(store, "dora", 2)
+    import_records(store, (), [verdict(n, -1 if n < 6 else 1) for n in range(8)], source="judge", source_id="judge")
+    page = site.page("Zoe", "/lead/")
+    page.wait_for_selector(".duels tbody tr")
+    one, other = (row.inner_text() for row in page.locator(".duels tbody tr").all())
+    assert all(words in one for words in ("dpo against sft", "Evaluation one", "dpo is better", "100.0%", "20 of 20"))
+    assert all(words in other for words in ("dpo against sft", "Evaluation other", "Undecided; about", "0 of 20"))
+    page.wait_for_selector(".judges tbody tr:nth-child(2)")
+    people, judge = (row.inner_text() for row in page.locator(".judges tbody tr").all())
+    assert people.startswith("People, one with another")
+    assert "judge-m" in judge
+    assert "75.0%" in judge
+    assert "n 8" in judge
+    assert faults_of_both(page, axe) == []
+
+
+def verdict(n: int, answer: int) -> Judgment:
+    """A judge's answer about make_pair(n), the first completion on the left."""
+    judge = ModelVerdict(model="m", answers=(answer, answer))
+    sides = {"left": f"{n}-0", "right": f"{n}-1"}
+    return Judgment(pair_id=f"pair-{n}", rater_id="judge-m", **sides, answer=answer, kind="model", judge=judge)
+
+
+def duel_pair(n: int, evaluation: str) -> Pair:
+    """Answers of dpo, which comes first, and sft."""
+    pair = make_pair(n)
+    sides = (
+        one.model_copy(update={"policy": name}) for one, name in zip(pair.completions, ("dpo", "sft"), strict=True)
+    )
+    about = {"purpose": "evaluation", "split": "test", "source": evaluation}
+    return pair.model_copy(update={**about, "completions": tuple(sides)})
+
+
 def test_raters_are_told_apart_and_sorted_by_keys(site: Site) -> None:
     judge_everything(site.store)
     page = site.page("Zoe", "/lead/")
@@ -157,6 +206,10 @@ def test_raters_are_told_apart_and_sorted_by_keys(site: Site) -> None:
             for row in cells
         }
 
+    assert [page.evaluate(f"document.querySelector('{panel}').hidden") for panel in (".duels", ".judges")] == [
+        True,
+        True,
+    ]
     assert list(column("Judged")) == ["Ada", "Bruno", "Chiara"]
     assert set(column("Judged").values()) == {"8"}
     # By hand: Ada agrees with Bruno always, Chiara with nobody.

@@ -16,7 +16,8 @@ from support import end_process, on_two_processes, read_rows, run_here, write_ro
 from torch import Tensor
 
 from preference.configuration import DPOConfig, RaterEMConfig
-from preference.rater_em import RATERS, ROW, VOTES, PairVotes, RaterEM, collate_votes, votes_of
+from preference.rater_em import RATERS, ROW, VOTES, PairVotes, RaterEM, collate_votes, require_votes, votes_of
+from tiebreak.errors import DataError
 from tiebreak.records import Preference
 from tiebreak.runs.run import read_manifest
 
@@ -126,6 +127,22 @@ def test_collated_votes_are_padded_and_rows_without_em_have_none() -> None:
 def test_what_does_not_go_together(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DPOConfig(output="x", policy="x", preferences="x", rater_em=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"votes": [{"rater": "a", "vote": 1}, {"rater": "a", "vote": 1}]}, r"2 preferences of 2 have .*\('a'\)"),
+        ({"raters": ["a", "a"], "agreement": 1.0}, "several votes of one rater"),
+        ({"votes": [{"rater": "a", "vote": 0}]}, "no rater voted for either answer"),
+        ({}, "name no raters"),
+    ],
+)
+def test_votes_that_cannot_be_counted_are_refused(columns: dict[str, Any], message: str) -> None:
+    """Three votes of one rater would count as those of three."""
+    with pytest.raises(DataError, match=message):
+        require_votes([row_of(**columns)] * 2)
+    require_votes([row_of(votes=[{"rater": "a", "vote": 0}]), row_of(raters=("a",))])
 
 
 # --- whole runs

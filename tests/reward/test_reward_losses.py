@@ -230,5 +230,25 @@ def test_columns_that_the_settings_leave_unused(
     preferences = [preference(**one) for one in columns]
     assert unused_columns(preferences, settings) == expected
     report_unused_columns(preferences, settings)
-    report = f"unused columns of the preferences: {expected}\n" if expected else ""
-    assert capsys.readouterr().err == report
+    report = [f"unused columns of the preferences: {expected}"] if expected else []
+    assert [line for line in capsys.readouterr().err.splitlines() if "no effect" not in line] == report
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "expected"),
+    [
+        ([{}, {}], Settings("margin"), ["strength_as: margin has no effect: no preference has a margin or a strength"]),
+        ([{}, {"margin": 0.5}], Settings("margin"), []),
+        ([{}, {"strength": 2}], Settings("margin"), []),
+        ([{}, {"margin": 0.5}], Settings("weight"), ["strength_as: weight has no effect: no preference has a strength"]),
+        ([{}, {}], Settings(soft_labels=True), ["soft_labels: true has no effect: no preference has a confidence or "
+                                                "an agreement"]),
+        ([{}, {"agreement": 0.7}], Settings(soft_labels=True), []),
+        ([], Settings("margin", soft_labels=True), []),
+    ],
+)  # fmt: skip
+def test_settings_without_the_columns_that_they_read_are_named(
+    columns: list[dict[str, Any]], settings: Settings, expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_unused_columns([preference(**one) for one in columns], settings)
+    assert [line for line in capsys.readouterr().err.splitlines() if "no effect" in line] == expected

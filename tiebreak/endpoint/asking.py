@@ -28,12 +28,16 @@ from tiebreak.terminal.progress import progress
 
 ANSWERS = "answers.jsonl"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CHARACTERS_PER_TOKEN = 3
+BYTES_PER_TOKEN = 3
 """assumed of a prompt that is about to be sent, and of an answer whose tokens the endpoint does not count"""
 REFUSED_FOR_GOOD = (400, 413, 422)
 """statuses with which an endpoint refuses one question, whenever it is asked"""
 WRONG_FOR_ALL = (401, 403, 404)
 """statuses with which it refuses every question"""
+UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
+"""codes of status 400 with which it refuses a key of every question"""
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""names of the longest answer: OpenAI's reasoning models refuse the first, and other endpoints may lack the second"""
 POLL_SECONDS = 0.2
 
 
@@ -78,6 +82,7 @@ class Endpoint:
         self.endpoint, self.asking, self.sampling, self.seed = endpoint, asking, sampling, seed
         self.read_cut, self.advice = read_cut, advice
         self.client = _client(endpoint, asking, *needed_by)
+        self.limit_name = LIMITS[0]
 
     def ask(self, folder: Path, requests: Sequence[Request], what: str) -> list[dict[str, Any]]:
         """The answers in order: `text` or `fault`, `prompt_tokens`, `completion_tokens`.
@@ -108,21 +113,39 @@ class Endpoint:
         """
         import openai
 
+        limit = self.limit_name
         options: dict[str, Any] = {"top_p": self.sampling.top_p} if self.sampling.top_p < 1 else {}
+        options[limit] = self.sampling.max_new_tokens
         try:
             answer = self.client.chat.completions.create(
                 model=self.endpoint.model,
                 messages=[{"role": "user", "content": request.text}],
                 temperature=self.sampling.temperature,
-                max_tokens=self.sampling.max_new_tokens,
                 seed=self.seed,
                 **options,
             )
         except openai.APIStatusError as error:
+            if error.status_code == 400 and error.code in UNSUPPORTED:
+                self._change_request(error, limit)
+                return self.complete(request)
             return self._refused(error)
         except (openai.APIError, ValueError) as error:  # no connection, too slow, or a body that is no JSON
             raise TransientError(f"{type(error).__name__}: {_short(error)}") from error
         return self._row(answer, request.text)
+
+    def _change_request(self, error: Any, limit: str) -> None:
+        """Name the longest answer as the endpoint wants it.
+
+        Raises:
+            ConfigError: it refuses another key.
+        """
+        if error.param == LIMITS[0] == limit:
+            self.limit_name = LIMITS[1]
+            return
+        raise ConfigError(
+            f"endpoint: {self.endpoint.url} refuses {error.param} for the model {self.endpoint.model!r} "
+            f"({_short(error.message)}): set sampling to what it takes; many reasoning models take temperature 1 only"
+        ) from None
 
     def _refused(self, error: Any) -> dict[str, Any]:
         status = int(error.status_code)
@@ -154,8 +177,10 @@ class Endpoint:
         written = getattr(usage, "completion_tokens", None)
         row = {
             "text": text,
-            "prompt_tokens": sent if isinstance(sent, int) else math.ceil(len(prompt) / CHARACTERS_PER_TOKEN),
-            "completion_tokens": written if isinstance(written, int) else math.ceil(len(text) / CHARACTERS_PER_TOKEN),
+            "prompt_tokens": sent if isinstance(sent, int) else math.ceil(len(prompt.encode()) / BYTES_PER_TOKEN),
+            "completion_tokens": written
+            if isinstance(written, int)
+            else math.ceil(len(text.encode()) / BYTES_PER_TOKEN),
         }
         refusal = getattr(message, "refusal", None)
         if refusal or finish == "content_filter":
@@ -166,7 +191,7 @@ class Endpoint:
 
     def expected_tokens(self, request: Request) -> tuple[int, int]:
         """Tokens to reserve for a request that is about to be sent."""
-        return math.ceil(len(request.text) / CHARACTERS_PER_TOKEN), self.sampling.max_new_tokens
+        return math.ceil(len(request.text.encode()) / BYTES_PER_TOKEN), self.sampling.max_new_tokens
 
 
 def _client(endpoint: EndpointConfig, asking: AskingConfig, needed_by: str, extra: str) -> Any:

@@ -116,10 +116,27 @@ def mean_one(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def report_unused_columns(preferences: Sequence[Preference], settings: LabelSettings) -> None:
-    """Report columns of the preferences that the settings leave unused, with the keys that would use them."""
+    """Report columns of the preferences that the settings leave unused, with the keys that would use them; and settings
+    that read columns which no preference has."""
     unused = unused_columns(preferences, settings)
     if unused:
         say(f"unused columns of the preferences: {unused}")
+    for key, columns in absent_columns(preferences, settings).items():
+        say(f"{key} has no effect: no preference has {columns}")
+
+
+def absent_columns(preferences: Sequence[Preference], settings: LabelSettings) -> dict[str, str]:
+    """Settings that read columns which no row has, with these columns."""
+    found: dict[str, str] = {}
+    if not preferences:
+        return found
+    if settings.strength_as == "margin" and all(p.margin is None and p.strength is None for p in preferences):
+        found["strength_as: margin"] = "a margin or a strength"
+    if settings.strength_as == "weight" and all(p.strength is None for p in preferences):
+        found["strength_as: weight"] = "a strength"
+    if settings.soft_labels and all(p.confidence is None and p.agreement is None for p in preferences):
+        found["soft_labels: true"] = "a confidence or an agreement"
+    return found
 
 
 def unused_columns(preferences: Sequence[Preference], settings: LabelSettings) -> str:
