@@ -1,6 +1,7 @@
 """A recipe to start from: the quickstart's files, adapted to your own data.
 
     tiebreak init my-recipe --data prompts.jsonl
+    tiebreak init my-recipe --data faq.csv --columns.prompt Question --columns.completion Reply
     tiebreak run --config my-recipe/pipeline.yaml
 
 Prompts alone make a recipe without supervised fine-tuning, which samples from the base model. Prompts with answers are
@@ -13,17 +14,23 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import field_validator
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
+from tiebreak.data.columns import check_columns
 from tiebreak.errors import ConfigError, DataError, RunError
 from tiebreak.process.ending import exit_with_message
 from tiebreak.shipped import find_shipped
 from tiebreak.stages import STAGES
 from tiebreak.terminal import show
+
+if TYPE_CHECKING:
+    from tiebreak.data.reading import Reading
 
 QUICKSTART, QUICKSTART_DATA, QUICKSTART_RUNS = Path("configs/quickstart"), Path("data/hydroponics"), "runs/quickstart"
 GUIDELINES = """guidelines: |
@@ -31,6 +38,8 @@ GUIDELINES = """guidelines: |
 """
 HELD_OUT = "                          # prepare makes a test split only of prompts without answers"
 _BASE = "bundled:smollm2-135m-instruct"
+ROWS_READ = 100
+"""of the data, to see what they hold and whether their columns have our names"""
 
 
 class InitArguments(Section):
@@ -38,11 +47,20 @@ class InitArguments(Section):
 
     data: str | None = None
     """prompts, or prompts with answers: a file, a folder or hub:NAME@SPLIT; null: the quickstart's own"""
+    columns: dict[str, str | None] = {}
+    """names of the data's columns, as Tiebreak's name: the name in the data, such as {prompt: question}; null: ignore
+    the column"""
     raters: Literal["people", "simulated"] | None = None
     """who judges: people in the browser, or raters simulated with the quickstart's rubric; null: people for your own
     data, else simulated"""
     policy: str = _BASE
     """the model to start from: a hub id, a path or bundled:…"""
+
+    @field_validator("columns")
+    @classmethod
+    def _of_ours(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        check_columns(columns)
+        return columns
 
 
 Edit = Callable[[str], str]
@@ -58,7 +76,8 @@ def _init(words: list[str]) -> None:
     if not words or words[0].startswith("--"):
         raise ConfigError("init needs a folder before its flags: tiebreak init my-recipe [--data prompts.jsonl]")
     folder, arguments = Path(words[0]), load_config(InitArguments, words[1:], "init")
-    files = recipe_files(folder, arguments)
+    reading = None if arguments.data is None else _first_rows(arguments.data, arguments.columns)
+    files = recipe_files(folder, arguments, answered=reading is None or reading.wanted == "demonstrations")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,23 +90,22 @@ def _init(words: list[str]) -> None:
         for file in sorted(find_shipped(QUICKSTART_DATA).iterdir()):
             shutil.copyfile(file, folder / file.name)
     show(
+        *([_line_of(reading)] if reading else []),
         f"saved: {folder} ({len(files)} files: one per stage, and pipeline.yaml, which lists them in order)",
         f"next: review them, then tiebreak run --config {folder / 'pipeline.yaml'}",
     )
 
 
-def recipe_files(folder: Path, given: InitArguments) -> dict[str, str]:
+def recipe_files(folder: Path, given: InitArguments, *, answered: bool) -> dict[str, str]:
     """Name → text of every file of the recipe.
 
-    Raises:
-        DataError: the data are preferences, which need no recipe.
+    Args:
+        answered: whether the data have answers to train on.
     """
     edits: list[Edit] = [_replace(f"{QUICKSTART}/", f"{folder}/"), _replace(QUICKSTART_RUNS, f"runs/{folder.name}")]
     edits += [_replace("name: quickstart", f"name: {folder.name}"), _replace(_BASE, given.policy)]
-    fine_tuned = True
     if given.data is not None:
-        fine_tuned = _kind_of(given.data) == "demonstrations"
-        edits += _own_data(folder, given.data, fine_tuned)
+        edits += _own_data(folder, given, answered)
     else:
         edits.append(_replace(f"{QUICKSTART_DATA}/", f"{folder}/"))
     people = given.raters == "people" if given.raters else given.data is not None
@@ -95,7 +113,7 @@ def recipe_files(folder: Path, given: InitArguments) -> dict[str, str]:
         edits.append(_without_simulated_raters)
     names = sorted(file.name for file in find_shipped(QUICKSTART).glob("*.yaml"))
     texts = {name: (find_shipped(QUICKSTART) / name).read_text(encoding="utf-8") for name in names}
-    for stage in STAGES.values() if not fine_tuned else ():
+    for stage in STAGES.values() if not answered else ():
         if stage.trains and "demonstrations" in stage.inputs:
             texts.pop(f"{stage.name}.yaml", None)
             edits.append(_without_stage(stage.name, f"runs/{folder.name}", given.policy))
@@ -104,25 +122,50 @@ def recipe_files(folder: Path, given: InitArguments) -> dict[str, str]:
     return texts
 
 
-def _kind_of(data: str) -> str:
-    from tiebreak.command.data import guess_kind
+def _first_rows(data: str, columns: Mapping[str, str | None]) -> Reading:
+    """The first rows, of which some must be readable.
 
-    kind = guess_kind(data)
+    Raises:
+        DataError: they are preferences, which need no recipe, or their columns have other names.
+    """
+    from tiebreak.command.data import guess_kind
+    from tiebreak.data.reading import Rules, read_piece
+    from tiebreak.data.sources import pieces_of
+
+    rules = Rules(columns=columns)
+    kind = guess_kind(data, rules)
     if kind == "preferences":
         raise DataError(
             f"{data} holds preferences, which need no sampling and no raters: 'tiebreak dpo --policy {_BASE} "
             f"--preferences {data} --output runs/dpo' learns from them as they are ('tiebreak data {data}' shows how they "
             "are read)"
         )
-    return kind
+    first = next(pieces_of(data, kind, ROWS_READ)).table()
+    reading = read_piece(data, kind, first, rules, has_splits=False)
+    if reading.bad and not reading.drafts:
+        fault = reading.bad[0].reason.partition(": name yours with ")[0]
+        raise DataError(
+            f"{data}: {fault}: name yours with --columns.prompt NAME, and --columns.completion NAME if there are answers "
+            f"('tiebreak data {data}' shows how they are read)"
+        )
+    return reading
 
 
-def _own_data(folder: Path, data: str, answered: bool) -> list[Edit]:
-    named = json.dumps([data])
+def _line_of(reading: Reading) -> str:
+    """How the data are read, and what that means for the recipe."""
+    unused = f"; unused columns: {reading.ignored_columns()}" if reading.ignored else ""
+    if reading.wanted == "demonstrations":
+        return f"{reading.source}: read as prompts with answers{unused}"
+    return f"{reading.source}: read as prompts without answers, so nothing is fine-tuned on them{unused}"
+
+
+def _own_data(folder: Path, given: InitArguments, answered: bool) -> list[Edit]:
+    named = json.dumps([given.data], ensure_ascii=False)
+    columns = f"\ncolumns: {json.dumps(given.columns, ensure_ascii=False)}" if given.columns else ""
     prompts, shown = ("[]", named) if answered else (named, "[]")
     return [
         _replace_line(r"prompts: \[data/hydroponics/.*", f"prompts: {prompts}"),
-        _replace_line(r"demonstrations: \[data/hydroponics/.*", f"demonstrations: {shown}"),
+        _replace_line(r"demonstrations: \[data/hydroponics/.*", f"demonstrations: {shown}{columns}"),
         _replace_line(r"title: Which answer helps the grower more\?", "title: Which answer is better?"),
         _replace_line(r"title: \"Quickstart: .*", f'title: "{folder.name}"'),
         lambda text: re.sub(r"^guidelines: \|\n(?:(?:  .*)?\n)*", GUIDELINES, text, flags=re.MULTILINE),

@@ -17,6 +17,7 @@ from tiebreak.command.help import configuration_class
 from tiebreak.command.launch import accelerate_file, accelerate_names
 from tiebreak.command.table import COMMANDS
 from tiebreak.config import load_config, read_yaml
+from tiebreak.data.reading import Rules, read_demonstrations
 from tiebreak.errors import ConfigError
 from tiebreak.shipped import find_shipped
 
@@ -118,6 +119,26 @@ def test_a_recipe_from_prompts_samples_from_the_model_as_it_is(tmp_path: Path, m
     assert "grower" not in text
     outputs = {config["output"] for config in configs.values()}
     assert outputs == {f"runs/mine/{stage}" for stage in stages}
+
+
+def test_columns_with_other_names_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faq.csv").write_text("No;Question;Reply\n1;Why?;Because.\n2;How?;So.\n", encoding="utf-8")
+    status, message = run_here("init", "mine", "--data", "faq.csv")
+    assert status == 1
+    assert "the columns are No, Question, Reply: name yours with --columns.prompt NAME, and --columns.com" in message
+    assert not (tmp_path / "mine").exists()
+    main(["init", "asked", "--data", "faq.csv", "--columns.prompt", "Question"])
+    assert "read as prompts without answers, so nothing is fine-tuned on them; unused columns: No, Re" in (
+        capsys.readouterr().out
+    )
+    main(["init", "mine", "--data", "faq.csv", "--columns.prompt", "Question", "--columns.completion", "Reply"])
+    assert "read as prompts with answers; unused columns: No\n" in capsys.readouterr().out
+    config = config_at(Path("mine/prepare.yaml"))
+    shown = read_demonstrations(config.demonstrations[0], Rules(columns=config.columns))
+    assert {one.prompt.messages[0].text: one.completion for one in shown} == {"Why?": "Because.", "How?": "So."}
 
 
 def test_a_recipe_from_demonstrations_learns_them_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
