@@ -50,5 +50,9 @@ class RewardReportConfig(ReadingConfig):
     """number of held-out prompts for adversarial answers: empty, repeated, copied, over-long"""
     batch_size: int = Field(default=16, ge=1)
     """answers per batch"""
+    influence_pairs: int = Field(default=0, ge=0, exclude_if=lambda pairs: not pairs)
+    """number of its training pairs, drawn at random, whose pull on the others is estimated by their gradients: the report
+    lists those that pull against the rest. A pair takes the time of a training step on it. 0: none; of a model with a LoRA
+    adapter"""
     trust_remote_code: bool = False
     """run Python code that the model contains"""

@@ -9,7 +9,7 @@ from tiebreak.page.calibration import reliability_diagram
 from tiebreak.page.charts import Scale, swatch
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
-from tiebreak.page.numbers import finer_percent, number, percent, two_digits
+from tiebreak.page.numbers import finer_percent, number, percent, signed, two_digits
 from tiebreak.page.tables import cell, figure, heading, measured, note, table
 
 Report = Mapping[str, Any]
@@ -36,6 +36,7 @@ def build_page(report: Report, made_from: Mapping[str, str]) -> str:
         ("spread", "Spread of the ensemble against error", _spread(report)),
         ("garbage", "Adversarial answers it prefers", _garbage(report)),
         ("mistakes", "Worst mistakes", _mistakes(report)),
+        ("against", "Judgments that pull against the rest", _against_the_rest(report)),
     ]
     return build_document("Reward model: report", _head(report, made_from), sections, report)
 
@@ -247,16 +248,44 @@ def _mistakes(report: Report) -> Markup | None:
     return join(note("The pairs whose rejected answer it scores highest above the chosen one."), cards)
 
 
+def _against_the_rest(report: Report) -> Markup | None:
+    found = report.get("against_the_rest")
+    if not found:
+        return None
+    cards = [
+        _card(
+            row["prompt"],
+            _answer("Chosen", _MODEL, None, row["chosen"], _judged_by(row)),
+            _answer("Rejected", _GARBAGE, None, row["rejected"], f"pull {signed(row['pull'], 1)}"),
+        )
+        for row in found["rows"]
+    ]
+    sampled = "" if found["pairs"] == found["of"] else f", drawn from {number(found['of'])}"
+    remark = (
+        f"Of {number(found['pairs'])} training pairs{sampled}, learning from {number(found['against'])} raised the loss of "
+        "the others, as far as their gradients show (TracIn, Pruthi et al. 2020). The strongest are below; a pull of −2 is "
+        "twice the average pair's. Such a judgment may be a slip, or a view that other raters do not share: read it before "
+        "you send it back."
+    )
+    return join(note(remark), cards)
+
+
+def _judged_by(row: Row) -> str:
+    names = [str(one) for one in row["raters"] or ()]
+    place = f"pair {row['pair_id'][:12]}" if row["pair_id"] else ""
+    return ", ".join(part for part in (place, f"judged by {', '.join(names)}" if names else "") if part)
+
+
 def _card(prompt: Sequence[Row], *answers: Markup) -> Markup:
     only = len(prompt) == 1
     turns = [el("p", None if only else el("span", m["role"], cls="role"), m["content"], cls="turn") for m in prompt]
     return el("article", el("div", turns, cls="prompt"), el("div", list(answers), cls="answers"), cls="sample")
 
 
-def _answer(title: str, tone: tuple[str, str], score: float, shown: str, foot: str = "") -> Markup:
+def _answer(title: str, tone: tuple[str, str], score: float | None, shown: str, foot: str = "") -> Markup:
     return el(
         "div",
-        el("header", el("strong", _named(title, tone)), f" score {two_digits(score)}"),
+        el("header", el("strong", _named(title, tone)), "" if score is None else f" score {two_digits(score)}"),
         el("p", shown, cls="turn") if shown.strip() else el("p", "an empty answer", cls="empty"),
         el("footer", foot) if foot else None,
         cls="answer",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 SCORES = "validation_scores.jsonl"
 """The scores of each held-out pair, in a run's `final/`."""
+PULLS, MOST_PULLS = "pulls.jsonl", 10
+"""The pull of each training pair, in a report's `final/`, and the number of those that the page shows."""
 TRAINED_PROMPTS = "trained_prompts.json"
 """Ids of the prompts that a reward model was trained on, in its `final/`."""
 
@@ -132,13 +134,18 @@ def read_scores(final: Path) -> list[list[float]]:
     return [row.get(f"{side}_members", [row[side]]) for row in rows for side in ("chosen", "rejected")]
 
 
-def write_report(run: Run, marked: ScoredExam, origin: Origin, reward_model: str) -> dict[str, Any]:
+def write_report(
+    run: Run, marked: ScoredExam, origin: Origin, reward_model: str, further: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Write `report.json` and `report.html`; returns the report.
+
+    Args:
+        further: additional entries.
 
     Files in `final/` name no folder, so that equal runs write equal bytes.
     """
     figures = build_figures(marked.pairs, marked.garbage, origin)
-    report = {"headline": headline(figures), **figures}
+    report = {"headline": headline(figures), **figures, **(further or {})}
     write_json(run.final / "report.json", report)
     write_json(run.folder / "report.json", report)
     made_from = {name: one.source for name, one in run.inputs.items()} | {"reward_model": reward_model}
@@ -213,9 +220,36 @@ def report(config: RewardReportConfig) -> None:
         scores = member_scores_in_batches(model, asked + garbage, chat.pad_id, config.batch_size)
         marked = exam.mark(scores[: len(asked)], scores[len(asked) :])
         write_scores(run, marked)
-        written = write_report(run, marked, trace_origin(preferences), config.reward_model)
+        further = against_the_rest(run, config, chat, model) if config.influence_pairs else {}
+        written = write_report(run, marked, trace_origin(preferences), config.reward_model, further)
         run.facts |= {"metrics": report_metrics(written), "kinds": written["kinds"]}
         run.finish()
+
+
+def against_the_rest(run: Run, config: RewardReportConfig, chat: Chat, model: Any) -> dict[str, Any]:
+    """The report's entry of training pairs that pull against the rest; the pull of every pair goes into `PULLS`."""
+    from tiebreak.explain.pairs import pulls_of
+
+    pulls, of = pulls_of(config.reward_model, chat, model, config.influence_pairs)
+    write_jsonl(
+        run.final / PULLS,
+        [{"pair_id": one.pair.pair_id, "raters": one.pair.raters, "pull": round(one.pull, 4)} for one in pulls],
+    )
+    rows = [
+        {
+            "pair_id": one.pair.pair_id,
+            "raters": one.pair.raters,
+            "pull": one.pull,
+            "prompt": [{"role": turn.role, "content": turn.text} for turn in one.pair.prompt],
+            "chosen": one.pair.chosen_text,
+            "rejected": one.pair.rejected_text,
+        }
+        for one in pulls[:MOST_PULLS]
+        if one.pull < 0
+    ]
+    return {
+        "against_the_rest": {"pairs": len(pulls), "of": of, "against": sum(p.pull < 0 for p in pulls), "rows": rows}
+    }
 
 
 def _own_preferences(reward_model: str) -> str:

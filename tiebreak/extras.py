@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 from tiebreak.errors import ConfigError, MachineError
@@ -59,3 +60,21 @@ def require_package(module: str, what: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{what} needs {module.partition('.')[0]}: pip install 'tiebreak[{extra}]'") from error
+
+
+TRACKER_PACKAGES = ("trackio", "tensorboard", "mlflow")
+"""import names; their extras are named the same"""
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers (`tracking.report_to`) whose packages are not installed, before a stage starts.
+
+    Raises:
+        ConfigError: one is not; says what to install.
+    """
+    missing = [name for name in TRACKER_PACKAGES if name in names and importlib.util.find_spec(name) is None]
+    if missing:
+        extras = ",".join(missing)
+        raise ConfigError(
+            f"tracking.report_to: {' and '.join(missing)} not installed: pip install 'tiebreak[{extras}]', or leave it out"
+        )

@@ -31,6 +31,8 @@ class Cost(Part):
     seconds_in_all: float | None = None
     """with all runs that it was made from"""
     peak_memory_bytes: int | None = None
+    energy_kwh: float | None = None
+    """its own, by counters of its machine; None: not measured"""
     tokens: float | None = None
     """trained on"""
     judgments: int | None = None

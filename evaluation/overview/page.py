@@ -31,6 +31,7 @@ from tiebreak.page.markup import Markup, el, join, svg
 from tiebreak.page.numbers import (
     digits_for,
     duration,
+    energy,
     finer_percent,
     memory,
     number,
@@ -740,19 +741,27 @@ def _cost(report: Overview) -> Markup | None:
             figure("Time", one.cost.seconds, duration),
             figure("With all before it", one.cost.seconds_in_all, duration),
             figure("Peak memory", one.cost.peak_memory_bytes, memory),
+            figure("Energy, kWh", one.cost.energy_kwh, energy),
             figure("Tokens", one.cost.tokens, number),
             figure("Judgments", one.cost.judgments, number),
             data_run=one.name,
         )
         for one in rows
     ]
-    titles = ("Time", "With all before it", "Peak memory", "Tokens", "Judgments")
+    titles = ("Time", "With all before it", "Peak memory", "Energy, kWh", "Tokens", "Judgments")
     headings = [heading("Run"), el("th"), *(heading(title, numeric=True) for title in titles)]
     machines = sorted({one.cost.machine for one in rows if one.cost.machine})
     total = sum(one.cost.seconds or 0.0 for one in rows)
+    measured = sum(one.cost.energy_kwh is not None for one in rows)
+    unmeasured = (
+        "Energy was not measured" if not measured else f"Energy was measured for {measured} of {len(rows)} runs"
+    )
     return join(
         el("div", table(headings, drawn), cls="scroll"),
-        note(f"All {len(rows)} runs together: {duration(total)}. Machine: {'; '.join(machines) or 'not recorded'}."),
+        note(
+            f"All {len(rows)} runs together: {duration(total)}. Machine: {'; '.join(machines) or 'not recorded'}."
+            + ("" if measured == len(rows) else f" {unmeasured}.")
+        ),
     )
 
 

@@ -200,6 +200,7 @@ def cost_of(one: RunRecord) -> Cost:
         seconds=one.record.get("seconds"),
         seconds_in_all=sum(s for s in seconds if is_number(s)) if all(is_number(s) for s in seconds) else None,  # type: ignore[misc]
         peak_memory_bytes=one.record.get("peak_memory_bytes"),
+        energy_kwh=(one.record.get("energy") or {}).get("kwh"),
         tokens=max(tokens, default=None),
         judgments=sum(n for n in judged if isinstance(n, int)) if judged else None,
         machine=one.record.get("machine"),

@@ -204,6 +204,8 @@ def run_server(app: ASGIApp, listening: socket.socket, proxies: Sequence[str] = 
     config = uvicorn.Config(
         ProxyMiddleware(app, proxies, prefix),
         proxy_headers=False,
+        loop="asyncio",  # the same server whatever else is installed
+        http="h11",
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=3,

@@ -148,6 +148,12 @@ def as_markdown(title: str, parts: Sequence[Part], subject: Subject, answers: Ma
     lines = ["---", yaml.safe_dump(_front_matter(subject), sort_keys=False).strip(), "---", ""] if form == "hub" else []
     lines += [f"# {title}", ""]
     lines += [NOTES[form], ""] if NOTES[form] else []
+    return "\n".join([*lines, as_sections(parts, answers)])
+
+
+def as_sections(parts: Sequence[Part], answers: Mapping[str, str]) -> str:
+    """The card's parts in Markdown, without title."""
+    lines: list[str] = []
     for part in parts:
         lines += [f"{'#' * part.level} {part.title}", ""]
         for entry in part.entries:

@@ -133,6 +133,22 @@ def _machine(subject: Subject) -> list[Fact]:
     return found
 
 
+def _energy(subject: Subject) -> list[Entry]:
+    """Measured energy by run, with what was not measured; a blank if a run has no figure."""
+    found = [
+        entry
+        for one in subject.trained
+        for key, name in (
+            ("kwh", "energy in kWh"),
+            ("measured", "energy, measured"),
+            ("not_measured", "energy, not measured"),
+        )
+        for entry in fact(one, f"{one['stage']}: {name}", f"energy/{key}")
+    ]
+    complete = all((one.get("energy") or {}).get("kwh") is not None for one in subject.trained)
+    return [*found, *(() if complete and found else (_blank("energy"),))]
+
+
 def _software(subject: Subject) -> list[Fact]:
     one = subject.manifest
     return [*fact(one, "Tiebreak", "tiebreak"), *fact(one, "packages", "packages")]
@@ -173,7 +189,7 @@ BLANKS = {
     "standards": "Which harmonised standards or other solutions were applied?",
     "declaration": "Where is the EU declaration of conformity?",
     "monitoring": "How is it watched after release, and how are incidents reported?",
-    "energy": "How much energy did training take? No watts were measured.",
+    "energy": "How much energy did training take? Some of its runs measured none.",
     "log_keeping": "Which events does the system log in use, and for how long (Article 12)?",
     "use_policy": "Which acceptable use policies apply?",
     "release": "When was it released, and how is it distributed?",
@@ -219,7 +235,7 @@ def hub(subject: Subject) -> list[Part]:
         Part("Judgments", (*_labelling(subject), *((_blank("raters"),) if _labelling(subject) else ())), 3),
         Part("Training Procedure", (*_steps(subject), *_metrics(subject)), 3),
         Part("Evaluation", tuple(_or_blank(_evaluated(subject), "evaluation", unmeasured))),
-        Part("Environmental Impact", (*_machine(subject), _blank("energy"))),
+        Part("Environmental Impact", (*_machine(subject), *_energy(subject))),
         Part("Technical Specifications", (*_software(subject), *_versions(subject))),
     ]
 
@@ -278,7 +294,7 @@ def annex_xi(subject: Subject) -> list[Part]:
         Part("(b) Design, training, choices", (*_steps(subject), *_metrics(subject), _blank("design")), 3),
         Part("(c) Data", (*_data(subject), _blank("data_licences"), *_cleaning(subject), *_labelling(subject)), 3),
         Part("(d) Computation", (*_machine(subject), _blank("compute")), 3),
-        Part("(e) Energy", (_blank("energy"),), 3),
+        Part("(e) Energy", tuple(_energy(subject)), 3),
         Part("Section 2. Models with systemic risk", ()),
         Part("1. Evaluation", tuple(_or_blank(_evaluated(subject), "evaluation", unmeasured)), 3),
         Part("2. Adversarial testing", (_blank("adversarial"),), 3),

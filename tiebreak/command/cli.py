@@ -80,8 +80,11 @@ def _dispatch(words: list[str]) -> None:
 
 def _flags_of(command: Command, words: list[str]) -> list[str]:
     """The words after the command's positional arguments."""
-    before = command.positional and words and not words[0].startswith("--")
-    return words[1:] if before else words
+    rest = list(words)
+    for _ in command.positional.split():
+        if rest and not rest[0].startswith("--"):
+            rest.pop(0)
+    return rest
 
 
 def _start(command: Command, rest: list[str]) -> None:

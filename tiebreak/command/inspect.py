@@ -35,7 +35,7 @@ from tiebreak.stages import STAGES, find_stage
 from tiebreak.terminal import has_colours, paint, show, table
 from tiebreak.terminal.bars import duration
 
-_MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes")
+_MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes", "energy")
 _PLACED = ("processes", "distributed", "global_batch")
 _USUAL = ("format", "id", "stage", "fingerprint", *_PLACED, "config", "inputs", "outputs", *_MADE)
 """Entries of every manifest; the rest are the stage's own facts."""
@@ -322,7 +322,10 @@ def _made(made: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     packages = ", ".join(f"{name} {version}" for name, version in (made.get("packages") or {}).items())
     cost = f"{_value(made.get('seconds'))} s, peak memory {_size(made.get('peak_memory_bytes'))}"
-    rows = [("machine", str(made.get("machine") or "-")), ("took", cost)]
+    energy = made.get("energy") or {}
+    kwh = energy.get("kwh")
+    used = "not measured" if kwh is None else f"{_value(kwh)} kWh ({energy['measured']})"
+    rows = [("machine", str(made.get("machine") or "-")), ("took", cost), ("energy", used)]
     code = f"tiebreak {made.get('tiebreak') or '-'}, commit {made.get('git_commit') or '-'}"
     return [*rows, ("code", code), *([("packages", packages)] if packages else [])]
 

@@ -29,7 +29,7 @@ from tiebreak.command.closing import say_recipe_end
 from tiebreak.command.hardware import PREFLIGHT, take_preflight
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
-from tiebreak.config import Section, StageConfig, check_duration, load_config
+from tiebreak.config import Section, StageConfig, Tracker, check_duration, load_config
 from tiebreak.errors import ConfigError, GateError, RunError
 from tiebreak.extras import require_training_packages
 from tiebreak.process.children import run_following
@@ -89,6 +89,8 @@ class PipelineConfig(Section):
     """move the folders of different runs aside, and run those stages again"""
     tracking_mode: str | None = None
     """tracking.mode of every stage; null: as in the files"""
+    report_to: list[Tracker] | None = None
+    """tracking.report_to of every stage; null: as in the files"""
     max_time: str | None = None
     """time limit for the command, such as 8h, 90m or 1h30m: it stops in time, keeps the stage's work and ends with exit
     status 80, and the same command resumes; null: no limit"""
@@ -224,6 +226,8 @@ def stage_words(entry: StageEntry, config: PipelineConfig) -> list[str]:
         words += moved_words(stage, config.from_root, config.root)
     if config.tracking_mode:
         words += ["--tracking.mode", config.tracking_mode]
+    if config.report_to is not None:
+        words += ["--tracking.report_to", json.dumps(config.report_to)]
     return [*words, *overrides]
 
 

@@ -145,6 +145,16 @@ EXPORT = Command(
     sources=(),
 )
 
+PUSH = Command(
+    "push",
+    "tiebreak.export.push",
+    "push a finished model to the hub, with its card, as a private repository",
+    "tiebreak.export.push:PushArguments",
+    heavy=True,
+    positional="RUN hub:OWNER/NAME",
+    sources=(),
+)
+
 AUDIT = Command(
     "audit",
     "tiebreak.command.audit",
@@ -231,10 +241,19 @@ WANDB = Command(
     ),
 )
 
+TRACK = Command(
+    "track",
+    "tiebreak.tracking.track",
+    "send runs to Trackio, TensorBoard or MLflow after they ran",
+    "tiebreak.tracking.track:TrackArguments",
+    positional="TRACKER FOLDERS…",
+    sources=(),
+)
+
 _RECIPES = {command.name: command for command in (INIT, RUN, ROUNDS)}
 _BESIDE = {
     command.name: command
-    for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPLAIN, EXPORT, CARD, AUDIT, SERVE, WANDB)
+    for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPLAIN, EXPORT, PUSH, CARD, AUDIT, SERVE, WANDB, TRACK)
 }
 
 COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)

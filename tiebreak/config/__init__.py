@@ -152,13 +152,20 @@ class SamplingConfig(Section):
     """longest completion; a longer one is cut off and counted as unfinished"""
 
 
-class TrackingConfig(Section):
-    """W&B receives a copy of what the run folder's metrics.jsonl holds."""
+Tracker = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 
+
+class TrackingConfig(Section):
+    """Trackers receive a copy of what the run folder's metrics.jsonl holds."""
+
+    report_to: list[Tracker] = ["wandb"]
+    """trackers that receive the copy. trackio: TRACKIO_DIR, or the place that TRACKIO_SPACE_ID or TRACKIO_SERVER_URL names;
+    tensorboard: trackers/tensorboard/ in the run folder; mlflow: the server of MLFLOW_TRACKING_URI, otherwise mlruns/"""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online if the user has logged in to W&B, offline otherwise"""
+    """auto: online if the user has logged in to W&B, offline otherwise; the other trackers by their own variables.
+    offline: nothing leaves the machine; disabled: no tracker receives anything"""
     project: str = "tiebreak"
-    """W&B project"""
+    """W&B's and Trackio's project, MLflow's experiment"""
     group: str | None = None
     """W&B group of runs; `tiebreak run` sets one per recipe run"""
     tags: list[str] = []
@@ -204,7 +211,7 @@ class StageConfig(Section):
     """the folder that this stage writes; {trial} in it is replaced by the run's fingerprint, so that every trial of a
     sweep has its own folder"""
     tracking: TrackingConfig = TrackingConfig()
-    """whether to copy the run folder's metrics to W&B, and under which names"""
+    """which trackers receive a copy of the run folder's metrics, and under which names"""
     _config_folder: Path | None = None
     _preflight_only: bool = False
 

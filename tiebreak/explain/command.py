@@ -21,6 +21,7 @@ from tiebreak.config import load_config
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.explain.configuration import ExplainArguments
 from tiebreak.explain.page import Explanation, Influence, build_page, lines_of
+from tiebreak.explain.pairs import training_pairs
 from tiebreak.explain.words import Part, leave_one_out
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import while_importing
@@ -31,7 +32,6 @@ from tiebreak.terminal import has_colours, show
 
 if TYPE_CHECKING:
     from tiebreak.chat.chat import Chat
-    from tiebreak.explain.influence import TokenPair
 
 Losses = Sequence[Callable[[], Any]]
 
@@ -108,7 +108,7 @@ def _pairs_of_score(run: str, given: ExplainArguments, chat: Chat) -> tuple[Infl
     from tiebreak.library import load_reward_model
 
     model = load_reward_model(run, precision=given.precision, trust_remote_code=given.trust_remote_code).model
-    pairs, rows = _training_pairs(run, chat)
+    pairs, rows = training_pairs(run, chat)
     sketch = influence.Sketch(influence.lora_parameters(model))
     target = influence.score_of(model, _example(chat, given), chat.pad_id)
     losses = [lambda pair=pair: influence.reward_loss(model, pair, chat.pad_id) for pair in rows]
@@ -179,7 +179,7 @@ def _pairs_of_policy(run: str, given: ExplainArguments, chat: Chat, against: str
     config = read_manifest(run)["config"]
     if config.get("loss_type", ["sigmoid"]) not in ("sigmoid", ["sigmoid"]) or config.get("algorithm", "dpo") != "dpo":
         raise HandoffError(f"--pairs: {run} was not trained with DPO's sigmoid loss, whose gradients are computed here")
-    pairs, rows = _training_pairs(run, chat)
+    pairs, rows = training_pairs(run, chat)
     loading = {"precision": given.precision, "trust_remote_code": given.trust_remote_code}
     reference = load_policy(against, **loading).model  # type: ignore[arg-type]
     examples = [side for pair in rows for side in (pair.chosen, pair.rejected)]
@@ -205,30 +205,6 @@ def _values(target: Any, losses: Losses, sketch: Any) -> list[float]:
 
     with progress(len(losses), "gradients of pairs") as bar:
         return influences(target, losses, sketch, lambda: bar.advance(1))
-
-
-def _training_pairs(run: str, chat: Chat) -> tuple[list[Preference], list[TokenPair]]:
-    """The pairs that a run was trained on, as records and as token ids.
-
-    Raises:
-        ConfigError: it was trained on none, or they are not found.
-    """
-    from tiebreak.data.reading import Rules, read_preferences
-    from tiebreak.data.splits import partition
-    from tiebreak.explain.influence import TokenPair
-
-    manifest = read_manifest(run)
-    recorded, config = manifest["inputs"].get("preferences"), manifest["config"]
-    if recorded is None:
-        raise ConfigError(f"--pairs: {run} was not trained on pairs")
-    place = InputFinder().find(run, manifest, recorded).place or recorded["source"]
-    rules = Rules(config.get("columns", {}), "drop", config.get("validation_share", 0.0), stage=str(manifest["stage"]))
-    pairs = partition(read_preferences(str(place), rules), lambda one: one.split)[0]
-    rows = []
-    for pair in pairs:
-        chosen, rejected = chat.encode_preference(pair)
-        rows.append(TokenPair((chosen.prompt, chosen.completion), (rejected.prompt, rejected.completion)))
-    return pairs, rows
 
 
 def _example(chat: Chat, given: ExplainArguments) -> tuple[list[int], list[int]]:

@@ -98,6 +98,34 @@ def influences(
     return found
 
 
+def pulls(
+    losses: Iterable[Callable[[], Tensor]], sketch: Sketch, advance: Callable[[], object] = lambda: None
+) -> list[float]:
+    """How each pair moved the others: ∇loss · the mean gradient of all other pairs' losses, in units of the mean absolute
+    value. Negative: a step on the pair raises the others' loss.
+
+    Args:
+        losses: each computes its scalar when it is its turn, so that one graph is held at a time.
+    """
+    gradients = []
+    for loss in losses:
+        gradients.append(sketch.gradient(loss()))
+        advance()
+    return relative_pulls(torch.stack(gradients)) if len(gradients) > 1 else [0.0] * len(gradients)
+
+
+def relative_pulls(gradients: Tensor) -> list[float]:
+    """gᵢ · mean of the other g, divided by its mean absolute value. Gradients, shape (pairs, dimensions).
+
+    >>> relative_pulls(torch.tensor([[1.0], [1.0], [-2.0]]))
+    [-0.5, -0.5, -2.0]
+    """
+    others = (gradients.sum(0) - gradients) / (len(gradients) - 1)
+    products = (gradients * others).sum(1)
+    scale = float(products.abs().mean())
+    return [float(one) / scale for one in products] if scale else [0.0] * len(products)
+
+
 # --- reward models ---
 
 

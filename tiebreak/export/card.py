@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from tiebreak import __version__
+from tiebreak.card.forms import NAMES
 from tiebreak.export.answers import Comparison
 from tiebreak.export.configuration import ExportArguments
 from tiebreak.export.origin import Origin, base_for_others
@@ -73,8 +75,24 @@ def write_card(
         "## Check",
         "",
         f"Written as {dtype} by Tiebreak {__version__}, loaded again without it, and compared: {comparison}.",
+        *_copied_cards(folder, origin),
     ]
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _copied_cards(folder: Path, origin: Origin) -> Iterator[str]:
+    """Copy the cards that `tiebreak card` wrote into the run folder, and link them."""
+    run = Path(origin.source.name)
+    found = (
+        [run / f"{name}.{ending}" for name in NAMES.values() for ending in ("md", "html", "pdf")]
+        if origin.source.stage
+        else []
+    )
+    names = [path.name for path in found if path.is_file()]
+    for name in names:
+        shutil.copyfile(run / name, folder / name)
+    if names:
+        yield from ["", "## Documents", "", *(f"- [{name}]({name})" for name in names)]
 
 
 def folder_title(origin: Origin) -> str:

@@ -52,11 +52,29 @@ def export(name: str, arguments: ExportArguments) -> Path:
         RunError: the folder exists.
         HandoffError: something would be lost, or the export's outputs differ.
     """
-    folder = output_of(name, arguments)
     if arguments.to == "hub":
         from tiebreak.export.hub import push, require_login
 
         require_login()
+    folder = write_export(name, arguments)
+    if arguments.to == "hub":
+        print(push(folder, arguments))
+    else:
+        print(folder)
+        for line in next_of(folder, arguments):
+            say(f"next: {line}")
+    return folder
+
+
+def write_export(name: str, arguments: ExportArguments) -> Path:
+    """Write a model's folder, and check it; one for the hub that is finished already stays as it is, so that an upload that
+    failed is tried again.
+
+    Raises:
+        RunError: the folder exists.
+        HandoffError: something would be lost, or the export's outputs differ.
+    """
+    folder = output_of(name, arguments)
     with while_importing():
         from tiebreak.export.origin import find_origin, kind_of
         from tiebreak.export.weights import stored_dtype
@@ -64,20 +82,15 @@ def export(name: str, arguments: ExportArguments) -> Path:
         raise HandoffError(
             f"{name} is a reward model, which --to {arguments.to} does not run: use --to safetensors or hub"
         )
-    if not (arguments.to == "hub" and is_finished(folder, name, arguments)):  # an upload that failed is tried again
-        require_free(folder)
-        origin = find_origin(name, arguments.trust_remote_code)
-        chosen = arguments.dtype
-        if chosen == "auto":
-            chosen = "fp16" if arguments.to in IN_GGUF else stored_dtype(origin.source)
-        comparison = _write(folder, origin, arguments, chosen)
-        say(f"saved: {folder}, loaded without Tiebreak: {comparison}")
-    if arguments.to == "hub":
-        print(push(folder, arguments))
-    else:
-        print(folder)
-        for line in next_of(folder, arguments):
-            say(f"next: {line}")
+    if arguments.to == "hub" and is_finished(folder, name, arguments):
+        return folder
+    require_free(folder)
+    origin = find_origin(name, arguments.trust_remote_code)
+    chosen = arguments.dtype
+    if chosen == "auto":
+        chosen = "fp16" if arguments.to in IN_GGUF else stored_dtype(origin.source)
+    comparison = _write(folder, origin, arguments, chosen)
+    say(f"saved: {folder}, loaded without Tiebreak: {comparison}")
     return folder
 
 

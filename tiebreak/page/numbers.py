@@ -107,3 +107,12 @@ def duration(seconds: float) -> str:
 def memory(count: float) -> str:
     """1.85 GiB, 120 MiB"""
     return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"
+
+
+def energy(kwh: float) -> str:
+    """Kilowatt-hours.
+
+    >>> energy(0.042137), energy(12.3456)
+    ('0.0421', '12.3')
+    """
+    return f"{kwh:.3g}"

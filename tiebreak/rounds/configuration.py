@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from tiebreak.command.pipeline import StageEntry
-from tiebreak.config import Section, check_duration
+from tiebreak.config import Section, Tracker, check_duration
 
 ORDER = ("sample", "judge", "select", "label", "reward", "dpo", "ppo", "evaluate")
 Rival = Literal["previous", "sft", "base"]
@@ -67,6 +67,8 @@ class RoundsConfig(Section):
     """move the folders of different runs aside, and run those stages again"""
     tracking_mode: str | None = None
     """tracking.mode of every stage; null: as in the files"""
+    report_to: list[Tracker] | None = Field(default=None, exclude_if=lambda named: named is None)
+    """tracking.report_to of every stage; null: as in the files"""
     max_time: str | None = None
     """time limit for the command, such as 8h: it stops in time, and the same command resumes; null: no limit"""
 

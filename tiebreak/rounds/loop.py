@@ -250,7 +250,12 @@ def _run(config: RoundsConfig, number: int, stage: str, keys: dict[str, Any], gr
     [entry] = [entry for entry in config.stages if entry.stage == stage]
     entry = entry.model_copy(update={"overrides": {**entry.overrides, **keys}})
     pipeline = PipelineConfig(
-        name=config.name, stages=[entry], seed=config.seed, replace=config.replace, tracking_mode=config.tracking_mode
+        name=config.name,
+        stages=[entry],
+        seed=config.seed,
+        replace=config.replace,
+        tracking_mode=config.tracking_mode,
+        report_to=config.report_to,
     )
     rule(f"round {number}: {stage}")
     if not run_stage(entry, stage_words(entry, pipeline), group, pipeline, "tiebreak rounds"):

@@ -21,7 +21,9 @@ from tiebreak.terminal import say
 DEPTH = 3
 """search depth below a folder"""
 MOST_FOLDERS = 20_000
-_NO_ROOTS = frozenset({"checkpoints", "final", "partial", "wandb", "node_modules", ".git", ".venv"})
+_NO_ROOTS = frozenset(
+    {"checkpoints", "final", "partial", "wandb", "trackers", "mlruns", "node_modules", ".git", ".venv"}
+)
 
 
 @dataclass(frozen=True)

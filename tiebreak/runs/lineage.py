@@ -18,7 +18,9 @@ from tiebreak.runs.chain import DEPTH
 from tiebreak.runs.run import MANIFEST, RUN_FILE, read_manifest, read_run_file
 from tiebreak.stages import find_stage
 
-_NO_RUNS = frozenset({"checkpoints", "final", "partial", "wandb", "store", "node_modules", ".git", ".venv"})
+_NO_RUNS = frozenset(
+    {"checkpoints", "final", "partial", "wandb", "trackers", "mlruns", "store", "node_modules", ".git", ".venv"}
+)
 
 
 @dataclass(frozen=True)

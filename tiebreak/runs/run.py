@@ -36,6 +36,7 @@ from tiebreak import __version__
 from tiebreak.config import StageConfig, dump_config, read_yaml
 from tiebreak.data.sources import data_files, is_data_folder, pinned_source, split_suffix
 from tiebreak.errors import RunError
+from tiebreak.extras import require_trackers
 from tiebreak.hashing import hash_file, hash_json
 from tiebreak.measures.functions import load_function
 from tiebreak.process import limit
@@ -44,6 +45,7 @@ from tiebreak.process.stopping import check, deferring, interruptible
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import audit, checkpoints
 from tiebreak.runs.differences import differences
+from tiebreak.runs.energy import EnergyMeter
 from tiebreak.runs.hub import model_commit
 from tiebreak.runs.placement import Placement, global_batch_of, of_process
 from tiebreak.stages import find_stage
@@ -99,12 +101,14 @@ class Run:
     seconds_before: float = 0.0
     """duration of earlier attempts at this run, up to their last checkpoint"""
     _started: float = field(default_factory=lambda: time.monotonic())
+    _meter: EnergyMeter = field(default_factory=EnergyMeter)
     _lock: int | None = None
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._meter.stop()
         self._unlock()
 
     def _unlock(self) -> None:
@@ -136,6 +140,7 @@ class Run:
     def note_seconds(self) -> None:
         """Write run.json with the duration so far: called with every checkpoint."""
         record = self.identity.record(self.folder) | {"seconds": self.seconds, "key": self.key}
+        record["energy"] = self._meter.record()
         record |= {"steps": self.steps} if self.steps is not None else {}
         write_json(self.folder / RUN_FILE, record)
 
@@ -177,7 +182,9 @@ class Run:
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory_bytes(),
+            "energy": self._meter.record(),
         }
+        self._meter.stop()
         inputs = {name: one.id for name, one in self.inputs.items()}
         finished = {"stage": self.stage, "id": manifest["id"], "inputs": inputs, "outputs": outputs}
         audit.record(self.folder, "finished", finished | {"git_commit": manifest["git_commit"]})
@@ -325,7 +332,10 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None 
 
     Raises:
         RunError: an input is not finished, or the folder holds another run, or another process is writing it.
+        ConfigError: a tracker's package is not installed.
     """
+    if config.tracking.mode != "disabled":
+        require_trackers(config.tracking.report_to)
     identity = identify(config, stage, inputs)
     run = Run(folder=output_folder(identity), identity=identity)
     state, why = folder_state(run.folder, identity)
@@ -396,7 +406,10 @@ def _open_folder(run: Run) -> None:
     run.final.mkdir()
     (run.folder / TRACEBACK_FILE).unlink(missing_ok=True)
     with contextlib.suppress(RunError):
-        run.seconds_before = float(read_run_file(run.folder).get("seconds", 0.0))
+        before = read_run_file(run.folder)
+        run.seconds_before = float(before.get("seconds", 0.0))
+        run._meter = EnergyMeter(before.get("energy") or {"kwh": None})  # an older version measured nothing
+    run._meter.start()
     placed = f"# {run.identity.placement}"
     if (rows := global_batch_of(run.config, run.identity.placement)) is not None:
         placed += f", {rows} rows an optimizer step"
@@ -456,7 +469,18 @@ def folder_state(folder: Path, identity: Identity) -> tuple[str, str]:
 def _holds_nothing(folder: Path) -> bool:
     """Whether a folder has only remains of a failed start: no checkpoint, no labels, no other files."""
     entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    ours = {RESOLVED_CONFIG, RUN_FILE, TRACEBACK_FILE, LOCK, BAD_ROWS, "final", "checkpoints", "wandb", "work"}
+    ours = {
+        RESOLVED_CONFIG,
+        RUN_FILE,
+        TRACEBACK_FILE,
+        LOCK,
+        BAD_ROWS,
+        "final",
+        "checkpoints",
+        "wandb",
+        "trackers",
+        "work",
+    }
     return entries <= ours and not checkpoints.marked(folder / "checkpoints")
 
 

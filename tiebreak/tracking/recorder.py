@@ -1,10 +1,12 @@
-"""The metrics of a run: rows of its metrics.jsonl, and a copy in W&B. No torch: the labelling app's runs have one too.
+"""The metrics of a run: rows of its metrics.jsonl, and copies in W&B and other trackers. No torch: the labelling app's
+runs have one too.
 
 The run folder is the source of truth. A separate process copies it to W&B (`tiebreak.tracking.wandb_copy`), so W&B cannot
 affect the stage: the stage never waits for it while working, and at most `LONGEST_WAIT` seconds at its end. A copy that
 takes longer, as on a busy machine, continues after the stage. Unsent data stays in the run folder's `wandb/`, as an
 offline run with the same id: `wandb sync PATH` or `tiebreak wandb sync RUN` sends it. Read an offline run with `wandb leet
-inspect --json PATH`.
+inspect --json PATH`. Trackio, TensorBoard and MLflow (`tracking.report_to`) have a process each
+(`tiebreak.tracking.tracker_process`).
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ import json
 import math
 import os
 import secrets
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,14 +25,15 @@ from typing import Any
 from tiebreak.records import write_json, write_jsonl
 from tiebreak.runs.run import MANIFEST, Run, read_metrics
 from tiebreak.terminal import is_main_process, say
+from tiebreak.tracking.beside import DetachedProcess, environment_beside, start_beside
 from tiebreak.tracking.contents import ALERTS, FACTS_FILE, FOLDER, STATE_FILE, read_json, read_rows
 from tiebreak.tracking.facts import facts_of, wanted_mode
+from tiebreak.tracking.tracker_process import TrackerProcess, further_trackers
 
 LONGEST_WAIT = 28.0
-"""seconds that a stage waits for W&B at its end, in total"""
+"""seconds that a stage waits for W&B and other trackers at its end, in total"""
 SECONDS_ONLINE, SECONDS_OFFLINE = 10.0, 600.0
 """that the copy itself may take from then on: to send the rest, and if that fails, to write it into the run folder"""
-_OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
 class RunRecorder:
@@ -41,7 +42,12 @@ class RunRecorder:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._copy = WandbCopy(run)
+        self._others = [TrackerProcess(run, name) for name in further_trackers(run.config.tracking)]
         self._last_step, self._last_time = 0, time.monotonic()
+
+    @property
+    def _copies(self) -> list[WandbCopy | TrackerProcess]:
+        return [self._copy, *self._others]
 
     def keep_up_to(self, step: int) -> None:
         """Drop rows past `step`, which a resumed run computes again, and start the copy to W&B."""
@@ -53,7 +59,7 @@ class RunRecorder:
         alerts = self.run.folder / ALERTS
         if alerts.exists():
             write_jsonl(alerts, [row for row in read_rows(alerts) if row["step"] <= step])
-        self._copy.start()  # not before: it reads the rows
+        self._start_copies()  # not before: they read the rows
 
     def row(self, step: int, metrics: Mapping[str, Any], beside_seconds: float | None = None) -> None:
         """One logged step. Non-finite values are written as null.
@@ -75,7 +81,8 @@ class RunRecorder:
         with self.run.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
-        self._copy.check()
+        for copy in self._copies:
+            copy.check()
 
     def leave_out(self, seconds: float) -> None:
         """Time since the last row that is no part of a step's."""
@@ -98,13 +105,18 @@ class RunRecorder:
             say(f"warning: {ALERTS} cannot be written ({error.strerror})")
 
     def start(self) -> None:
-        """Start the copy to W&B of a stage that logs no rows."""
+        """Start the copies of a stage that logs no rows."""
         if is_main_process():
-            self._copy.start()
+            self._start_copies()
+
+    def _start_copies(self) -> None:
+        for copy in self._copies:
+            copy.start()
 
     def leave(self) -> None:
-        """The stage has ended early: so does the copy."""
-        self._copy.leave()
+        """The stage has ended early: so do the copies."""
+        for copy in self._copies:
+            copy.leave()
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table of examples, as a file in the run folder and in W&B."""
@@ -113,14 +125,29 @@ class RunRecorder:
             write_jsonl(path, [dict(zip(columns, row, strict=True)) for row in rows])
 
     def finish(self) -> None:
-        """Send the finished run to W&B: the last rows, tables, final figures, and an artifact linked to its inputs."""
+        """Send the finished run to W&B and the other trackers: the last rows, tables, final figures, and an artifact linked
+        to its inputs."""
         if is_main_process():
-            self._copy.finish()
+            self._finish([self._copy], self._others)
+
+    def finish_again(self) -> None:
+        """Complete the copies that were started, and are incomplete."""
+        lacking = (self.run.folder / FOLDER / FACTS_FILE).is_file() and not is_copied(self.run.folder)
+        self._finish([self._copy] if lacking else [], [one for one in self._others if one.is_lacking])
+
+    def _finish(self, wandb: Sequence[WandbCopy], others: Sequence[TrackerProcess]) -> None:
+        until = time.monotonic() + LONGEST_WAIT
+        for other in others:
+            other.announce_end()
+        for copy in wandb:
+            copy.finish()
+        for other in others:
+            other.wait(until)
 
 
 @contextmanager
 def tracked(run: Run) -> Iterator[None]:
-    """The copy to W&B of a stage that trains nothing, from its start to the run's end:
+    """The copies to trackers of a stage that trains nothing, from its start to the run's end:
 
     with start_run(config, "sample") as run, tracked(run):
 
@@ -142,9 +169,9 @@ def tracked(run: Run) -> Iterator[None]:
 
 
 def track_again(run: Run) -> None:
-    """Copy a finished run whose copy to W&B was started but not completed; nothing if it was, or was not wanted."""
-    if is_main_process() and (run.folder / FOLDER / FACTS_FILE).is_file() and not is_copied(run.folder):
-        RunRecorder(run).finish()
+    """Complete the copies of a finished run that were started; nothing if none is incomplete, or none was wanted."""
+    if is_main_process():
+        RunRecorder(run).finish_again()
 
 
 def is_copied(folder: Path) -> bool:
@@ -157,22 +184,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class _DetachedProcess(subprocess.Popen[bytes]):
-    """A process that may outlive this one."""
-
-    def __del__(self, *_: object, **__: object) -> None:
-        """Suppress the warning that it is still running."""
-
-
 class WandbCopy:
     """The process that copies a run folder to W&B. Its methods return soon, whatever happens to it."""
 
     def __init__(self, run: Run) -> None:
         self._folder, self._run = run.folder, run
-        self._process: _DetachedProcess | None = None
+        self._process: DetachedProcess | None = None
         self._close_pipe: Callable[[], object] = lambda: None
         self._pipe = -1
-        self._wanted = wanted_mode(run) != "disabled"
+        self._wanted = "wandb" in run.config.tracking.report_to and wanted_mode(run) != "disabled"
         self._restarted = False
         self._seen = ""
 
@@ -261,32 +281,13 @@ class WandbCopy:
         )
         self._wanted, self._process = False, None
 
-    def _spawn(self, mode: str, copy: str) -> _DetachedProcess:
-        environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH}
+    def _spawn(self, mode: str, copy: str) -> DetachedProcess:
+        environment = environment_beside()
         if self._restarted:
             environment.pop("WANDB_DIR", None)  # where the first copy failed
         environment.setdefault("WANDB_DATA_DIR", str((self._folder / FOLDER / "data").resolve()))  # of its artifacts
         limits = (str(SECONDS_ONLINE), str(SECONDS_OFFLINE))
-        theirs, self._pipe = os.pipe()
+        words = ("follow", str(self._folder), mode, *limits, str(os.getpid()), copy)
+        process, self._pipe = start_beside("tiebreak.tracking.wandb_copy", words, environment)
         self._close_pipe = weakref.finalize(self, os.close, self._pipe)
-        try:
-            return _DetachedProcess(
-                [
-                    sys.executable,
-                    "-m",
-                    "tiebreak.tracking.wandb_copy",
-                    "follow",
-                    str(self._folder),
-                    mode,
-                    *limits,
-                    str(os.getpid()),
-                    copy,
-                ],
-                env=environment,
-                stdin=theirs,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the stage: data already passed on is still written
-            )
-        finally:
-            os.close(theirs)
+        return process

@@ -52,7 +52,7 @@ def runs_in(folder: Path) -> list[Path]:
     if any((folder / name).is_file() for name in (MANIFEST, RUN_FILE)):
         return [folder]
     below = {path.parent for name in (MANIFEST, RUN_FILE) for path in folder.glob(f"*/**/{name}")}
-    inner = {"final", "checkpoints", FOLDER}
+    inner = {"final", "checkpoints", "trackers", "mlruns", FOLDER}
     return sorted(path for path in below if not inner & set(path.relative_to(folder).parts)) or [folder]
 
 

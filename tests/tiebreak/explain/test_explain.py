@@ -112,6 +112,39 @@ def test_an_influence_is_what_a_small_step_on_the_pair_changes(finished_recipe: 
     assert float(np.corrcoef(exact, projected)[0, 1]) > 0.9
 
 
+def test_flipped_judgments_pull_against_the_rest_on_the_reward_models_page(tiny_model: Path, tmp_path: Path) -> None:
+    """Three of 24 pairs of a toy rule are flipped: through the command line, they have the three lowest pulls."""
+    rows = [
+        {"prompt": f"Is plant {n} well?", "chosen": f"Give it {n} ml of iron.", "rejected": f"Leave plant {n} alone."}
+        for n in range(30)
+    ]
+    flipped = (3, 9, 15)
+    for n in flipped:
+        rows[n]["chosen"], rows[n]["rejected"] = rows[n]["rejected"], rows[n]["chosen"]
+    named = [{**row, "pair_id": f"p{n}", "raters": ["r1" if n in flipped else "r2"]} for n, row in enumerate(rows)]
+    split = [{**row, "split": "train" if n < 24 else "validation"} for n, row in enumerate(named)]
+    settings = {
+        "output": tmp_path / "reward",
+        "policy": tiny_model,
+        "preferences": write_rows(tmp_path / "pairs.jsonl", split),
+        "adapter": {"r": 4, "alpha": 8, "target_modules": "all-linear"},
+        "training": {**TINY_TRAINING, "per_device_batch_size": 24, "max_steps": 20, "save_steps": 20},
+        "tracking": {"mode": "disabled"},
+    }
+    status, printed = run_here("reward", "--config", write_config(tmp_path / "reward.yaml", **settings))
+    assert status == 0, printed
+    words = ("reward", "report", "--reward-model", tmp_path / "reward", "--output", tmp_path / "report")
+    status, printed = run_here(*words, "--influence_pairs", "24", "--tracking.mode", "disabled")
+    assert status == 0, printed
+    pulls = read_rows(tmp_path / "report" / "final" / "pulls.jsonl")
+    assert len(pulls) == 24
+    assert {row["pair_id"] for row in pulls[:3]} == {f"p{n}" for n in flipped}
+    assert all(row["pull"] < 0 and row["raters"] == ["r1"] for row in pulls[:3])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Judgments that pull against the rest" in page
+    assert "judged by r1" in page
+
+
 @pytest.mark.parametrize(
     ("stage", "words", "message"),
     [

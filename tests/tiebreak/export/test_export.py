@@ -86,8 +86,12 @@ def test_an_export_keeps_ends_template_and_origin(exported: Path, runs: Path) ->
 
 
 def test_an_adapter_is_loaded_by_its_base(runs: Path, tmp_path: Path, beside: Any) -> None:
-    status, stderr = run_here("export", runs / "dpo", "--to", "adapter", "--output", tmp_path / "adapter")
+    shutil.copytree(runs / "dpo", tmp_path / "run")
+    assert run_here("card", tmp_path / "run")[0] == 0
+    status, stderr = run_here("export", tmp_path / "run", "--to", "adapter", "--output", tmp_path / "adapter")
     assert status == 0, stderr
+    assert "- [card.md](card.md)" in (tmp_path / "adapter" / "README.md").read_text()
+    assert (tmp_path / "adapter" / "card.md").read_bytes() == (tmp_path / "run" / "card.md").read_bytes()
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     ids = prompt_of(tmp_path / "adapter")
     assert torch.equal(logps(model, ids), logps(beside, ids))
