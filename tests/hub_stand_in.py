@@ -94,8 +94,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             repo = f"{asked.get('organization') or 'ada'}/{asked['name']}"
             if repo in self.hub.repositories:
                 return self._answer({"error": "exists", "url": f"{self.hub.url}/{repo}"}, 409)
-            self.hub.repositories[repo], self.hub.private[repo] = {".gitattributes": b""}, asked["private"]
+            self.hub.repositories[repo], self.hub.private[repo] = (
+                {".gitattributes": b""},
+                asked.get("visibility") == "private",
+            )
             return self._answer({"url": f"{self.hub.url}/{repo}"})
+        if path == "/api/validate-yaml":
+            return self._answer({"errors": [], "warnings": []})
         if path.endswith("/preupload/main"):
             files = json.loads(body)["files"]
             mode = {True: "lfs", False: "regular"}
@@ -113,8 +118,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             upload = [{**one, "actions": {"upload": {"href": f"{self.hub.url}/blobs/{one['oid']}"}}} for one in objects]
             return self._answer({"transfer": "basic", "objects": upload})
         if path.endswith("/commit/main"):
-            self._commit("/".join(path.split("/")[3:5]), body)
-            return self._answer({"commitUrl": f"{self.hub.url}/c", "commitOid": "1" * 40, "success": True})
+            repo = "/".join(path.split("/")[3:5])
+            self._commit(repo, body)
+            return self._answer(
+                {"commitUrl": f"{self.hub.url}/{repo}/commit/{'1' * 40}", "commitOid": "1" * 40, "success": True}
+            )
         return self._answer({"error": f"unknown: {path}"}, 404)
 
     def do_PUT(self) -> None:

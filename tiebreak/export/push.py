@@ -24,7 +24,6 @@ from tiebreak.card.forms import FORMS, NAMES
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, RunError, counted
-from tiebreak.export.card import CARD
 from tiebreak.export.command import EXPORT_FILE, write_export
 from tiebreak.export.configuration import ExportArguments
 from tiebreak.export.hub import push_files, require_login, require_repository
@@ -40,6 +39,7 @@ _OURS = (EXPORT_FILE,)
 """files of an export that name paths of this machine"""
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
 _REPO = re.compile(r"hub:([\w.-]+/[\w.-]+)")
+CARD = "README.md"
 _USAGE = "push takes a run and a repository: tiebreak push runs/quickstart/dpo hub:OWNER/NAME [--key value …]"
 
 
