@@ -65,7 +65,7 @@ proofs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --proofs -m proof
 
 campaign: $(VENV)/dev.stamp
-	PYTHONPATH=.:tests:tests/labeling_ui $(BIN)/python tests/labeling_ui/whole_campaign.py --minutes $(MINUTES)
+	PYTHONPATH=.:tests:tests/labeling_ui $(BIN)/python tests/labeling_ui/whole_campaign.py --minutes $(MINUTES) --think-seconds $(THINK_SECONDS)
 
 kills: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(BIN)/python tests/stages/kills.py

@@ -299,8 +299,13 @@ class ImportArguments(Section):
     exports contain the texts"""
     columns: dict[str, str | None] = {}
     """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
+    answers: str | None = None
+    """single answers in Tiebreak's format: rows of prompt, response and task"""
+    task: SingleTask | None = None
+    """task of rows of `answers` that name none"""
     judgments: str | None = None
-    """judgments in Tiebreak's format, or the tool's export"""
+    """judgments in Tiebreak's format (an export's judgments.jsonl, or the assessments.jsonl of single answers), or the
+    tool's export"""
     adjudications: str | None = None
     """an export's adjudications.jsonl: the pairs are settled as they were there"""
     fields: FieldNames = FieldNames()

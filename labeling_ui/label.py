@@ -626,14 +626,20 @@ def _verify(words: list[str]) -> None:
 
 def _import(words: list[str]) -> None:
     arguments = load_config(ImportArguments, words, "label import")
-    own = partial(read_own, columns=arguments.columns)
-    if arguments.format == "tiebreak":
-        own = partial(own, adjudications=arguments.adjudications)
-    elif arguments.adjudications:
-        raise ConfigError(f"label import --format {arguments.format}: --adjudications needs Tiebreak's own format")
+    own = partial(
+        read_own,
+        columns=arguments.columns,
+        adjudications=arguments.adjudications,
+        answers=arguments.answers,
+        task=arguments.task,
+    )
+    if arguments.format != "tiebreak" and (arguments.adjudications or arguments.answers or arguments.task):
+        raise ConfigError(
+            f"label import --format {arguments.format}: --adjudications, --answers and --task need Tiebreak's own format"
+        )
     read = own if arguments.format == "tiebreak" else partial(read_foreign, arguments.format, names=arguments.fields)
     records = read(pairs=arguments.pairs, judgments=arguments.judgments)
-    source = arguments.pairs or arguments.judgments or ""
+    source = arguments.pairs or arguments.answers or arguments.judgments or ""
     store = Store.open(arguments.store, create=True)
     added = import_records(
         store,

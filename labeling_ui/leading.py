@@ -19,6 +19,7 @@ from labeling_ui.exchange.worksheets import audit_lines, days_table, work_table
 from labeling_ui.store.leads.documents import MAX_VERSION_CHARACTERS, Document
 from labeling_ui.store.store import Store, iso_time
 from labeling_ui.store.work.standing import Standing
+from tiebreak.assessments import ExportedAssessment
 from tiebreak.config import Section
 from tiebreak.errors import ConfigError, counted
 from tiebreak.records import ExportedJudgment
@@ -175,6 +176,8 @@ def settled(words: Sequence[str]) -> None:
 
 
 def _answer_of(judgment: ExportedJudgment) -> str:
+    if isinstance(judgment, ExportedAssessment):
+        return str(judgment.value)
     if judgment.both_bad:
         return "both bad"
     answer = judgment.answer or 0

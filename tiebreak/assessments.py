@@ -7,7 +7,7 @@ them apart by their task.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeGuard, get_args
 
 from pydantic import Field, StrictInt, model_validator
@@ -73,6 +73,11 @@ class Assessment(Judgment):
 class ExportedAssessment(Assessment, ExportedJudgment):
     """An assessment as an export writes it."""
 
+    @property
+    def judgment(self) -> Assessment:
+        """Without what the export added."""
+        return Assessment.model_validate(self.model_dump(include=set(Assessment.model_fields)))
+
 
 def decide_review(verdicts: Sequence[str]) -> str | None:
     """The verdict of several reviewers; None: as many reject as accept or edit.
@@ -86,6 +91,30 @@ def decide_review(verdicts: Sequence[str]) -> str | None:
     if rejected > usable:
         return "reject"
     return "edit" if verdicts.count("edit") >= verdicts.count("accept") else "accept"
+
+
+RATINGS_APART = 2
+"""steps of the scale from which two ratings are a disagreement; one more, and it is about good or bad"""
+
+
+def disagreement(task: SingleTask, values: Iterable[int | str]) -> Literal[0, 1, 2]:
+    """How far raters disagree on a single answer: 2 on its outcome, 1 by degree, 0 not at all.
+
+    Some reject what others accept or edit; classes differ; ratings are two steps apart (1), or more (2).
+
+    >>> disagreement("review", ["accept", "edit"]), disagreement("review", ["edit", "reject"])
+    (0, 2)
+    >>> disagreement("rate", [3, 4, 4]), disagreement("rate", [2, 4]), disagreement("rate", [1, 4])
+    (0, 1, 2)
+    """
+    given = set(values)
+    if task == "review":
+        return 2 if "reject" in given and len(given) > 1 else 0
+    if task == "classify":
+        return 2 if len(given) > 1 else 0
+    ratings = [value for value in given if isinstance(value, int)]
+    apart = max(ratings) - min(ratings) if ratings else 0
+    return 2 if apart > RATINGS_APART else 1 if apart == RATINGS_APART else 0
 
 
 def is_single(task: str) -> TypeGuard[SingleTask]:

@@ -31,6 +31,7 @@ from labeling_ui.database.schema import (
     vote_of,
 )
 from labeling_ui.database.words import create_index, index_items, length_of, text_of
+from tiebreak.assessments import SingleTask, disagreement
 from tiebreak.records import Pair
 
 _FIRST_TABLES = """
@@ -516,6 +517,22 @@ def _migrate_023_mail_and_sessions(connection: Connection) -> None:
     connection.exec_driver_sql(f"UPDATE sessions SET began_at_ms = expires_at_ms - {14 * 86_400_000}")
 
 
+def _migrate_024_disputed_single_answers(connection: Connection) -> None:
+    """Whether raters disagree on single answers, which only pairs had."""
+    query = sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record, ITEMS.c.task)
+    query = query.join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+    values: dict[str, list[int | str]] = {}
+    task_of: dict[str, SingleTask] = {}
+    for row in connection.execute(query.where(JUDGMENTS.c.occasion == 0, ITEMS.c.second_id.is_(None))):
+        record = json.loads(row.record)
+        if record.get("value") is not None and record.get("judge") is None:
+            values.setdefault(row.item_id, []).append(record["value"])
+            task_of[row.item_id] = row.task
+    for item_id, given in values.items():
+        if disputed := disagreement(task_of[item_id], given):
+            connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item_id).values(disputed=disputed))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -540,6 +557,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_021_notes,
     _migrate_022_gold_values,
     _migrate_023_mail_and_sessions,
+    _migrate_024_disputed_single_answers,
 )
 
 

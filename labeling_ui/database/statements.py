@@ -226,6 +226,15 @@ COUNT_VOTE = PreparedStatement(
     )
 )
 """The item's votes, and whether raters disagree: 2 about the side, 1 about whether either is better."""
+VALUES_OF = PreparedStatement(
+    sa.select(JUDGMENTS.c.rater_id, JUDGMENTS.c.record).where(
+        JUDGMENTS.c.item_id == bindparam("item"), JUDGMENTS.c.occasion == sa.literal_column("0")
+    )
+)
+"""The judgments of a single answer, without repeats."""
+SET_DISPUTED = PreparedStatement(
+    sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(disputed=bindparam("to_disputed"))
+)
 _HOUR = sa.and_(RATER_HOURS.c.rater_id == bindparam("rater"), RATER_HOURS.c.hour == bindparam("at_hour"))
 COUNT_HOUR = PreparedStatement(
     sa.update(RATER_HOURS)

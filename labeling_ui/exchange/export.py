@@ -1,6 +1,7 @@
 """The run folder for the next stages: `final/preferences.jsonl` in TRL's columns, `judgments.jsonl` and
-`report.json`; settled answers in `adjudications.jsonl`; where raters edited answers, also `demonstrations.jsonl` (for
-SFT) and `edit_preferences.jsonl` (edited > chosen > rejected; edited > first > … of a ranking).
+`report.json`; settled answers in `adjudications.jsonl`; judgments of single answers in `assessments.jsonl`; where raters
+edited answers, also `demonstrations.jsonl` (for SFT) and `edit_preferences.jsonl` (edited > chosen > rejected; edited >
+first > … of a ranking).
 
     tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output runs/quickstart/label
 """
@@ -38,7 +39,7 @@ from labeling_ui.store.pairs.changes import Withdrawal
 from labeling_ui.store.pairs.items import items_of
 from labeling_ui.store.store import Store, count_kinds
 from labeling_ui.store.work.asking import FLAGS
-from tiebreak.assessments import ExportedAssessment, SingleAnswer
+from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer
 from tiebreak.data.synthetic import REVIEWED
 from tiebreak.errors import DataError
 from tiebreak.records import (
@@ -66,6 +67,7 @@ class Labels:
     pairs: list[Pair]
     judgments: list[ExportedJudgment]
     adjudications: list[ExportedJudgment]
+    """of pairs and of single answers"""
     known_answers: KnownAnswers
     withdrawn: list[Withdrawal]
     single_answers: list[SingleAnswer]
@@ -109,7 +111,8 @@ def read_known_answers(store: Store) -> KnownAnswers:
         first, second = sorted((item.first_id, str(item.second_id)))
         side = 0 if one.preferred_id is None else 1 if one.preferred_id == first else -1
         gold[item.pair_id, first, second] = Vote(GOLD_RATER, side)
-    settled = {_key(one): vote for one in store.adjudications() if (vote := as_vote(one)) is not None}
+    of_pairs = [one for one in store.adjudications() if not isinstance(one, Assessment)]
+    settled = {_key(one): vote for one in of_pairs if (vote := as_vote(one)) is not None}
     return KnownAnswers(settled, gold)
 
 
@@ -159,6 +162,7 @@ def write_labels(
         labels.single_answers,
         [one for one in labels.assessments if one.rater_id not in config.exclude_raters and not one.gold],
         labels.unseen,
+        [one for one in labels.adjudications if isinstance(one, ExportedAssessment) and not one.gold],
     )
     known_answers = labels.known_answers.without(evaluating)
     aggregated = build_preferences(labels.pairs, group_judgments(kept), config, known_answers)
@@ -213,6 +217,8 @@ def _write_records(
 ) -> None:
     write_jsonl(folder / "preferences.jsonl", aggregated.preferences)
     write_jsonl(folder / "judgments.jsonl", labels.judgments)
+    if labels.assessments:
+        write_jsonl(folder / "assessments.jsonl", labels.assessments)
     if labels.adjudications:
         write_jsonl(folder / "adjudications.jsonl", labels.adjudications)
     if demonstrations:
@@ -238,6 +244,8 @@ def _write_formats(
         write_hub(folder / "hub", aggregated.preferences, labels.judgments)
     if "csv" in formats:
         write_text_atomically(folder / "judgments.csv", judgments_as_csv(labels.judgments))
+        if labels.assessments:
+            write_text_atomically(folder / "assessments.csv", judgments_as_csv(labels.assessments))
 
 
 def _rows_by_split(preferences: Sequence[Preference]) -> dict[str, list[dict[str, Any]]]:
@@ -337,12 +345,16 @@ def judgments_as_csv(judgments: Sequence[ExportedJudgment]) -> str:
     new = {
         name for name in ("answer_flags", "criteria", "spans", "links", "judge") if not any(name in row for row in rows)
     }
-    columns = [name for name in ExportedJudgment.model_fields if name not in {"shown", "settled", *new}]
+    single = any(isinstance(judgment, Assessment) for judgment in judgments)
+    if single:  # columns that compare two sides
+        new |= {"right", "answer", "both_bad", "ranking", "aspects"}
+    fields = (ExportedAssessment if single else ExportedJudgment).model_fields
+    columns = [name for name in fields if name not in {"shown", "settled", *new}]
     out = io.StringIO(newline="")
     table = csv.writer(out)
     table.writerow(columns)
     for row in rows:
-        table.writerow([as_cell(row.get(name, ExportedJudgment.model_fields[name].default)) for name in columns])
+        table.writerow([as_cell(row.get(name, fields[name].default)) for name in columns])
     return out.getvalue()
 
 

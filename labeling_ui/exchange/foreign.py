@@ -24,12 +24,13 @@ from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.pairs.campaign import Gold
 from labeling_ui.store.pairs.items import items_of
 from labeling_ui.store.pairs.known import check_value
-from tiebreak.assessments import SingleAnswer
+from tiebreak.assessments import ExportedAssessment, SingleAnswer, SingleTask
 from tiebreak.config import Section
 from tiebreak.data.conversations import to_messages
 from tiebreak.data.images import require_text
 from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import read_records, read_rows
+from tiebreak.data.reading import read_rows
+from tiebreak.data.single import read_single_answers
 from tiebreak.data.text import Row
 from tiebreak.errors import DataError, counted
 from tiebreak.records import (
@@ -39,6 +40,7 @@ from tiebreak.records import (
     Messages,
     Pair,
     content_id,
+    explain,
     first_line,
     prompt_id,
 )
@@ -95,27 +97,45 @@ def read_own(
     judgments: str | None,
     adjudications: str | None = None,
     columns: Mapping[str, str | None] | None = None,
+    answers: str | None = None,
+    task: SingleTask | None = None,
 ) -> Records:
-    """Pairs, as `tiebreak label` reads them, Judgment records, and settled answers.
+    """Pairs and single answers, as `tiebreak label` reads them, Judgment records, and settled answers.
 
     Raises:
         DataError: rows that are neither; all are listed with file and line.
     """
-    if pairs is None:
+    if pairs is None and answers is None:
         raise DataError(
-            "label import: --pairs is missing: a run folder of sample, or a file of prompt, response_a and response_b"
+            "label import: --pairs is missing: a run folder of sample, or a file of prompt, response_a and response_b; "
+            "for single answers, set --answers"
         )
-    result = Records(pairs=read_pairs(pairs, columns or {}, "label import"))
+    result = Records(pairs=[] if pairs is None else read_pairs(pairs, columns or {}, "label import"))
+    if answers is not None:
+        result.pairs += read_single_answers(answers, task, stage="label import")
     for path in (judgments, adjudications):
         if path is None:
             continue
         all_settled = path == adjudications or Path(path).name == SETTLED_FILE
-        records = read_records(Path(path), ExportedJudgment)
-        for one, (where, _) in zip(records, read_rows(path), strict=True):
+        for where, one in _read_judgments(path):
             settled = one.settled or all_settled
             (result.settled if settled else result.judgments).append(one.judgment)
             (result.settled_places if settled else result.places).append(where)
     return result
+
+
+def _read_judgments(path: str) -> list[tuple[str, ExportedJudgment]]:
+    """Judgments of pairs and of single answers, with their places."""
+    judgments: list[tuple[str, ExportedJudgment]] = []
+    faults = []
+    for where, row in read_rows(path):
+        try:
+            judgments.append((where, (ExportedAssessment if "task" in row else ExportedJudgment).model_validate(row)))
+        except ValidationError as error:
+            faults += [f"{where}: {fault}" for fault in explain(error)]
+    if faults:
+        raise DataError(f"{path}: {counted(len(faults), 'error')} in its rows", faults)
+    return judgments
 
 
 def read_gold(path: str, pairs: Sequence[Pair], answers: Sequence[SingleAnswer] = ()) -> list[Gold]:

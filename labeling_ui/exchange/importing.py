@@ -1,9 +1,11 @@
 """Import of pairs and judgments made elsewhere.
 
     tiebreak label import --pairs FILE [--judgments FILE] --store URL
+    tiebreak label import --answers FILE [--judgments FILE] --store URL
     tiebreak label import --format argilla|label_studio|potato --judgments EXPORT --store URL
 
-Our own files are JSON Lines of records (Pair, Judgment); `labeling_ui.exchange.foreign` reads other tools' exports.
+Our own files are JSON Lines of records (Pair, SingleAnswer, Judgment, Assessment); `labeling_ui.exchange.foreign` reads
+other tools' exports.
 Judgments keep their rater ids and their kind; importing the same file again changes nothing. A rater's second judgment
 of a pair is stored as a repeat, and a ranking as the comparisons that it implies.
 """
@@ -24,6 +26,7 @@ from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.pairs.items import Item, assignment_id, items_of
 from labeling_ui.store.store import Store
 from labeling_ui.store.work.judging import count_vote, count_work
+from tiebreak.assessments import Assessment, SingleAnswer, read_judgment
 from tiebreak.errors import DataError, counted
 from tiebreak.hashing import canonical_json
 from tiebreak.records import Judgment, Pair, content_id
@@ -61,7 +64,8 @@ def import_records(
         StoreError: simulated judgments and people's would share the store.
     """
     campaign = store.campaign()
-    by_id = {pair.id: pair for pair in [*store.pairs(withdrawn=True), *pairs]}
+    there = [*store.pairs(withdrawn=True), *store.single_answers(withdrawn=True)]
+    by_id = {pair.id: pair for pair in [*there, *pairs]}
     places = places or [f"judgment {n}" for n in range(1, len(judgments) + 1)]
     placed = [(one, where) for ranked, where in zip(judgments, places, strict=True) for one in ranked.pairwise()]
     judgments, places = [one for one, _ in placed], [where for _, where in placed]
@@ -97,7 +101,7 @@ def import_records(
 def _settle(tx: Transaction, settled: Sequence[Judgment], items: Sequence[Item], places: Sequence[str]) -> int:
     """Settle the items whose answers are not there yet; returns how many."""
     rows = tx.connection.execute(sa.select(ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.record))
-    there = {row.item_id: Judgment.model_validate_json(row.record) for row in rows}
+    there = {row.item_id: read_judgment(row.record) for row in rows}
     faults, new = [], 0
     for judgment, item, where in zip(settled, items, places, strict=True):
         if item.id not in there:
@@ -120,9 +124,11 @@ def _match_items(pairs: dict[str, Pair], judgments: Sequence[Judgment], places: 
     }
     items, faults = [], []
     for where, judgment in zip(places, judgments, strict=True):
-        item = by_sides.get((judgment.pair_id, frozenset((judgment.left, judgment.right))))
+        item = by_sides.get((judgment.pair_id, frozenset((judgment.left, judgment.right or None))))
         if judgment.pair_id not in pairs:
             faults.append(f"{where}: there is no pair {judgment.pair_id}")
+        elif fault := _misfit(judgment, pairs[judgment.pair_id]):
+            faults.append(f"{where}: {fault}")
         elif item is None:
             faults.append(f"{where}: {judgment.left} and {judgment.right} are not completions of {judgment.pair_id}")
         else:
@@ -136,6 +142,17 @@ def _match_items(pairs: dict[str, Pair], judgments: Sequence[Judgment], places: 
     if faults:
         raise DataError(f"cannot import {counted(len(faults), 'judgment')}", faults)
     return items
+
+
+def _misfit(judgment: Judgment, pair: Pair) -> str | None:
+    """Why a judgment is not about such a pair or single answer."""
+    asked = pair.task if isinstance(pair, SingleAnswer) else "comparison"
+    given = judgment.task if isinstance(judgment, Assessment) else "comparison"
+    if given != asked:
+        return f"{pair.id} has the task {asked}, and this is of the task {given}"
+    if isinstance(judgment, Assessment) and judgment.left != pair.completions[0].id:
+        return f"{judgment.left} is not the completion of {pair.id}"
+    return None
 
 
 def _insert(tx: Transaction, judgments: Sequence[Judgment], items: Sequence[Item]) -> int:
@@ -175,7 +192,7 @@ def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, 
     counted_here = judgment.judge is None  # judges take no place from people, and do not disagree with them
     now = tx.event("imported", rater_id=judgment.rater_id, item_id=item.id, payload=payload)
     who = {"item_id": item.id, "rater_id": judgment.rater_id, "occasion": occasion}
-    sides = {"left_id": judgment.left, "right_id": judgment.right, "shown": "", "shown_at_ms": None}
+    sides = {"left_id": judgment.left, "right_id": judgment.right or None, "shown": "", "shown_at_ms": None}
     state = {"state": "done", "lease_until_ms": now, "seq": tx.seq}
     st.ADD_ASSIGNMENT.do(tx.connection, id=assignment, **who, **sides, **state)
     vote = count_vote(tx, item, occasion, before=None, now=judgment, counted=counted_here)

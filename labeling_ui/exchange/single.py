@@ -2,7 +2,7 @@
 
 A row is one answer with its outcome and every judgment of it. A rating is the mean. A review accepts an answer where more
 raters accept or edit it than reject it, and takes the first edit where at least as many edit as accept. A class needs more
-votes than any other. Answers without an outcome are in `undecided.jsonl`.
+votes than any other. A lead's settlement overrides the votes. Answers without an outcome are in `undecided.jsonl`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Assessed:
     """the answer, as edited where the outcome is edit"""
     lot: str | None = None
     """the batch whose sample passed inspection: nobody has seen this answer of it"""
+    settled: ExportedAssessment | None = None
+    """a lead's answer, which is the outcome"""
 
     @property
     def is_text(self) -> bool:
@@ -51,32 +53,44 @@ class Assessed:
 
 
 def decide_assessments(
-    answers: Sequence[SingleAnswer], assessments: Sequence[ExportedAssessment], unseen: Mapping[str, str]
+    answers: Sequence[SingleAnswer],
+    assessments: Sequence[ExportedAssessment],
+    unseen: Mapping[str, str],
+    settled: Sequence[ExportedAssessment] = (),
 ) -> list[Assessed]:
     """The judged answers with their outcomes, in campaign order. People's judgments decide where there are any.
 
     Args:
         unseen: answers that were accepted by a sample of their lot, each with its batch.
+        settled: leads' answers, which override the votes.
     """
+    by_lead = {one.pair_id: one for one in settled}
     by_answer: dict[str, list[ExportedAssessment]] = {}
     for one in assessments:
         by_answer.setdefault(one.pair_id, []).append(one)
     return [
-        _decide(answer, by_answer[answer.id])
-        if answer.id in by_answer
+        _decide(answer, by_answer.get(answer.id, []), by_lead.get(answer.id))
+        if answer.id in by_answer or answer.id in by_lead
         else Assessed(answer, (), (), "accept", answer.text, unseen[answer.id])
         for answer in answers
-        if answer.id in by_answer or answer.id in unseen
+        if answer.id in by_answer or answer.id in unseen or answer.id in by_lead
     ]
 
 
-def _decide(answer: SingleAnswer, judgments: Sequence[ExportedAssessment]) -> Assessed:
-    kind = next(kind for kind in ("human", "simulated", "model") if any(one.kind == kind for one in judgments))
+def _decide(
+    answer: SingleAnswer, judgments: Sequence[ExportedAssessment], settled: ExportedAssessment | None
+) -> Assessed:
+    kinds = {one.kind for one in judgments}
+    kind = next((kind for kind in ("human", "simulated", "model") if kind in kinds), "human")
     firsts: dict[str, ExportedAssessment] = {}
     for one in judgments:
         if one.kind == kind and one.value is not None and not one.repeat:
             firsts.setdefault(one.rater_id, one)
     votes = tuple(firsts.values())
+    if settled is not None and settled.value is not None:
+        decided = float(settled.value) if isinstance(settled.value, int) else settled.value
+        text = settled.edited_text if settled.edited_text is not None else answer.text
+        return Assessed(answer, votes, tuple(judgments), decided, text, settled=settled)
     outcome: str | float | None
     if answer.task == "rate":
         outcome = fmean(int(vote.value or 0) for vote in votes) if votes else None
@@ -141,7 +155,8 @@ def _row(one: Assessed) -> dict[str, Any]:
         "votes": dict(sorted(Counter(str(vote.value) for vote in one.votes).items())),
         "share": _share(one),
         "raters": sorted(vote.rater_id for vote in one.votes),
-        "kind": one.judgments[0].kind if one.judgments else "unstated",
+        "kind": one.settled.kind if one.settled else one.judgments[0].kind if one.judgments else "unstated",
+        **({"adjudicated": True, "settled_by": one.settled.rater_id} if one.settled else {}),
         "judgments": [_judgment(vote, answer) for vote in one.judgments],
         "answer_id": answer.id,
         "prompt_id": answer.prompt_id,
@@ -202,6 +217,7 @@ def describe_assessed(assessed: Sequence[Assessed], assessments: Sequence[Export
             "outcomes": dict(sorted(Counter(names).items())),
             "kinds": dict(sorted(kinds.items())),
             "skipped": skipped,
+            **({"settled": settled} if (settled := sum(one.settled is not None for one in those)) else {}),
             **{
                 name: measured.get(task, {}).get(name)
                 for name in ("agreement", "krippendorff_alpha", "self_consistency")

@@ -43,6 +43,7 @@ SCRIPTS = {
         "notes.js",
         "mail.js",
         "own.js",
+        "linking.js",
         "talk.js",
         "rate.js",
     ),

@@ -162,10 +162,15 @@ function drawItem() {
 
 }
 
+// The values that a single answer can get, and their names.
+function valuesOf(task) {
+  const { ratings, classes } = props.value;
+  return { rate: ratings.map((name, n) => [String(n + 1), `${n + 1}: ${name}`]), review: ['accept', 'edit', 'reject'].map((name) => [name, words[`said.${name}`]]), classify: classes.map((name) => [name, name]) }[task];
+}
+
 // The known answer of a single answer: a step of the scale, a verdict, or a class.
 function singleGold() {
-  const { ratings, classes } = props.value;
-  const values = { rate: ratings.map((name, n) => [String(n + 1), `${n + 1}: ${name}`]), review: ['accept', 'edit', 'reject'].map((name) => [name, words[`said.${name}`]]), classify: classes.map((name) => [name, name]) }[item.task];
+  const values = valuesOf(item.task);
   if (!values) return '';
   const now = item.gold ? String(item.gold_value) : '';
   return make('p', { class: 'line-form' }, make('label', {}, words['items.gold'], ' ', make('select', { name: 'gold', 'data-gold': true },

@@ -41,7 +41,7 @@ async function showWork() {
     );
     addHistory(past);
     place.append(...noticeSwitch());
-    if (csrfToken) place.append(...mailSettings(await call('/api/mail')), ...account(await call('/api/sessions')), ...factor(await call('/api/second-factor')), ...ownData());
+    if (csrfToken) place.append(...mailSettings(await call('/api/mail')), ...account(await call('/api/sessions')), ...factor(await call('/api/second-factor')), ...await linking(), ...ownData());
   } catch (error) {
     if (mine !== openings) return;
     place.textContent = error.status ? error.message : words.waiting;

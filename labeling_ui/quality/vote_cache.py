@@ -127,10 +127,9 @@ class LiveVotes:
         )
         golden = golden.where(GOLD.c.value.is_(None))  # single answers have no sides
         settled = sa.select(ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.record, ITEMS.c.first_id)
+        settled = settled.join(ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id).where(ITEMS.c.second_id.is_not(None))
         with self._store.reading() as connection:
-            for item_id, record, first in connection.execute(
-                settled.join(ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id)
-            ):
+            for item_id, record, first in connection.execute(settled):
                 judgment = Judgment.model_validate_json(record)
                 vote = vote_of(judgment.answer, skip=judgment.skip, left_is_first=judgment.left == first)
                 known_class[self._positions[item_id]] = np.sign(vote or 0)

@@ -777,9 +777,11 @@ class Store:
         """An item for a lead to settle. Raises RefusedError if there is no such item."""
         return self.transact(lambda tx: adjudication.open_dispute(tx, self.rules, lead_id, item_id), durable=False)
 
-    def adjudicate(self, lead_id: str, submission: Submission) -> Judgment:
+    def adjudicate(
+        self, lead_id: str, submission: Submission, replaces: int | None = adjudication.ANY_EARLIER
+    ) -> Judgment:
         """Settle an item. Raises RefusedError if it cannot be settled."""
-        return self.transact(lambda tx: adjudication.adjudicate(tx, self.rules, lead_id, submission))
+        return self.transact(lambda tx: adjudication.adjudicate(tx, self.rules, lead_id, submission, replaces))
 
     def remove_settlement(self, lead_id: str, item_id: str) -> None:
         """Withdraw a settled answer. Raises RefusedError if the item is not settled."""
@@ -1060,7 +1062,8 @@ def _as_exported(row: Any) -> ExportedJudgment:
 
 def _as_settled(row: Any) -> ExportedJudgment:
     fields = from_json(row.record) | {"batch": row.batch, "gold": row.gold is not None, "settled": True}
-    return ExportedJudgment.model_validate(fields | {"at": None if row.at_ms < 0 else iso_time(row.at_ms)})
+    fields["at"] = None if row.at_ms < 0 else iso_time(row.at_ms)
+    return (ExportedAssessment if "task" in fields else ExportedJudgment).model_validate(fields)
 
 
 def _as_rater(row: Any) -> Rater:

@@ -43,7 +43,7 @@ from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.pairs.inspection import Inspection, inspections
 from labeling_ui.store.pairs.items import Item, items_of, pairs_digest
 from labeling_ui.store.store import IMPORTED, Store
-from tiebreak.assessments import read_judgment, read_pair
+from tiebreak.assessments import disagreement, is_single, read_judgment, read_pair
 from tiebreak.hashing import canonical_json
 
 Row = dict[str, Any]
@@ -267,7 +267,7 @@ def _assign(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
         "item": event.item_id,
         "rater": event.rater_id,
         "left": sides["left"],
-        "right": sides["right"],
+        "right": sides.get("right"),
         "shown": canonical_json(payload["shown"]) if "shown" in payload else "",
         "occasion": payload.get("occasion", 0),
         "state": "open",
@@ -290,7 +290,7 @@ def _judge(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
     left_is_first = judgment["left"] == rebuilt.first_ids.get(assignment["item"])
     without_vote = judgment.get("ranking") is not None or "task" in judgment
     vote = None if without_vote else vote_of(judgment["answer"], skip=judgment["skip"], left_is_first=left_is_first)
-    now = {"digest": _digest(judgment), "vote": vote}
+    now = {"digest": _digest(judgment), "vote": vote, "value": judgment.get("value")}
     (rebuilt.skipped.add if judgment["skip"] else rebuilt.skipped.discard)(payload["assignment"])
     if event.kind == "amended":
         rebuilt.judgments[identity] |= now
@@ -364,7 +364,7 @@ def _compare_items(connection: Connection, rebuilt: _RebuiltTables) -> list[str]
         wanted += [(item, rebuilt.moved.get(item.pair_id, str(added.get("batch", "")))) for item in items]
     if logged != len(records):
         faults.append(f"the log records {logged} pairs, the store has {len(records)}")
-    votes = _votes(rebuilt)
+    votes, values = _votes(rebuilt), _values(rebuilt)
     there = connection.execute(sa.select(ITEMS).order_by(ITEMS.c.position)).all()
     if [(item, batch) for item, batch in wanted] != [
         (Item(row.id, row.pair_id, row.first_id, row.second_id, row.task), row.batch) for row in there
@@ -380,7 +380,26 @@ def _compare_items(connection: Connection, rebuilt: _RebuiltTables) -> list[str]
             faults.append(f"item {row.id}: its settings do not match its batch")
         if [row.for_first, row.for_second, row.for_neither] != votes[row.id]:
             faults.append(f"item {row.id}: its votes do not match the log")
+        if row.disputed != _disputed(row.task, votes[row.id], values[row.id]):
+            faults.append(f"item {row.id}: whether raters disagree does not match the log")
     return faults
+
+
+def _disputed(task: str, votes: list[int], values: list[int | str]) -> int:
+    if is_single(task):
+        return disagreement(task, values)
+    first, second, neither = votes
+    return 2 if first and second else 1 if first + second and neither else 0
+
+
+def _values(rebuilt: _RebuiltTables) -> dict[str, list[int | str]]:
+    """The raters' values of single answers."""
+    values: dict[str, list[int | str]] = defaultdict(list)
+    for judgment in rebuilt.judgments.values():
+        counts = judgment["occasion"] == 0 and judgment["assignment"] not in rebuilt.uncounted
+        if counts and judgment["value"] is not None:
+            values[rebuilt.assignments[judgment["assignment"]]["item"]].append(judgment["value"])
+    return values
 
 
 def _votes(rebuilt: _RebuiltTables) -> dict[str, list[int]]:
@@ -448,6 +467,7 @@ def _compare_judgments(connection: Connection, rebuilt: _RebuiltTables) -> list[
             "kind": row.kind,
             "digest": _digest(json.loads(row.record)),
             "vote": row.vote,
+            "value": json.loads(row.record).get("value"),
             "at_ms": row.at_ms,
             "active_ms": row.active_ms,
             "idle_ms": row.idle_ms,

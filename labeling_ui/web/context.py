@@ -31,7 +31,7 @@ from labeling_ui.web.login.accounts import (
     Session,
     extend_session,
     find_session,
-    has_identity,
+    has_password,
     needs_login,
 )
 from labeling_ui.web.mail.sending import Kind as MailKind
@@ -251,7 +251,8 @@ def lacks_second_factor(request: Request, session: Session) -> bool:
     needed = desk.page.second_factor_for_leads and bool(session.csrf_token) and session.rater.role in VIEWERS
     if not needed or second_factor.has_factor(desk.store, session.rater.id):
         return False
-    return not has_identity(desk.store, session.rater.id)  # its provider asks for its own factors
+    # The provider asks for its own factors; an account with a password too can be entered without it.
+    return has_password(desk.store, session.rater.id)
 
 
 def _refuse_without_second_factor(request: Request, session: Session) -> None:

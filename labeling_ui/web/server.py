@@ -104,11 +104,13 @@ def create_app(
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.state.provider = None
     if oidc is not None:
-        from labeling_ui.web.routes.oidc import Provider  # needs the extra
+        from labeling_ui.web.routes.linking import router as linking_router  # need the extra
+        from labeling_ui.web.routes.oidc import Provider
         from labeling_ui.web.routes.oidc import router as oidc_router
 
         app.state.provider = Provider(oidc)
         app.include_router(oidc_router)
+        app.include_router(linking_router)
     app.state.metrics = Metrics()
     app.state.duels = LiveDuels(store, page.no_difference)
     app.add_middleware(Guard, page=page, metrics=app.state.metrics)

@@ -182,18 +182,19 @@ def serving(
 
 @contextmanager
 def serving_config(config: Path) -> Iterator[str]:
-    """`tiebreak label --config`: the address."""
+    """`tiebreak label --config`: the address. What it writes is in a file beside the configuration, `.stderr`."""
     port = free_port()
     command = [sys.executable, "-m", "tiebreak.command.cli", "label", "--config", str(config), "--port", str(port)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        wait_until_up(f"http://127.0.0.1:{port}", process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+    with config.with_suffix(".stderr").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=log, text=True
+        )
+        try:
+            wait_until_up(f"http://127.0.0.1:{port}", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.communicate(timeout=180)
 
 
 def processes(module: str, about: str) -> list[int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,11 +24,21 @@ from label_support import free_port, make_pair, open_store
 from pydantic import ValidationError
 from test_label_api import PAGE, PASSWORD, no_pages, run  # noqa: F401
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.context import SESSION_COOKIE
-from labeling_ui.web.login.accounts import add_account, invite_all, log_in, needs_login
+from labeling_ui.web.login.accounts import (
+    Session,
+    add_account,
+    invite_all,
+    log_in,
+    needs_login,
+    reset_password,
+    unlink,
+)
 from labeling_ui.web.login.oidc_config import OidcConfig
+from labeling_ui.web.routes.linking import link_identity
 from labeling_ui.web.routes.oidc import enter, tls
 from labeling_ui.web.server import create_app
 
@@ -189,6 +200,136 @@ def test_a_subject_is_invited_and_a_disabled_account_stays_out(site: Site) -> No
         tx.event("rater_disabled", rater_id=rater_id, payload={})
         tx.connection.exec_driver_sql(f"UPDATE raters SET disabled = 1 WHERE id = '{rater_id}'")
     assert site.log_in().status_code == 403
+
+
+NEW = "four unrelated words here"
+
+
+class Member:
+    """Somebody with a password, in a browser of their own."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        self.site, session = site, log_in(site.store, name, PASSWORD)
+        assert session is not None
+        self.cookies, self.headers = {SESSION_COOKIE: session.token}, {"X-CSRF-Token": session.csrf_token}
+        self.id = session.rater.id
+
+    def send(self, method: str, path: str, **more: Any) -> httpx.Response:
+        async def go() -> httpx.Response:
+            async with self.site.browser(self.cookies) as browser:
+                return await browser.request(method, path, headers=self.headers, **more)
+
+        reply: httpx.Response = run(go())
+        return reply
+
+    def link(self, *, password: str = PASSWORD, finisher: dict[str, str] | None = None) -> httpx.Response:
+        """The reply at the end of the way. The provider's redirect brings no session, as it comes from another site."""
+
+        async def go() -> httpx.Response:
+            async with self.site.browser(self.cookies) as browser:
+                begun = await browser.post("/api/oidc/link", headers=self.headers, json={"password": password})
+                if begun.status_code != 200:
+                    return begun
+                returned = urlsplit(httpx.get(begun.json()["address"], verify=tls()).headers["location"])
+                browser.cookies.delete(SESSION_COOKIE)
+                back = await browser.get(f"{returned.path}?{returned.query}")
+                assert (back.status_code, SESSION_COOKIE in back.cookies) == (200, False), back.text
+                target = html.unescape(back.text.partition("url=")[2].partition('"')[0])
+                for name, value in (finisher or self.cookies).items():
+                    browser.cookies.set(name, value)
+                return await browser.get(target)
+
+        reply: httpx.Response = run(go())
+        return reply
+
+
+def test_an_account_is_linked_used_and_unlinked(site: Site, provider: StandIn) -> None:
+    ada = Member(site, add_account(site.store, "Ada", "rater", PASSWORD).name)
+    assert ada.send("GET", "/api/oidc/identity").json() == {"linked": False, "password": True}
+    assert ada.send("POST", "/api/oidc/unlink", json={"password": PASSWORD}).status_code == 409, "not linked"
+    assert ada.link(password="wrong").status_code == 409
+    assert site.log_in().status_code == 403, "nothing is linked yet"
+    assert ada.link().status_code == 200
+    assert ada.send("GET", "/api/oidc/identity").json() == {"linked": True, "password": True}
+    assert site.me(site.log_in())["rater_id"] == ada.id
+    provider.claims = {"sub": "another"}
+    assert ada.link().status_code == 409, "one subject an account"
+    assert ada.send("POST", "/api/oidc/unlink", json={"password": "wrong"}).status_code == 409
+    assert ada.send("POST", "/api/oidc/unlink", json={"password": PASSWORD}).json() == {"ok": True}
+    provider.claims = {"sub": "248"}
+    assert site.log_in().status_code == 403
+    assert log_in(site.store, "Ada", PASSWORD) is not None
+    with site.store.reading() as connection:
+        kinds = list(connection.exec_driver_sql("SELECT kind FROM events WHERE kind LIKE 'identity%'").scalars())
+    assert kinds == ["identity_linked", "identity_unlinked"]
+
+
+def test_the_last_way_in_is_never_removed(site: Site) -> None:
+    invite_all(site.store, None, ["<sub:248>"])
+    reply = site.log_in()
+    rater_id = site.me(reply)["rater_id"]
+    cookies = {SESSION_COOKIE: reply.cookies[SESSION_COOKIE]}
+    member = Member(site, "Zoe")
+    member.cookies, member.headers = cookies, {}
+
+    async def token() -> Any:
+        async with site.browser(cookies) as browser:
+            return (await browser.get("/api/me")).json()["csrf_token"]
+
+    member.headers = {"X-CSRF-Token": run(token())}
+    for password in ("", PASSWORD):
+        refused = member.send("POST", "/api/oidc/unlink", json={"password": password})
+        assert (refused.status_code, "no password" in refused.text) == (409, True)
+    with pytest.raises(RefusedError, match="only way in"):
+        unlink(site.store, rater_id, None)
+    (rater,) = [one for one in site.store.raters() if one.id == rater_id]
+    reset_password(site.store, rater.name, NEW)
+    assert site.log_in().status_code == 200, "an account of the provider stays linked when it gets a password"
+    unlink(site.store, rater_id, None)
+    assert site.log_in().status_code == 403
+    assert log_in(site.store, rater.name, NEW) is not None
+
+
+def test_no_other_session_and_no_other_account_is_linked(site: Site, provider: StandIn) -> None:
+    ada, ben = (Member(site, add_account(site.store, name, "rater", PASSWORD).name) for name in ("Ada", "Ben"))
+    assert ada.link(finisher=ben.cookies).status_code == 403, "the session that began is not the one that ends"
+    assert ada.link(finisher={"other": "x"}).status_code == 403, "logged out meanwhile"
+    ada.headers = {}
+    assert ada.link().status_code == 403, "no CSRF token"
+    assert ben.link().status_code == 200
+    ada = Member(site, "Ada")
+    refused = ada.link()
+    assert (refused.status_code, "another account" in refused.text) == (403, True), "the subject is Ben's"
+    provider.claims = {"sub": "248", "aud": "another program"}
+    assert ada.link().status_code == 403
+    provider.claims = {"sub": "249"}
+    assert ada.link().status_code == 200
+    assert site.me(site.log_in())["rater_id"] == ada.id
+    reset_password(site.store, "Ada", NEW)
+    assert site.log_in().status_code == 403, "a reset ends the access of whoever had taken the account over"
+
+
+def test_a_linked_lead_needs_a_second_factor_for_the_password(tmp_path: Path, provider: StandIn) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    zoe = add_account(store, "Zoe", "lead", PASSWORD)
+    page = replace(PAGE, second_factor_for_leads=True)
+    app = create_app(store, page, oidc=OidcConfig(issuer=provider.issuer, client_id="tiebreak"))
+    link_identity(store, provider.issuer, {"sub": "248"}, zoe.id)
+
+    async def status(session: Session) -> int:
+        cookies = {SESSION_COOKIE: session.token}
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", cookies=cookies) as browser:
+            return (await browser.get("/api/lead/status")).status_code
+
+    by_password = log_in(store, "Zoe", PASSWORD)
+    assert by_password is not None
+    assert run(status(by_password)) == 403
+    invite_all(store, None, ["<sub:7>"], role="lead")
+    by_provider = enter(store, provider.issuer, {"sub": "7"})
+    assert by_provider is not None
+    assert run(status(by_provider)) == 200, "the provider asks for its own factors"
+    store.close()
 
 
 FOREIGN: tuple[dict[str, Any], ...] = (

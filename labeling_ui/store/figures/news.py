@@ -10,7 +10,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.database.schema import EVENTS, ITEMS, JUDGMENTS
+from labeling_ui.database.schema import ASSIGNMENTS, EVENTS, ITEMS, JUDGMENTS
+from tiebreak.assessments import SingleTask, disagreement, is_single
 
 NewsKind = Literal["judgments", "batch_finished", "dispute", "rater_stopped"]
 NEWS_KINDS: tuple[NewsKind, ...] = ("judgments", "batch_finished", "dispute", "rater_stopped")
@@ -92,7 +93,10 @@ def _stopped(row: Any) -> list[News]:
 
 
 def _disputed(connection: Connection, row: Any) -> list[News]:
-    """Whether this judgment is the first against another one of its item: opposite sides."""
+    """Whether this judgment is the first against another one of its item: opposite sides, or outcomes of an answer."""
+    task = connection.scalar(sa.select(ITEMS.c.task).where(ITEMS.c.id == row.item_id)) or ""
+    if is_single(task):
+        return _disputed_answer(connection, row, task)
     votes = connection.execute(
         sa.select(JUDGMENTS.c.vote, JUDGMENTS.c.seq)
         .where(JUDGMENTS.c.item_id == row.item_id, JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None))
@@ -100,6 +104,19 @@ def _disputed(connection: Connection, row: Any) -> list[News]:
     ).all()
     until = [one.vote for one in votes if one.seq <= row.seq]
     if not _opposed(until) or _opposed([one.vote for one in votes if one.seq < row.seq]):
+        return []
+    return [News("dispute", row.seq, row.at_ms, {"item_id": row.item_id})]
+
+
+def _disputed_answer(connection: Connection, row: Any, task: SingleTask) -> list[News]:
+    query = sa.select(JUDGMENTS.c.record, JUDGMENTS.c.seq).where(
+        JUDGMENTS.c.item_id == row.item_id, JUDGMENTS.c.occasion == 0, JUDGMENTS.c.seq <= row.seq
+    )
+    given = [(one.seq, json.loads(one.record)) for one in connection.execute(query)]
+    values = [(seq, one["value"]) for seq, one in given if one.get("value") is not None and one.get("judge") is None]
+    if disagreement(task, [value for _, value in values]) < 2:
+        return []
+    if disagreement(task, [value for seq, value in values if seq < row.seq]) == 2:
         return []
     return [News("dispute", row.seq, row.at_ms, {"item_id": row.item_id})]
 
@@ -119,5 +136,9 @@ def _batches_of(connection: Connection, item_ids: Sequence[str]) -> set[str]:
 def _is_finished(connection: Connection, batch: str) -> bool:
     """Whether all pairs of a batch have their judgments."""
     votes = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
-    unfinished = sa.select(ITEMS.c.id).where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0, votes < ITEMS.c.overlap)
+    held = sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.state == "open")
+    lacking = sa.case(
+        (ITEMS.c.task == "pair", votes < ITEMS.c.overlap), else_=sa.or_(ITEMS.c.taken < ITEMS.c.overlap, held.exists())
+    )  # rankings and single answers have no votes
+    unfinished = sa.select(ITEMS.c.id).where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0, lacking)
     return connection.execute(unfinished.limit(1)).first() is None

@@ -38,6 +38,9 @@ HISTORY = (
 """Kinds of events that an item's history shows."""
 HISTORY_INDEXED = ", ".join(f"'{kind}'" for kind in HISTORY)
 _VOTES = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
+_JUDGMENTS = sa.select(sa.func.count()).where(JUDGMENTS.c.item_id == ITEMS.c.id, JUDGMENTS.c.occasion == 0)
+_ANSWERED = sa.case((ITEMS.c.second_id.is_(None), _JUDGMENTS.scalar_subquery() - ITEMS.c.skips), else_=_VOTES)
+"""Votes of a pair, or judgments of a single answer, without skips."""
 
 
 class _flags_of(FunctionElement[str]):  # noqa: N801  used as a function
@@ -250,8 +253,8 @@ def _voted(answer: str) -> list[sa.ColumnElement[bool]]:
 
 def _agreeing(agreement: str) -> list[sa.ColumnElement[bool]]:
     by_agreement = {
-        "one": _VOTES == 1,
-        "agree": sa.and_(ITEMS.c.disputed == 0, _VOTES > 1),
+        "one": _ANSWERED == 1,
+        "agree": sa.and_(ITEMS.c.disputed == 0, _ANSWERED > 1),
         "tie": sa.and_(ITEMS.c.disputed > 0, ITEMS.c.disputed == 1),
         "side": sa.and_(ITEMS.c.disputed > 0, ITEMS.c.disputed == 2),
     }

@@ -31,7 +31,7 @@ from labeling_ui.store.work.assigning import (
     shown_of,
 )
 from labeling_ui.store.work.standing import HELD, HELD_MESSAGE, look_at_rater
-from tiebreak.assessments import Assessment, SingleTask, is_single, read_judgment
+from tiebreak.assessments import Assessment, SingleTask, disagreement, is_single, read_judgment
 from tiebreak.hashing import canonical_json
 from tiebreak.records import Judgment, content_id, explain
 
@@ -240,7 +240,11 @@ def count_vote(
     tx: Transaction, item: Any, occasion: int, *, before: Judgment | None, now: Judgment | None, counted: bool = True
 ) -> int | None:
     """Move the item's votes from the old judgment to the new one; returns the new vote. Repeats do not count, nor do a
-    judge's (`counted` false)."""
+    judge's (`counted` false). A single answer has no votes: only whether its raters disagree is updated."""
+    if is_single(item.task):
+        if counted and occasion == 0:
+            _compare_values(tx, item, before, now)
+        return None
     was, votes = (_vote(judgment, item) for judgment in (before, now))
     if counted and occasion == 0 and was != votes:
         more = {"more_for_first": 0, "more_for_second": 0, "more_for_neither": 0}
@@ -250,6 +254,18 @@ def count_vote(
         if any(more.values()):
             st.COUNT_VOTE.do(tx.connection, item=item.id, **more)
     return votes
+
+
+def _compare_values(tx: Transaction, item: Any, before: Judgment | None, now: Judgment | None) -> None:
+    """Whether the raters of a single answer disagree, once this judgment is in place of the old one."""
+    changed = now or before
+    others = {row.rater_id: row.record for row in st.VALUES_OF.all(tx.connection, item=item.id)}
+    if changed is not None:
+        others.pop(changed.rater_id, None)
+    judgments = [read_judgment(record) for record in others.values()]
+    judgments = [one for one in judgments if one.judge is None] + ([now] if now is not None else [])
+    values = [one.value for one in judgments if isinstance(one, Assessment) and one.value is not None]
+    st.SET_DISPUTED.do(tx.connection, item=item.id, to_disputed=disagreement(item.task, values))
 
 
 def count_work(

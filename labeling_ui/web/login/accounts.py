@@ -94,7 +94,8 @@ def add_account(store: Store, name: str, role: Role, password: str, pool: str = 
 
 
 def reset_password(store: Store, name: str, password: str) -> None:
-    """Set a new password, end the rater's sessions, remove their second factor, and re-enable them if disabled."""
+    """Set a new password, end the rater's sessions, remove their second factor, and re-enable them if disabled. An account
+    that had a password is unlinked: whoever had taken it over may have linked their own."""
     check_password(password, name)
     hashed = hash_password(password)
     with store.writing() as tx:
@@ -105,6 +106,8 @@ def reset_password(store: Store, name: str, password: str) -> None:
         tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(password_hash=hashed))
         tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.rater_id == row.id))
         second_factor.remove(tx, row.id)
+        if not (row.password_hash or NO_PASSWORD).startswith(NO_PASSWORD):
+            _unlink(tx, row.id, None)
         _set_disabled(tx, row, disabled=False)
 
 
@@ -401,11 +404,47 @@ def has_account(store: Store, name: str) -> bool:
     return row is not None and row.password_hash is not None
 
 
-def has_identity(store: Store, rater_id: str) -> bool:
-    """Whether the account is one of an identity provider."""
-    with store.reading() as connection:
-        query = sa.select(IDENTITIES.c.subject).where(IDENTITIES.c.rater_id == rater_id).limit(1)
-        return connection.scalar(query) is not None
+NO_PASSWORD = "oidc:"
+"""Begins what accounts of an identity provider have in place of a password's hash."""
+
+
+def has_password(store: Store, rater_id: str) -> bool:
+    """Whether the account can log in with a password."""
+    with store.glancing() as connection:
+        hashed = connection.scalar(sa.select(RATERS.c.password_hash).where(RATERS.c.id == rater_id))
+    return hashed is not None and not hashed.startswith(NO_PASSWORD)
+
+
+def confirm_password(store: Store, name: str, password: str) -> bool:
+    """Whether this is the account's password."""
+    row = _account(store, name)
+    return row is not None and row.password_hash is not None and _verify(row.password_hash, password)
+
+
+def unlink(store: Store, rater_id: str, by: str | None) -> None:
+    """Unlink an account from the identity provider.
+
+    Raises:
+        RefusedError: it is not linked, or has no password: the provider is its only way in.
+    """
+
+    def remove(tx: Transaction) -> None:
+        hashed = tx.connection.scalar(
+            sa.select(RATERS.c.password_hash).where(RATERS.c.id == rater_id).with_for_update()
+        )
+        if hashed is None or hashed.startswith(NO_PASSWORD):
+            raise RefusedError("the identity provider is the only way into this account: give it a password first")
+        if not _unlink(tx, rater_id, by):
+            raise RefusedError("this account is not linked")
+
+    store.transact(remove)
+
+
+def _unlink(tx: Transaction, rater_id: str, by: str | None) -> bool:
+    removed = tx.connection.execute(sa.delete(IDENTITIES).where(IDENTITIES.c.rater_id == rater_id)).rowcount
+    if removed:
+        tx.event("identity_unlinked", rater_id=rater_id, payload={"by": by})
+    return bool(removed)
 
 
 def device_mark(store: Store, name: str, nonce: str = "") -> str:

@@ -171,6 +171,13 @@ class PairCorrections(BaseModel):
     pairs: list[SingleAnswer | Pair] = Field(min_length=1, max_length=1_000)
 
 
+class Settlement(Submission):
+    """A judgment that settles an item."""
+
+    replaces: StrictInt | None = Field(default=adjudication.ANY_EARLIER, ge=adjudication.ANY_EARLIER, le=2**63 - 1)
+    """`settled_seq` of the item as it was opened: a settlement that another lead has made since is not overridden"""
+
+
 class NewBatch(BatchChange):
     """A batch to create."""
 
@@ -388,15 +395,20 @@ def dispute(desk: DeskOf, lead: ViewingSession, pair_id: str) -> dict[str, Any]:
         "pair": as_json(opened.assignment, named=True),
         "judgments": [judgment.model_dump(mode="json") for judgment in opened.judgments],
         "adjudicated": opened.adjudicated and opened.adjudicated.model_dump(mode="json"),
+        "settled_seq": opened.settled_seq,
     }
 
 
 @router.post("/adjudications", **replies(Settled))
 async def adjudicate(desk: DeskOf, lead: SettlingSession, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
-    """Settle a pair; the body is a judgment's. The raters' own judgments do not change."""
-    submission = checked(Submission, body)
+    """Settle a pair or a single answer; the body is a judgment's. The raters' own judgments do not change."""
+    sent = checked(Settlement, body)
+    submission = Submission.model_validate(sent.model_dump(exclude={"replaces"}))
     lead_id, rules = lead.rater.id, desk.store.rules
-    judgment = await desk.write(lambda tx: adjudication.adjudicate(tx, rules, lead_id, submission))
+    if sent.value is not None:
+        task = await to_thread.run_sync(lambda: desk.store.task_of(sent.pair_id))
+        desk.page.asked.refuse_value(task or "", sent.value)
+    judgment = await desk.write(lambda tx: adjudication.adjudicate(tx, rules, lead_id, submission, sent.replaces))
     waiting = await to_thread.run_sync(lambda: desk.store.disputes(lead_id, limit=1))
     following = waiting[0].item_id if waiting else None
     return JSONResponse({"judgment": judgment.model_dump(mode="json"), "next": following})

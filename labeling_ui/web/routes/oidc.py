@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import sqlalchemy as sa
@@ -38,7 +38,7 @@ from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS
 from labeling_ui.store.names import composed
 from labeling_ui.store.store import NameTakenError, Rater, Store, insert_rater, wall_clock_ms
 from labeling_ui.web.context import Desk, DeskOf
-from labeling_ui.web.login.accounts import Session, begin_session, check_name
+from labeling_ui.web.login.accounts import NO_PASSWORD, Session, begin_session, check_name
 from labeling_ui.web.login.oidc_config import OidcConfig
 from labeling_ui.web.routes.api import set_cookies
 from tiebreak.errors import ConfigError
@@ -168,7 +168,12 @@ def is_safe_address(address: str) -> bool:
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1"))
 
 
-def _provider(request: Request) -> Provider:
+def provider_of(request: Request) -> Provider:
+    """The campaign's provider.
+
+    Raises:
+        HTTPException: 404: there is none.
+    """
     provider: Provider | None = request.app.state.provider
     if provider is None:
         raise HTTPException(404, "this campaign has no identity provider")
@@ -178,62 +183,107 @@ def _provider(request: Request) -> Provider:
 @router.get("/start")
 def start(request: Request, desk: DeskOf) -> Response:
     """Send the browser to the provider."""
-    provider = _provider(request)
     try:
-        found = provider.discovery()
+        address, cookie = begin_at_provider(request, desk, provider_of(request))
     except ProviderError as error:
-        return _page(desk, str(error), status=502)
+        return plain_page(desk, str(error), 502)
+    reply = RedirectResponse(address, status_code=303)
+    set_oidc_cookie(request, reply, desk, cookie)
+    return reply
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the cookie of a login says that was begun."""
+
+    state: str
+    nonce: str
+    verifier: str
+    proof: str
+    """of the session that links its account; empty: it is a login"""
+
+    @property
+    def whole(self) -> str:
+        """The cookie without the proof."""
+        return f"{self.state}.{self.nonce}.{self.verifier}"
+
+    def fits(self, state: str) -> bool:
+        """Whether the provider sends back what this browser began."""
+        return bool(state) and hmac.compare_digest(state.encode(), self.state.encode())
+
+
+def begin_at_provider(request: Request, desk: Desk, provider: Provider) -> tuple[str, str]:
+    """The provider's address to send the browser to, and the cookie's text.
+
+    Raises:
+        ProviderError: the provider is not there, or is another one.
+    """
+    found = provider.discovery()
     state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
     with provider.client(_callback_of(request, desk)) as client:
         address, _ = client.create_authorization_url(
             found["authorization_endpoint"], state=state, nonce=nonce, code_verifier=verifier
         )
-    reply = RedirectResponse(address, status_code=303)
+    return address, f"{state}.{nonce}.{verifier}"
+
+
+def set_oidc_cookie(request: Request, reply: Response, desk: Desk, text: str) -> None:
+    """The cookie of the browser that begins."""
     reply.set_cookie(
         COOKIE,
-        f"{state}.{nonce}.{verifier}",
+        text,
         max_age=COOKIE_SECONDS,
         path=f"{desk.page.prefix}/api/oidc",
         httponly=True,
         samesite="lax",  # the provider's redirect comes from another site
         secure=request.url.scheme == "https",
     )
-    return reply
+
+
+def read_cookie(request: Request) -> Begun:
+    """What this browser began; empty where it has no cookie."""
+    return Begun(*[*request.cookies.get(COOKIE, "").split("."), "", "", "", ""][:4])
 
 
 @router.get("/callback")
 def callback(request: Request, desk: DeskOf, state: str = "", code: str = "", error: str = "") -> Response:
     """The browser's return from the provider: starts a session if the account exists or is invited."""
-    provider = _provider(request)
-    expected, nonce, verifier = [*request.cookies.get(COOKIE, "").split("."), "", "", ""][:3]
-    if not state or not hmac.compare_digest(state.encode(), expected.encode()):
-        return _page(desk, "This login was begun in another window, or took too long. Log in again.", status=403)
+    provider, began = provider_of(request), read_cookie(request)
+    if not began.fits(state):
+        return plain_page(desk, "This login was begun in another window, or took too long. Log in again.", 403)
     if error or not code:
-        return _page(desk, "The identity provider refused the login.", status=403)
+        return plain_page(desk, "The identity provider refused the login.", 403)
+    if began.proof:  # an account is linked: by the session that began, which this request from another site lacks
+        return plain_page(desk, "", 200, f"api/oidc/finish?{urlencode({'state': state, 'code': code})}")
     try:
-        claims = _claims(provider, _callback_of(request, desk), code, nonce, verifier)
+        claims = fetch_claims(request, desk, provider, code, began)
     except ProviderError as failure:
-        return _page(desk, str(failure), status=403)
+        return plain_page(desk, str(failure), 403)
     session = enter(desk.store, provider.config.issuer, claims)
     if session is None:
-        return _page(
-            desk, "You have no account here. Ask your lead for an invitation to your e-mail address.", status=403
+        return plain_page(
+            desk, "You have no account here. Ask your lead for an invitation to your e-mail address.", 403
         )
     # Not a redirect: a browser that comes from another site would not send the new cookie on.
-    reply = _page(desk, "", status=200)
+    reply = plain_page(desk, "", 200)
     set_cookies(desk, session, request, reply)
     reply.delete_cookie(COOKIE, path=f"{desk.page.prefix}/api/oidc")
     return reply
 
 
-def _claims(provider: Provider, redirect_uri: str, code: str, nonce: str, verifier: str) -> dict[str, Any]:
+def fetch_claims(request: Request, desk: Desk, provider: Provider, code: str, began: Begun) -> dict[str, Any]:
+    """The claims of whoever has logged in at the provider.
+
+    Raises:
+        ProviderError: it does not confirm the login.
+    """
     found = provider.discovery()
     try:
-        with provider.client(redirect_uri) as client:
-            token = client.fetch_token(found["token_endpoint"], code=code, code_verifier=verifier)
+        with provider.client(_callback_of(request, desk)) as client:
+            token = client.fetch_token(found["token_endpoint"], code=code, code_verifier=began.verifier)
     except (OAuthError, httpx.HTTPError, ValueError) as error:
         raise ProviderError("The identity provider did not confirm this login. Log in again.") from error
-    return provider.claims(str(token.get("id_token", "")), nonce)
+    return provider.claims(str(token.get("id_token", "")), began.nonce)
 
 
 def _callback_of(request: Request, desk: Desk) -> str:
@@ -241,9 +291,9 @@ def _callback_of(request: Request, desk: Desk) -> str:
     return f"{request.url.scheme}://{request.url.netloc}{desk.page.prefix}/api/oidc/callback"
 
 
-def _page(desk: Desk, message: str, status: int) -> HTMLResponse:
-    """A page that leads on to the rating page, or, with a message, back to the login page."""
-    target = f"{desk.page.prefix}/{'login' if message else 'rate'}/"
+def plain_page(desk: Desk, message: str, status: int, path: str = "rate/") -> HTMLResponse:
+    """A page that leads on to a path, or, with a message, back to the login page."""
+    target = f"{desk.page.prefix}/{'login/' if message else path}"
     refresh = "" if message else f'<meta http-equiv="refresh" content="0;url={html.escape(target)}">'
     link = f'<p>{html.escape(message)}</p><p><a href="{html.escape(target)}">{html.escape(desk.page.title)}</a></p>'
     return HTMLResponse(
@@ -302,7 +352,7 @@ def _insert(tx: Transaction, store: Store, wanted: Rater, claims: Mapping[str, A
         try:
             named = Rater(wanted.id, check_name(name), wanted.kind, wanted.role, pool=wanted.pool)
             # No password: this is not a hash of any.
-            return insert_rater(tx, named, f"oidc:{secrets.token_urlsafe(24)}", store.url)
+            return insert_rater(tx, named, f"{NO_PASSWORD}{secrets.token_urlsafe(24)}", store.url)
         except (NameTakenError, ConfigError):
             continue
     raise RuntimeError("unreachable: the id is a name that nobody has")
