@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 MINUTES ?= 60
+THINK_SECONDS ?= 1
 
 .PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel labels votes bench clean help
 

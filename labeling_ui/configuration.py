@@ -144,6 +144,9 @@ class LabelConfig(StageConfig):
     """hours after which everybody must log in again, however active"""
     session_idle_minutes: int | None = Field(default=None, ge=5, exclude_if=lambda minutes: minutes is None)
     """minutes without any action after which one must log in again; null: as long as `session_hours`"""
+    retention_days: int | None = Field(default=None, ge=1, exclude_if=lambda days: days is None)
+    """erase the personal data of raters who have not worked for so many days, leads excepted, daily while the page is
+    served; their judgments stay; null: never"""
     security_log: str | None = Field(default=None, exclude_if=lambda path: path is None)
     """file to which logins and refused requests are appended, one JSON line each, without names and passwords"""
     second_factor_for_leads: bool = Field(default=False, exclude_if=lambda asked: not asked)

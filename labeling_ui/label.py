@@ -306,6 +306,7 @@ def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
             _greet(store, under, new, pairs, answers)
             stack.enter_context(_answering(config))
             stack.enter_context(_reporting(store, config))
+            stack.enter_context(_retaining(store, config))
         door = replace(build_page(server), title="Tiebreak", oidc="")  # the button is on each campaign's own login page
         with contextlib.suppress(KeyboardInterrupt):
             run_server(CampaignServer(made, door, limit), listening, believed_proxies(server), server.prefix)
@@ -355,7 +356,12 @@ def _serve_store(
     with _mailing(store, config, page) as mail:
         app = create_app(store, page, config.aggregation, oidc=config.oidc, mail=mail)
         _greet(store, config, new, pairs, answers)
-        with contextlib.suppress(KeyboardInterrupt), _answering(config), _reporting(store, config):
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            _answering(config),
+            _reporting(store, config),
+            _retaining(store, config),
+        ):
             run_server(app, listening, believed_proxies(config), config.prefix)
     show("", f"saved: {store.judged()} judgments in {store.url}")
 
@@ -385,6 +391,7 @@ def _prepare_store(
             f"no account in {store.url} has a password, and a server of several campaigns needs accounts: add some first, "
             f"with 'tiebreak raters add NAME --role lead --store {store.url}'"
         )
+    store.keep_scales(config.asked())
     new = add_pairs(store, config, pairs) + add_answers(store, config, answers)
     add_judges(store, config)
     if store.lacks_log():
@@ -417,6 +424,15 @@ def _mailing(store: Store, config: LabelConfig, page: PageConfig) -> contextlib.
     from labeling_ui.web.mail.sending import Mailer
 
     return Mailer(store, config.mail, page.title, page.words)
+
+
+def _retaining(store: Store, config: LabelConfig) -> contextlib.AbstractContextManager[object]:
+    """Limits how long personal data are kept, if configured, while the page is served."""
+    if config.retention_days is None:
+        return contextlib.nullcontext()
+    from labeling_ui.web.retention import Retention
+
+    return Retention(store, config.retention_days)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,7 @@ SCRIPTS = {
     "lead": (
         "call.js",
         "media.js",
+        "curves.js",
         "disputes.js",
         "batches.js",
         "files.js",

@@ -291,6 +291,7 @@ function drawPerson() {
         make('label', {}, words['person.until'], make('input', { type: 'date', name: 'until', value: until })),
         make('button', { class: 'plain' }, words['person.reject']))),
     names[person.id] ? personActions(names[person.id]) : '',
+    personCurve(person.id),
     judgmentTable(person.given, true),
     person.complete ? '' : make('button', { type: 'button', class: 'plain', 'data-more-person': true }, words['person.more']));
 }

@@ -91,27 +91,21 @@ function progressChart(days, wanted, ahead) {
   const path = points.map(([px, py], n) => `${n ? 'L' : 'M'}${px.toFixed(1)} ${py.toFixed(1)}`).join(' ');
   const cut = (days.length + ahead) > span; // the forecast leaves the chart: clip it at the edge
   const endShare = cut ? (span - days.length) / ahead : 1;
-  const draw = (tag, attributes, text = '') => {
-    const shape = document.createElementNS('http://www.w3.org/2000/svg', tag);
-    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
-    shape.textContent = text;
-    return shape;
-  };
   const mostInDay = Math.max(...days.map(([, n]) => n), 1);
-  const chart = draw('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': say('lead.progress.aria', { done: whole(sum), total: whole(wanted), days: days.length }) });
+  const chart = drawn('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': say('lead.progress.aria', { done: whole(sum), total: whole(wanted), days: days.length }) });
   const step = Math.max(1, Math.ceil(days.length / 6));
   chart.append(
     ...[0, 0.5, 1].flatMap((share) => [
-      draw('line', { class: 'grid', x1: left, x2: width - 8, y1: y(share * top), y2: y(share * top) }),
-      draw('text', { class: 'tick', x: left - 8, y: y(share * top) + 4, 'text-anchor': 'end' }, whole(Math.round(share * top))),
+      drawn('line', { class: 'grid', x1: left, x2: width - 8, y1: y(share * top), y2: y(share * top) }),
+      drawn('text', { class: 'tick', x: left - 8, y: y(share * top) + 4, 'text-anchor': 'end' }, whole(Math.round(share * top))),
     ]),
-    ...days.map(([, n], day) => draw('rect', { class: 'column', x: x(day) + 1, width: Math.max(1, x(1) - x(0) - 2), y: height - bottom - 46 * (n / mostInDay), height: 46 * (n / mostInDay) })),
-    draw('path', { class: 'area', d: `${path} L${points[points.length - 1][0].toFixed(1)} ${y(0)} L${x(0)} ${y(0)} Z` }),
-    draw('path', { class: 'sum', d: path }),
-    ...days.map(([day], n) => [day, n]).filter(([, n]) => n % step === 0).map(([day, n]) => draw('text', { class: 'tick', x: x(n), y: height - 6 }, day.slice(5))),
+    ...days.map(([, n], day) => drawn('rect', { class: 'column', x: x(day) + 1, width: Math.max(1, x(1) - x(0) - 2), y: height - bottom - 46 * (n / mostInDay), height: 46 * (n / mostInDay) })),
+    drawn('path', { class: 'area', d: `${path} L${points[points.length - 1][0].toFixed(1)} ${y(0)} L${x(0)} ${y(0)} Z` }),
+    drawn('path', { class: 'sum', d: path }),
+    ...days.map(([day], n) => [day, n]).filter(([, n]) => n % step === 0).map(([day, n]) => drawn('text', { class: 'tick', x: x(n), y: height - 6 }, day.slice(5))),
   );
   if (ahead && sum < wanted) {
-    chart.append(draw('line', { class: 'forecast-line', x1: x(days.length), y1: y(sum), x2: x(days.length + ahead * endShare), y2: y(sum + (wanted - sum) * endShare) }));
+    chart.append(drawn('line', { class: 'forecast-line', x1: x(days.length), y1: y(sum), x2: x(days.length + ahead * endShare), y2: y(sum + (wanted - sum) * endShare) }));
   }
   return chart;
 }
@@ -164,6 +158,7 @@ function showAgreement() {
     interval(words['lead.without_ties'], measured.percent_without_ties, percent, withoutTies),
     interval(words['lead.alpha.nominal'], measured.krippendorff_alpha.nominal, plain),
     interval(words['lead.alpha.interval'], measured.krippendorff_alpha.interval, plain),
+    ...(measured.gwet_ac ? [interval(words['lead.ac.nominal'], measured.gwet_ac.nominal, plain), interval(words['lead.ac.interval'], measured.gwet_ac.interval, plain)] : []),
     interval(words['lead.self'], measured.self_consistency, percent),
     ...criterionFigures(),
     ...singleFigures(),
@@ -171,10 +166,13 @@ function showAgreement() {
   find('.published').replaceChildren(
     make('p', { class: 'note' }, `${say('lead.kind', { n: whole(measured.judgments), kind: measured.kind })} ${words['lead.interval']} ${words['lead.published']}:`),
     make('ol', { class: 'note', type: 'a' }, ...published.map((one) => make('li', {}, `${one.what}: ${one.figure}`))),
+    make('p', { class: 'note' }, words['lead.meaning']),
     make('p', { class: 'note' }, pooledNote(measured)),
+    make('p', { class: 'note' }, powerNote(measured)),
     ...(measured.age_seconds > OLD_SECONDS ? [make('p', { class: 'note' }, say('lead.age', { minutes: Math.round(measured.age_seconds / 60) }))] : []),
   );
   showKappas(measured.cohen_kappa);
+  showInTime(measured);
 }
 
 function pooledNote({ pooled, not_counted: not }) {

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from labeling_ui.quality.biases import describe_raters, overall_habits
+from labeling_ui.quality.curves import items_to_halve
 from labeling_ui.quality.intervals import Figure, mean_over_clusters, share_of_clusters
 from labeling_ui.quality.judges import judge_lines
 from labeling_ui.quality.votes import KINDS, Comparison, Flags, Floats, Integers, Steps, Votes, read_votes
@@ -128,6 +129,39 @@ def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bo
     return _bootstrap(alpha, many, int(paired.sum()))
 
 
+def gwet_ac(tallies: Integers, values: Sequence[int], *, interval: bool) -> Figure:
+    """Gwet's AC1, or with `interval` AC2 with quadratic weights (Gwet 2008; 2014, equations 5.19 and 5.20), for any number
+    of raters and missing votes. `n` is the number of items with several votes.
+
+    α and κ are low where almost all votes fall on one value, however well raters agree; AC is not.
+
+    Args:
+        tallies: each item's votes by value, shape (items, values). Items with one vote count for the values' prevalence.
+        values: the scale's values.
+        interval: values that are nearer agree more.
+    """
+    judged: Floats = tallies[tallies.sum(axis=1) > 0].astype(np.float64)
+    several = judged.sum(axis=1) > 1
+    if not several.any():
+        return Figure(None, 0, None)
+    looks, many = _looks(judged)
+    span = float(max(values) - min(values)) ** 2
+    weight = np.array([[1 - (a - b) ** 2 / span if interval else float(a == b) for b in values] for a in values])
+    votes = looks.sum(axis=1)
+    agreeing = ((looks * (looks @ weight - 1)).sum(axis=1)) / np.maximum(votes * (votes - 1), 1)
+    counts, shares, size = votes > 1, looks / votes[:, None], len(values)
+
+    def coefficient(weights: Floats) -> Floats:
+        paired = (weights * counts).sum(axis=1)
+        observed = np.divide(weights @ (agreeing * counts), paired, out=np.full(len(paired), np.nan), where=paired > 0)
+        prevalence = (weights @ shares) / weights.sum(axis=1, keepdims=True)
+        expected = weight.sum() / (size * (size - 1)) * (prevalence * (1 - prevalence)).sum(axis=1)
+        ratio: Floats = (observed - expected) / (1 - expected)
+        return ratio
+
+    return _bootstrap(coefficient, many, int(several.sum()))
+
+
 def _ordinal_alpha(looks: Floats) -> Callable[[Floats], Floats]:
     """The statistic of items that look so, shape (items, values), given how many of each there are, shape (b, items)."""
     together = looks[:, :, None] * looks[:, None, :] / (looks.sum(axis=1) - 1)[:, None, None]
@@ -220,6 +254,11 @@ def _measure(votes: Votes) -> dict[str, Any]:
             "nominal": krippendorff_alpha(tally(firsts, SIDES, firsts.sign), SIDES, interval=False).as_json(),
             "interval": krippendorff_alpha(tally(firsts, STRENGTHS, firsts.value), STRENGTHS, interval=True).as_json(),
         },
+        "gwet_ac": {
+            "nominal": gwet_ac(tally(firsts, SIDES, firsts.sign), SIDES, interval=False).as_json(),
+            "interval": gwet_ac(tally(firsts, STRENGTHS, firsts.value), STRENGTHS, interval=True).as_json(),
+        },
+        "to_halve": items_to_halve(votes),
         "self_consistency": self_consistency(votes).as_json(),
         **overall_habits(votes),
         "raters": describe_raters(votes),
@@ -252,6 +291,8 @@ def agreement_lines(measured: dict[str, Any], colours: bool = False) -> list[str
         ("… over pairs of votes, with gold and repeats", measured["pooled"]["percent_with_ties"], "{:.1%}"),
         ("Krippendorff's α, side", measured["krippendorff_alpha"]["nominal"], "{:.3f}"),
         ("Krippendorff's α, strength", measured["krippendorff_alpha"]["interval"], "{:.3f}"),
+        ("Gwet's AC1, side", measured["gwet_ac"]["nominal"], "{:.3f}"),
+        ("Gwet's AC2, strength", measured["gwet_ac"]["interval"], "{:.3f}"),
         ("self-consistency", measured["self_consistency"], "{:.1%}"),
         ("left side preferred", measured["left_side"], "{:.1%}"),
         ("longer answer preferred", measured["longer_side"], "{:.1%}"),
@@ -261,6 +302,9 @@ def agreement_lines(measured: dict[str, Any], colours: bool = False) -> list[str
     judgments = counted(measured["judgments"], f"{measured['kind']} judgment")
     lines = [f"{judgments} of {counted(measured['items'], 'item')}"]
     lines += ["", *titled_table(("figure", "value", "95% interval", "n"), rows, colours=colours)]
+    if more := measured["to_halve"]:
+        pairs = f"{more['items']:,} more items with {more['raters']:g} raters each"
+        lines += ["", f"{pairs} would halve the interval of the agreement"]
     if len(measured["cohen_kappa"]) > SHOWN:
         lines.append(f"and κ of {len(measured['cohen_kappa']) - SHOWN} more pairs of raters: --json")
     if "reliability" in measured:

@@ -26,6 +26,7 @@ from labeling_ui.database.errors import StoreError
 from labeling_ui.database.schema import ITEMS, JUDGMENTS, PAIRS
 from labeling_ui.quality.agreement import measure_votes
 from labeling_ui.quality.criteria import agreement_by_criterion
+from labeling_ui.quality.curves import agreement_by_part, drift, learning_curves
 from labeling_ui.quality.intervals import share
 from labeling_ui.quality.judges import measure_judges
 from labeling_ui.quality.reliability import describe_reliability
@@ -166,6 +167,10 @@ class StoreFigures:
         single = measure_assessments(self._store.assessments()) if self._store.has_single_answers() else {}
         measured = {**measure_votes(by_kind), "gold": gold, "single_answers": single}
         measured["criteria"] = self._measure_criteria(measured["kind"])
+        if (kind := measured["kind"]) is not None:
+            measured["batches"] = agreement_by_part(self._votes.by_batch(kind))
+            if kind != "simulated":  # whose times are numbers of events
+                measured["drift"], measured["curves"] = drift(by_kind[kind]), learning_curves(by_kind[kind])
         figures, due = measured, time.monotonic() >= self._reliable_until
         agreed = time.monotonic()
         yield {"figures": figures, "head": head, "seconds": agreed - started, "more": due}

@@ -16,13 +16,15 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui.database.schema import ADJUDICATIONS, EVENTS, GOLD, ITEMS, JUDGMENTS, LOG_HEAD, PAIRS, vote_of
 from labeling_ui.quality.reliability import UNKNOWN, Ballots, share_of_order
-from labeling_ui.quality.votes import KINDS, Floats, Integers, Votes, votes_of_columns
+from labeling_ui.quality.votes import KINDS, Flags, Floats, Integers, Votes, votes_of_columns
 from labeling_ui.store.store import Store
 from tiebreak.records import Judgment, Kind
 
 PARTS = 256
 """Numbers reserved for one item: a ranking of 20 completions has 190 comparisons."""
 _SKIPPED = 9
+MOST_BATCHES = 20
+"""Batches whose agreement is shown one by one."""
 _KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 # Read from the judgment's row alone: joining its assignment and item takes longer than all the rest. A key with its
@@ -41,9 +43,10 @@ _ROWS = sa.select(
     _LEFT_FIRST.label("left_first"),
     JUDGMENTS.c.active_ms,
     JUDGMENTS.c.seq,
+    JUDGMENTS.c.at_ms,
 )
 _RANKINGS = (
-    sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record, JUDGMENTS.c.active_ms, JUDGMENTS.c.seq)
+    sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record, JUDGMENTS.c.active_ms, JUDGMENTS.c.seq, JUDGMENTS.c.at_ms)
     .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
     .where(ITEMS.c.task == "ranking")
 )
@@ -57,9 +60,9 @@ class LiveVotes:
         self._store = store
         self._seq = 0
         self._raters: dict[str, int] = {}
-        self._columns: Floats = np.empty((10, 0))
-        """the columns of `votes_of_columns` but the last (gold), then the number of the kind, and the judgment's
-        position in the log"""
+        self._columns: Floats = np.empty((11, 0))
+        """the columns of `votes_of_columns` but gold and the time, then the number of the kind, the judgment's position in
+        the log, and its time"""
         self._positions: dict[str, int] = {}
         """of the items, by id; the attributes below are by position"""
         self._rankings: set[str] = set()
@@ -91,7 +94,27 @@ class LiveVotes:
     def _votes_of(self, kind: Kind, gold: Sequence[int]) -> Votes:
         columns = self._of_kind(kind)
         is_gold = np.isin(columns[0] // PARTS, gold)
-        return votes_of_columns(tuple(self._raters), np.concatenate([columns[:8], is_gold[None]]))
+        return self._as_votes(columns, is_gold)
+
+    def _as_votes(self, columns: Floats, is_gold: Flags) -> Votes:
+        return votes_of_columns(tuple(self._raters), np.concatenate([columns[:8], is_gold[None], columns[10:]]))
+
+    def by_batch(self, kind: Kind) -> dict[str, Votes]:
+        """The votes of one kind at the last `read`, by batch, without gold; empty where there is one batch, or too many to
+        show."""
+        with self._store.reading() as connection:
+            names = sorted(connection.scalars(sa.select(ITEMS.c.batch).distinct().limit(MOST_BATCHES + 1)))
+            if not 1 < len(names) <= MOST_BATCHES:
+                return {}
+            query = sa.select(ITEMS.c.position, ITEMS.c.batch).where(ITEMS.c.id.not_in(sa.select(GOLD.c.item_id)))
+            batch_of = np.full(len(self._positions), -1)
+            for position, batch in connection.execute(query):
+                if position < len(batch_of):
+                    batch_of[position] = names.index(batch)
+        columns = self._of_kind(kind)
+        batch = batch_of[(columns[0] // PARTS).astype(np.int64)]
+        nowhere = np.zeros(columns.shape[1], dtype=np.bool_)
+        return {name: self._as_votes(columns[:, batch == n], nowhere[batch == n]) for n, name in enumerate(names)}
 
     def ballots(self, kind: Kind) -> Ballots:
         """The votes of one kind at the last `read`, for the reliability models; gold and settled answers are known."""
@@ -154,18 +177,18 @@ class LiveVotes:
         self._columns = self._columns[:, ~(theirs & (self._columns[1] == self._raters.get(rater_id, -1)))]
 
     def _read(self, connection: Connection, which: sa.ColumnElement[bool]) -> Floats:
-        parts = [np.empty((10, 0))]
+        parts = [np.empty((11, 0))]
         if rows := connection.execute(_ROWS.where(which)).all():
             parts.append(self._columns_of(rows))
         if self._rankings:
             rankings = [row for one in connection.execute(_RANKINGS.where(which)) for row in self._ranking_rows(one)]
-            parts.append(np.array(rankings, dtype=np.float64).reshape(-1, 10).T)
+            parts.append(np.array(rankings, dtype=np.float64).reshape(-1, 11).T)
         return np.concatenate(parts, axis=1)
 
     def _columns_of(self, rows: Sequence[Any]) -> Floats:
         """Column by column: a million rows one by one would take three times as long. Without rankings and
         single answers."""
-        items, raters, kinds, votes, both_bad, left_first, active_ms, seq = zip(*rows, strict=True)
+        items, raters, kinds, votes, both_bad, left_first, active_ms, seq, at_ms = zip(*rows, strict=True)
         position = np.array([self._positions[item] for item in items])
         for rater_id in dict.fromkeys(raters):
             self._raters.setdefault(rater_id, len(self._raters))
@@ -183,6 +206,7 @@ class LiveVotes:
                 np.where(active > 0, active, np.nan),
                 [_KIND_NUMBERS[kind] for kind in kinds],
                 seq,
+                at_ms,
             ],
             dtype=np.float64,
         )
@@ -201,7 +225,7 @@ class LiveVotes:
             answer = one.answer or 0
             item = self._positions[row.item_id] * PARTS + (0 if one.skip else _part(place[first], place[second]))
             value = -answer if left_first else answer
-            yield item, rater, value, one.both_bad, one.skip, left_first, 0, seconds, number, row.seq
+            yield item, rater, value, one.both_bad, one.skip, left_first, 0, seconds, number, row.seq, row.at_ms
 
     def _learn_new_items(self, connection: Connection) -> None:
         """Each new item's comparison, and which of its completions is longer."""

@@ -47,6 +47,8 @@ class Votes:
     """active seconds; nan where they were not measured"""
     gold: Flags
     """whether the item's answer is known: such items go to every rater, and are easier than others"""
+    at_ms: Floats
+    """the server's time; below 0 or nan where there is none"""
 
     def __len__(self) -> int:
         return len(self.item)
@@ -133,7 +135,7 @@ def read_votes(
 
 
 def votes_of_columns(rater_ids: tuple[str, ...], columns: Floats) -> Votes:
-    """Votes from columns in the order of the fields, shape (9, n), rows in order of time.
+    """Votes from columns in the order of the fields, shape (10, n) or without times (9, n), rows in order of time.
 
     Items are renumbered without gaps.
     """
@@ -154,6 +156,7 @@ def votes_of_columns(rater_ids: tuple[str, ...], columns: Floats) -> Votes:
         first_longer=first_longer,
         seconds=columns[7],
         gold=gold,
+        at_ms=columns[9] if len(columns) > 9 else np.full(len(item), np.nan),
     )
 
 

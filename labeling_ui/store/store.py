@@ -68,8 +68,10 @@ from labeling_ui.store.pairs.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.pairs.changes import Correction, Withdrawal
 from labeling_ui.store.pairs.inspection import InspectConfig
 from labeling_ui.store.work import assigning, judging
+from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.store.work.assigning import LEASE_SECONDS, Assignment, Rules
 from labeling_ui.store.work.judging import StoredJudgment
+from labeling_ui.store.work.scales import SCALES, keep_scales
 from labeling_ui.store.work.standing import Attempt, Standing, is_tested, present_attempt, set_standing
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, read_judgment, read_pair
 from tiebreak.records import ExportedJudgment, Judgment, Pair
@@ -185,6 +187,14 @@ class Store:
         store = cls(engine, shown, clock=clock, lease_seconds=lease_seconds, had_log=had_log)
         store._forget_killed_servers()
         return store
+
+    def keep_scales(self, asked: Questionnaire) -> None:
+        """Remember the scales that raters are asked to use.
+
+        Raises:
+            StoreError: there are judgments on other scales.
+        """
+        self.transact(lambda tx: keep_scales(tx, asked, self.url))
 
     def begin_serving(self) -> None:
         """Leave a mark in a SQLite file until `close`: by it, `verify` finds a copy that lacks its log."""
@@ -372,7 +382,7 @@ class Store:
         return {
             row.name: json.loads(row.value)
             for row in rows
-            if not row.name.startswith((campaign.CONFIGURED, SERVED, inspection.INSPECTION, exported.EXPORTED))
+            if not row.name.startswith((campaign.CONFIGURED, SERVED, inspection.INSPECTION, exported.EXPORTED, SCALES))
         }
 
     def sources_of_single_answers(self) -> set[str]:

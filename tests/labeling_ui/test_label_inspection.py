@@ -133,3 +133,17 @@ def test_a_lot_needs_a_name() -> None:
     with pytest.raises(ValueError, match="set answers and batch"):
         LabelConfig(output="out", answers="rows.jsonl", inspect=True)  # type: ignore[arg-type]
     assert LabelConfig(output="out", answers="rows.jsonl", inspect=True, batch="lot").inspect == InspectConfig()  # type: ignore[arg-type]
+
+
+def test_a_settled_answer_counts_as_the_lead_decided(url: str) -> None:
+    """The last answer of the sample is one defect too many; the lead had settled an earlier defect as none."""
+    store, sample, most = begin(url, 40)
+    store.add_rater("lead", role="lead", rater_id="lead")
+    seen = review(store, ["reject"] * most)
+    store.adjudicate("lead", Submission(client_id="x", pair_id=seen[0], value="accept"))
+    [inspection] = store.inspections().values()
+    assert (inspection["inspected"], inspection["defects"]) == (most, most - 1)
+    review(store, ["accept"] * (sample - most - 1) + ["reject"])
+    [inspection] = store.inspections().values()
+    assert (inspection["passed"], inspection["defects"]) == (True, most)
+    assert verify(store).faults == []

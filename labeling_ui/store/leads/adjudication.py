@@ -26,6 +26,7 @@ from labeling_ui.database.schema import (
     SETTINGS,
 )
 from labeling_ui.store.answers import Submission
+from labeling_ui.store.pairs.inspection import look_at_lot
 from labeling_ui.store.pairs.items import Task, beginning_of, shuffle_sides
 from labeling_ui.store.pairs.media import media_of
 from labeling_ui.store.work.assigning import Assignment, Rules, active_rater
@@ -251,6 +252,8 @@ def adjudicate(
         raise RefusedError("answers with images or recordings cannot be edited")
     judgment = build_judgment(submission, lead, assignment.pair.id, assignment.shown, assignment.task)
     settle(tx, submission.pair_id, judgment, client_at_ms=submission.client_at_ms)
+    if assignment.task == "review":
+        look_at_lot(tx, st.ITEM.one(tx.connection, item=submission.pair_id))
     return judgment
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui.database.errors import StoreError
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import ITEMS, JUDGMENTS, SETTINGS
+from labeling_ui.database.schema import ADJUDICATIONS, ITEMS, JUDGMENTS, SETTINGS
 from labeling_ui.store.pairs.campaign import (
     Batch,
     BatchChange,
@@ -195,7 +195,7 @@ def _size(connection: Connection, inspection: Inspection) -> int:
 
 
 def _count(connection: Connection, batch: str) -> tuple[int, int]:
-    """(answers whose raters have all judged, those of them that are defective)."""
+    """(answers that a lead has settled or whose raters have all judged, those of them that are defective)."""
     query = sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record, ITEMS.c.overlap).join(
         ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id
     )
@@ -207,6 +207,12 @@ def _count(connection: Connection, batch: str) -> tuple[int, int]:
         if not judgment.skip:
             votes.setdefault(row.item_id, []).append(str(getattr(judgment, "value", "")))
             wanted[row.item_id] = row.overlap
+    settled = sa.select(ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.record).join(
+        ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id
+    )
+    for row in connection.execute(settled.where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0)):
+        votes[row.item_id] = [str(getattr(read_judgment(row.record), "value", ""))]
+        wanted[row.item_id] = 1
     decided = [verdicts for item, verdicts in votes.items() if len(verdicts) >= wanted[item]]
     return len(decided), sum(decide_review(verdicts) != "accept" for verdicts in decided)
 
