@@ -213,7 +213,7 @@ def test_leads_settle_single_answers_and_set_gold_on_the_page(tmp_path: Path, ax
     rows.write_text("".join(json.dumps(one) + "\n" for one in lines))
     config = tmp_path / "label.yaml"
     config.write_text(yaml.safe_dump({"output": "x", "answers": str(rows), "classes": ["law", "medicine"]}))
-    words = ("--config", str(config), "--overlap", "2", "--repeat-share", "0", "--gold-share", "1")
+    words = ("--config", str(config), "--overlap", "2", "--repeat-share", "0", "--gold-share", "0.5")
     with serving(tmp_path, [make_pair(0)], *words) as (address, _), sync_playwright() as playwright:
         store = Store.open(f"sqlite:///{tmp_path}/label.sqlite")
         raters = [add_account(store, name, "rater", PASSWORD).id for name in ("anna", "ben")]
