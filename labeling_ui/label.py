@@ -391,7 +391,7 @@ def _prepare_store(
             f"no account in {store.url} has a password, and a server of several campaigns needs accounts: add some first, "
             f"with 'tiebreak raters add NAME --role lead --store {store.url}'"
         )
-    store.keep_scales(config.asked())
+    store.keep_scales(config.asked)
     new = add_pairs(store, config, pairs) + add_answers(store, config, answers)
     add_judges(store, config)
     if store.lacks_log():

@@ -35,7 +35,8 @@ def shares_of_agreement(votes: Votes) -> Floats:
     size = len(votes)
     agreeing = np.bincount(one, same, size) + np.bincount(other, same, size)
     others = np.bincount(one, minlength=size) + np.bincount(other, minlength=size)
-    return np.divide(agreeing, others, out=np.full(size, np.nan), where=others > 0)
+    shares: Floats = np.divide(agreeing, others, out=np.full(size, np.nan), where=others > 0)
+    return shares
 
 
 def learning_curves(votes: Votes) -> dict[str, list[dict[str, Any]]]:
@@ -113,8 +114,8 @@ def _by_item(votes: Votes) -> tuple[Floats, Floats, Floats]:
     one, other = votes.pairs
     if not len(one):
         return np.empty(0), np.empty(0), np.empty(0)
-    same = np.bincount(votes.item[one], weights=votes.sign[one] == votes.sign[other])
-    pairs = np.bincount(votes.item[one]).astype(np.float64)
+    same: Floats = np.bincount(votes.item[one], weights=votes.sign[one] == votes.sign[other]).astype(np.float64)
+    pairs: Floats = np.bincount(votes.item[one]).astype(np.float64)
     last = np.full(len(pairs), -np.inf)
     inside = votes.item < len(pairs)
     np.maximum.at(last, votes.item[inside], votes.at_ms[inside])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from labeling_ui.store.verify import verify
 from labeling_ui.web.login.accounts import add_account
 from tiebreak.assessments import SingleTask
 from tiebreak.data.single import read_single_answers
-from tiebreak.errors import DataError
 
 PASSWORD = "a long password"
 VOTES: list[tuple[SingleTask, Any, Any]] = [
@@ -181,11 +179,18 @@ def test_judgments_and_settlements_of_single_answers_are_imported(
     assert "undecided" in str(sorted(final.iterdir()))
 
     wrong = [json.loads(line) for line in (final / "assessments.jsonl").read_text().splitlines()]
-    wrong[0]["task"], wrong[2]["pair_id"], wrong[4]["value"] = "classify", "nobody", 7
+    wrong[0]["pair_id"], wrong[2]["left"] = "nobody", "another answer"
     (tmp_path / "wrong.jsonl").write_text("".join(json.dumps(one) + "\n" for one in wrong))
-    with pytest.raises(DataError, match="error") as refused:
+    with pytest.raises(SystemExit):
         bring("third", "--judgments", str(tmp_path / "wrong.jsonl"))
-    assert len(re.findall(r"wrong\.jsonl:\d", "\n".join(map(str, refused.value.args)))) >= 1
+    said = capsys.readouterr().err
+    assert "wrong.jsonl:1: there is no pair nobody" in said
+    assert "wrong.jsonl:3: another answer is not the completion" in said
+    wrong = [{**wrong[6], "task": "classify", "value": "law"}]
+    (tmp_path / "wrong.jsonl").write_text(json.dumps(wrong[0]) + "\n")
+    with pytest.raises(SystemExit):
+        bring("third", "--judgments", str(tmp_path / "wrong.jsonl"))
+    assert "has the task" in capsys.readouterr().err
     store.close()
     other.close()
 
@@ -277,7 +282,7 @@ def test_leads_settle_single_answers_and_set_gold_on_the_page(tmp_path: Path, ax
         assert [(one.item_id, one.value) for one in store.gold()] == [(answers[3].id, "law")]
         settled = {one.pair_id: (one.value, one.edited_text) for one in store.adjudications()}  # type: ignore[attr-defined]
         assert settled == {answers[0].id: ("edit", "a0, edited"), answers[1].id: (4, None)}
-        new = add_account(store, "cleo", "rater", PASSWORD).id
+        new, store.rules.gold_share = add_account(store, "cleo", "rater", PASSWORD).id, 0.5
         given = store.claim(new)
         while given is not None and given.item_id != answers[3].id:
             store.submit(new, Submission(client_id=given.id, pair_id=given.item_id, skip=True))

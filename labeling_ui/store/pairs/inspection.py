@@ -210,9 +210,9 @@ def _count(connection: Connection, batch: str) -> tuple[int, int]:
     settled = sa.select(ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.record).join(
         ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id
     )
-    for row in connection.execute(settled.where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0)):
-        votes[row.item_id] = [str(getattr(read_judgment(row.record), "value", ""))]
-        wanted[row.item_id] = 1
+    for one in connection.execute(settled.where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0)):
+        votes[one.item_id] = [str(getattr(read_judgment(one.record), "value", ""))]
+        wanted[one.item_id] = 1
     decided = [verdicts for item, verdicts in votes.items() if len(verdicts) >= wanted[item]]
     return len(decided), sum(decide_review(verdicts) != "accept" for verdicts in decided)
 
