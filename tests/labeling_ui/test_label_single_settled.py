@@ -282,7 +282,7 @@ def test_leads_settle_single_answers_and_set_gold_on_the_page(tmp_path: Path, ax
         assert [(one.item_id, one.value) for one in store.gold()] == [(answers[3].id, "law")]
         settled = {one.pair_id: (one.value, one.edited_text) for one in store.adjudications()}  # type: ignore[attr-defined]
         assert settled == {answers[0].id: ("edit", "a0, edited"), answers[1].id: (4, None)}
-        new, store.rules.gold_share = add_account(store, "cleo", "rater", PASSWORD).id, 0.5
+        new, store.rules.gold_share = add_account(store, "cleo", "rater", PASSWORD).id, 1.0
         given = store.claim(new)
         while given is not None and given.item_id != answers[3].id:
             store.submit(new, Submission(client_id=given.id, pair_id=given.item_id, skip=True))
