@@ -151,7 +151,7 @@ def test_the_three_tasks_are_judged_undone_rejected_and_exported(url: str, tmp_p
     assert [pair.id for pair in store.pairs()] == ["pair-9"]
     assert len(store.judgments()[0]) == 1
     assert measure_votes(LiveVotes(store).read())["judgments"] == 1
-    assert store.disputes("r0") == []
+    assert [one.values for one in store.disputes("r0")] == [{"edit": 1, "reject": 1}]
     assert [one.item_id for one in store.find(Search(text="magnesium")).items] == []
     assert [one.task for one in store.find(Search(text="iron")).items] == ["review"]
     opened = store.open_item("answer-1")
