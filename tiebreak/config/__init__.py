@@ -73,6 +73,16 @@ class LoadingConfig(Section):
     """attention kernel; auto: transformers' choice"""
     trust_remote_code: bool = False
     """run Python code that a hub model contains"""
+    matrix_products: Literal["torch", "onednn"] = "torch"
+    """onednn: float32 products on a CPU by oneDNN instead of torch's MKL, which leaves AVX-512 unused on AMD processors: an
+    EPYC trains 1.4 times as fast. Sums are added in another order, so last digits differ"""
+
+    @model_serializer(mode="wrap")
+    def _as_first_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a key that the first versions lacked, at its default, so that old runs keep their identity."""
+        values: dict[str, Any] = write(self)
+        later = {"optimizer": "adamw", "matrix_products": "torch"}
+        return {key: value for key, value in values.items() if (key, value) not in later.items()}
 
 
 class OptimizerConfig(LoadingConfig):
@@ -97,9 +107,6 @@ class OptimizerConfig(LoadingConfig):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"] = "adamw"
     """adamw_8bit: AdamW with 8-bit moments (Dettmers et al. 2022); paged_adamw, paged_adamw_8bit: moments move to CPU
     memory when GPU memory is full (GPU only); adafactor: a factored second moment (Shazeer and Stern 2018)"""
-    matrix_products: Literal["torch", "onednn"] = "torch"
-    """onednn: float32 products on a CPU by oneDNN instead of torch's MKL, which leaves AVX-512 unused on AMD processors: an
-    EPYC trains 1.4 times as fast. Sums are added in another order, so the weights' last digits differ"""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """weight decay of AdamW"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
@@ -113,13 +120,6 @@ class OptimizerConfig(LoadingConfig):
     """optimizer steps between evaluations on the validation split; null: only at the end"""
     save_steps: int = Field(default=50, ge=1)
     """optimizer steps between checkpoints; a killed run resumes from the last one"""
-
-    @model_serializer(mode="wrap")
-    def _as_first_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a key that the first versions lacked, at its default, so that old runs keep their identity."""
-        values: dict[str, Any] = write(self)
-        later = {"optimizer": "adamw", "matrix_products": "torch"}
-        return {key: value for key, value in values.items() if (key, value) not in later.items()}
 
 
 class TrainingConfig(OptimizerConfig):

@@ -43,6 +43,7 @@ from tiebreak.models.precision import (
 from tiebreak.models.probe import verify_probe
 from tiebreak.models.tokenizers import load_error, load_tokenizer
 from tiebreak.models.weights import require_whole
+from tiebreak.packed.products import use_products
 from tiebreak.terminal import say
 from tiebreak.upstream import keep_quantized_weights
 
@@ -167,6 +168,7 @@ def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Modul
     In float32 the adapter is merged into the weights, which is exact to rounding and saves its matrix products; where it is
     not (weights that two modules share), it stays beside them.
     """
+    use_products(training.matrix_products)
     quantized = is_quantized(source, None)
     model: nn.Module = _with_adapter(source, training)
     if source.folder is not None and not quantized and resolve_precision(training) == torch.float32:
@@ -263,6 +265,7 @@ def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> A
     folder = source.folder or source.probed
     if folder is None:
         raise HandoffError(f"{source.name} is a base model: give the folder of a finished reward run")
+    use_products(training.matrix_products)
     base = load_base(source, training, kind="reward", weights=format_of(source, None))
     base.config.pad_token_id = load_tokenizer(source).pad_token_id
     model: Any = (

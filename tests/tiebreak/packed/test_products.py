@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -14,7 +15,7 @@ from torch import nn
 
 from preference.dpo import CheckedDPOTrainer, reference_facts
 from tiebreak import upstream
-from tiebreak.config import OptimizerConfig
+from tiebreak.config import LoadingConfig, OptimizerConfig
 from tiebreak.errors import MachineError
 from tiebreak.packed import products
 from tiebreak.packed.fused import fuse_layers, own_forwards
@@ -112,7 +113,23 @@ def test_a_stage_trains_with_them_and_says_so(finished_recipe: Path, tmp_path: P
     assert read_manifest(tmp_path / "sft")["probe_difference"] <= 1e-5
 
 
+def test_sampling_draws_the_same_answers_with_them(finished_recipe: Path, tmp_path: Path) -> None:
+    """The policy that samples has no adapter beside its weights: its linear layers are computed by oneDNN."""
+    before = finished_recipe / "runs" / "sample"
+    words = ["sample", "--config", before / "config.resolved.yaml", "--output", tmp_path / "sample"]
+    with mock.patch.object(products, "onednn_linear", wraps=upstream.onednn_linear) as multiply:
+        status, remarks = run_here(*words, "--training.matrix-products", "onednn")
+    assert status == 0, remarks
+    assert multiply.call_count > 0
+    texts = [(run / "final" / "pairs.jsonl").read_text() for run in (before, tmp_path / "sample")]
+    drawn = [
+        [one["text"] for row in map(json.loads, text.splitlines()) for one in row["completions"]] for text in texts
+    ]
+    assert drawn[0] == drawn[1]
+
+
 def test_the_key_is_written_only_where_it_is_set_and_changes_the_cache_of_references() -> None:
+    assert LoadingConfig().model_dump().keys() == {"precision", "attention", "trust_remote_code"}
     assert "matrix_products" not in OptimizerConfig().model_dump()
     assert OptimizerConfig(matrix_products="onednn").model_dump()["matrix_products"] == "onednn"
     trainer = mock.MagicMock(spec=CheckedDPOTrainer)
