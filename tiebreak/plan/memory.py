@@ -19,6 +19,10 @@ FLOAT32 = 4
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """bytes per weight: 4 bits, one byte a block of 64 for its scale, and a float32 for 256 of those (Dettmers et al. 2023,
 section 3: 4.127 bits)"""
+FOUR_BITS = 0.5 + FLOAT32 / 64
+"""the same without double quantisation: a float32 a block"""
+INT8 = 1.0
+"""LLM.int8 (Dettmers et al. 2022): its float32 for each row is left out"""
 HEAD_CHUNK = 256
 """tokens whose logits are computed at once (tiebreak.packed.lm_head.CHUNK_TOKENS)"""
 LOGITS_AT_ONCE = 3
@@ -72,7 +76,8 @@ class Numbers:
     """bytes of a weight and of an activation"""
     mixed: bool
     """float32 adapters beside half-precision weights: autocast"""
-    quantized: bool = False
+    quantized: float = 0.0
+    """bytes of a weight in the blocks' linear layers, where they are held in fewer bits; 0: they are not"""
     fused: bool = True
     checkpointing: bool = False
     rank: int = 0
@@ -81,14 +86,16 @@ class Numbers:
 
 
 def weight_bytes(shape: Shape, numbers: Numbers, *, scores: bool = False) -> float:
-    """Base weights; a reward model has no language-model head.
+    """Base weights; a reward model has no language-model head. Beside quantised layers, PEFT holds all others in float32.
 
     Args:
         scores: a sequence classifier.
     """
     without = shape.embedding if scores and not shape.tied else 0
-    whole = (shape.parameters - without) * numbers.size
-    return whole - shape.in_linears * (numbers.size - NF4) if numbers.quantized else whole
+    held = shape.parameters - without
+    if not numbers.quantized:
+        return held * numbers.size
+    return (held - shape.in_linears) * FLOAT32 + shape.in_linears * numbers.quantized
 
 
 def stored_per_token(shape: Shape, numbers: Numbers) -> float:

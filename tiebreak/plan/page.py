@@ -63,7 +63,11 @@ def lines_of(plan: StagePlan) -> Iterator[str]:
 def _note(plan: StagePlan, name: str) -> str:
     setting = plan.setting
     if name == "weights":
-        kind = "NF4" if setting.numbers.quantized else {2: "bf16", 4: "float32"}[setting.numbers.size]
+        kind = (
+            setting.adapter.quantize.upper()
+            if setting.numbers.quantized
+            else {2: "bf16", 4: "float32"}[setting.numbers.size]
+        )
         shared = f", 1/{setting.hardware.count} and what is gathered" if setting.hardware.shards_weights else ""
         return f"  {kind}{shared}"
     if name == "adapters":

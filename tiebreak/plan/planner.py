@@ -19,10 +19,13 @@ from tiebreak.plan.hardware import Hardware
 from tiebreak.plan.locate import locate_shape, pinned_adapter
 from tiebreak.plan.memory import (
     FLOAT32,
+    FOUR_BITS,
     FRAGMENTED,
     HEAD_CHUNK,
     HEAP_SLACK,
+    INT8,
     MOMENTS,
+    NF4,
     Memory,
     Numbers,
     activation_bytes,
@@ -75,6 +78,8 @@ class Setting:
     """on the base weights: the one that trains, its reference, reward models'"""
     copies: int = 0
     """of the whole model beside the one that trains: its reference, reward models'"""
+    loaded_apart: int = 0
+    """reward models with quantised weights of their own"""
 
     @property
     def trained(self) -> int:
@@ -86,7 +91,7 @@ class Setting:
         """Formats, by precision and device."""
         precision = self.training.precision
         half = precision in ("bfloat16", "float16") or (precision == "auto" and self.hardware.device.is_gpu)
-        quantized, full = self.adapter.quantize != "none", trains_base(self.adapter)
+        quantized, full = quantized_bytes(self.adapter), trains_base(self.adapter)
         lora = self.adapter.method in ("lora", "qlora")
         return Numbers(
             size=2 if half else 4,
@@ -143,6 +148,13 @@ class StagePlan:
         return None if self.price is None else self.hours * self.price * self.setting.hardware.count
 
 
+def quantized_bytes(adapter: AdapterConfig) -> float:
+    """Bytes of a quantised weight; 0: they are not quantised."""
+    if adapter.quantize in ("nf4", "fp4"):
+        return NF4 if adapter.double_quantize else FOUR_BITS
+    return INT8 if adapter.quantize == "int8" else 0.0
+
+
 def trains_base(adapter: AdapterConfig) -> bool:
     """Whether the base weights themselves train."""
     return str(adapter.method) in ("full", "freeze", "frozen")
@@ -189,6 +201,7 @@ def plan_stage(
         rows.tokens,
         _adapters_of(stage, config),
         _copies_of(stage, config) if trains_base(found) else 0,
+        _reward_models(config) if stage == "ppo" and found.quantize == "int8" else 0,
     )
     memory, phase = peak(setting)
     work = work_of(setting, rows)
@@ -214,7 +227,11 @@ def _adapters_of(stage: str, config: Any) -> int:
         return 2 + guard
     if stage != "ppo":
         return 1
-    return 2 + guard + sum(reward.model is not None for reward in config.all_rewards)
+    return 2 + guard + _reward_models(config)
+
+
+def _reward_models(config: Any) -> int:
+    return sum(reward.model is not None for reward in config.all_rewards)
 
 
 def _copies_of(stage: str, config: Any) -> int:
@@ -262,7 +279,9 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
         trained * (MOMENTS[setting.training.optimizer] + copies) / (hardware.count if hardware.shards_optimizer else 1)
     )
     return Memory(
-        weights=here + setting.copies * shape.parameters * FLOAT32,
+        weights=here
+        + setting.copies * shape.parameters * FLOAT32
+        + setting.loaded_apart * weight_bytes(shape, numbers, scores=True),
         adapters=held / parts,
         gradients=gradients,
         optimizer=0 if hardware.offloads_optimizer else optimizer,

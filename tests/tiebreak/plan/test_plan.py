@@ -13,14 +13,17 @@ from support import REPOSITORY, run_here, write_config, write_rows
 
 from preference.configuration import DPOConfig, PPOConfig
 from sft.configuration import SFTConfig
-from tiebreak.config import AdapterConfig
+from tiebreak.config import AdapterConfig, OptimizerConfig
 from tiebreak.errors import ConfigError, ModelError
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_policy
+from tiebreak.models.tokenizers import load_tokenizer
 from tiebreak.plan.devices import Device, find_device
 from tiebreak.plan.hardware import Hardware, spread_by
 from tiebreak.plan.locate import locate_shape
 from tiebreak.plan.memory import NF4, Numbers, activation_bytes, cache_bytes, stored_per_token, weight_bytes
 from tiebreak.plan.page import gib, warning
-from tiebreak.plan.planner import StagePlan, plan_stage
+from tiebreak.plan.planner import StagePlan, plan_stage, quantized_bytes
 from tiebreak.plan.shape import Shape, read_shape, to_shape
 from tiebreak.plan.tables import PAGE, consumer_plan, filled, shape_named
 from tiebreak.plan.trained import trained_parameters
@@ -127,7 +130,7 @@ def test_bytes_by_hand() -> None:
     assert shape.parameters == 10 * 4 + 2 * (120 + 8) + 4
     plain, half = Numbers(size=4, mixed=False, rank=3), Numbers(size=2, mixed=True, rank=3, fused=False)
     assert weight_bytes(shape, plain) == 4 * 300
-    assert weight_bytes(shape, Numbers(size=2, mixed=True, quantized=True)) == pytest.approx(2 * 60 + 240 * NF4)
+    assert weight_bytes(shape, Numbers(size=2, mixed=True, quantized=NF4)) == pytest.approx(4 * 60 + 240 * NF4)
     # norms' and projections' inputs 4d; q, k, v, and the output twice 5d; gate and up 2f; rank 3 on 7 layers
     assert stored_per_token(shape, plain) == 4 * (4 * 4 + 5 * 4 + 2 * 6 + 3 * 7)
     assert stored_per_token(shape, half) == 2 * (6 * 4 + 5 * 4 + 4 * 6 + 3 * 7) + 4 * 2 * 4
@@ -236,8 +239,38 @@ def test_the_largest_pass_fits_and_a_larger_one_does_not() -> None:
 def test_qlora_of_7b_fits_on_a_consumer_gpu_in_every_stage() -> None:
     plans = {stage: consumer_plan(stage) for stage in ("sft", "reward", "dpo", "ppo")}
     assert all(plan.fits for plan in plans.values())
-    # 6.98 billion weights of the blocks at 4.127 bits, embedding and head in bf16
-    assert plans["sft"].memory.weights == pytest.approx(6_979_321_856 * NF4 + 2 * 262_410_240, rel=1e-6)
+    # 6.98 billion weights of the blocks at 4.127 bits, embedding and head in float32
+    assert plans["sft"].memory.weights == pytest.approx(6_979_321_856 * NF4 + 4 * 262_410_240, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind", [{"quantize": "nf4"}, {"quantize": "fp4", "double_quantize": False}, {"quantize": "int8"}]
+)
+def test_quantised_weights_take_the_bytes_of_the_loaded_model(tiny_model: Path, kind: dict[str, Any]) -> None:
+    """The oracle is bitsandbytes' tensors, their scales with them."""
+    adapter = AdapterConfig.model_validate({"r": 4, **kind})
+    source, training = find_model(str(tiny_model)), OptimizerConfig(precision="bfloat16")
+    model = load_policy(source, training, adapter, load_tokenizer(source)).get_base_model()
+    found = 0
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            found += parameter.numel() * parameter.element_size()
+            state: Any = getattr(parameter, "quant_state", None)
+            nested = [state.state2.absmax] if state is not None and state.nested else []
+            found += sum(t.numel() * t.element_size() for t in ([state.absmax, *nested] if state is not None else []))
+    numbers = Numbers(size=2, mixed=True, quantized=quantized_bytes(adapter))
+    assert weight_bytes(locate_shape(str(tiny_model)), numbers) == pytest.approx(found, rel=1e-3)
+
+
+def test_a_reward_model_on_int8_weights_is_a_second_model() -> None:
+    values = {"output": "x", "policy": "x", "prompts": "p.jsonl", "training": {"tokens_per_pass": 64}}
+    shape, cpu = small(), Hardware(find_device("cpu"))
+    for quantize, models in (("nf4", 1), ("int8", 2)):
+        scored = PPOConfig.model_validate({**values, "reward_model": "r", "adapter": {"quantize": quantize}})
+        one = weight_bytes(shape, Numbers(size=4, mixed=False, quantized=quantized_bytes(scored.adapter)))
+        head = shape.embedding * 4 if not shape.tied else 0
+        assert plan_stage("ppo", scored, cpu, shape=shape).memory.weights == models * one - (models - 1) * head
 
 
 def test_ppo_counts_its_four_roles_and_gathers_sharded_weights_to_sample() -> None:
