@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from evaluation.benchmarks import find_tasks, run_benchmarks
+from evaluation.canaries import find_canaries, measure_canaries
 from evaluation.configuration import EvaluateConfig
 from evaluation.gate import read_gate, require_gate
 from evaluation.measuring import (
@@ -102,6 +103,8 @@ def measure_policies(config: EvaluateConfig) -> Path:
             }
         if tasks is not None:
             further["benchmarks"] = run_benchmarks(config, run, tasks)
+        if canaries := find_canaries(list(config.policies.values())):
+            further["canaries"] = measure_canaries(config, run, canaries)
         if not is_main_process():
             return run.folder
         first = yardstick or measures[0]
@@ -435,7 +438,7 @@ def to_rows(config: EvaluateConfig, prompts: list[Prompt], answers: dict[str, li
 
 Further = dict[str, Any]
 """of several yardsticks: their facts, the policies' figures, and the gaps between counterfactual prompts; the figures of
-benchmarks"""
+benchmarks and of canaries"""
 
 
 def to_report(
@@ -451,6 +454,7 @@ def to_report(
         | named_source(config.policies[name], config.training.trust_remote_code)
         | ({"yardsticks": further["figures"][name]} if "figures" in further else {})
         | ({"benchmarks": further["benchmarks"][name]} if "benchmarks" in further else {})
+        | ({"canaries": further["canaries"][name]} if "canaries" in further else {})
         for name, own in by_policy.items()
     }
     named = {key: further[key] for key in ("yardsticks", "gaps") if further.get(key)}

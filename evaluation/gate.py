@@ -27,7 +27,8 @@ from tiebreak.measures.ratings import MANY_PROMPTS, length_controlled, outcomes_
 from tiebreak.measures.yardsticks.wording import refuses
 from tiebreak.page.numbers import number, percent
 from tiebreak.records import write_json
-from tiebreak.runs.chain import InputFinder
+from tiebreak.runs.chain import InputFinder, manifest_chain
+from tiebreak.runs.requirements import remarks
 from tiebreak.terminal import say
 
 GATE_FILE = "gate.json"
@@ -63,6 +64,8 @@ class Gate(Section):
     """largest share of answers that reach the limit of tokens"""
     length_growth: float | None = Field(default=None, ge=-1)
     """largest growth of the mean length over the baseline's; 0.5: half as long again"""
+    exposure: float | None = Field(default=None, ge=0)
+    """largest mean exposure of planted canaries, in bits; chance gives 1.4"""
     slices: dict[str, float] = {}
     """tag or source of prompts → least lower end of the win rate's interval on them"""
     figures: dict[str, Bounds] = {}
@@ -98,15 +101,18 @@ def require_gate(file: str, folder: str) -> None:
     """
     evaluation = read_evaluation(folder)
     gate = read_gate(file, list(evaluation.policies))
-    found = list(check(gate, evaluation))
+    found, missing = list(check(gate, evaluation)), _remarks(folder)
     write_json(
         Path(folder) / GATE_FILE,
         {
             "gate": gate.model_dump(mode="json"),
             "met": all(one.met for one in found),
             "requirements": [asdict(one) for one in found],
+            "remarks": missing,
         },
     )
+    for remark in missing:
+        say(f"  {remark}")
     missed = [one for one in found if not one.met]
     if missed:
         reasons = "\n".join(f"  {one.name}: {one.words}" for one in missed)
@@ -116,6 +122,11 @@ def require_gate(file: str, folder: str) -> None:
     say(f"{label(gate.policy)} meets {file}: {counted(len(found), 'requirement')}")
     for one in found:
         say(f"  {one.name}: {one.words}")
+
+
+def _remarks(folder: str) -> list[str]:
+    """What a reader of the gate must know of the data: personal data that was not looked for."""
+    return remarks(manifest_chain(folder, as_far_as_known=True))
 
 
 def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
@@ -133,6 +144,8 @@ def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
         yield _at_most("refusals", sum(refuses(one.text) for one in answers) / len(answers), gate.refusals, percent)
     if gate.cut_off is not None:
         yield _at_most("cut off", figures.get("unfinished_share"), gate.cut_off, percent)
+    if gate.exposure is not None:
+        yield _at_most("exposure of canaries, bits", figures.get("canaries.exposure_mean"), gate.exposure, number)
     yield from _slices(gate, evaluation, mine, base)
     before = _figures(evaluation, evaluation.baseline) if base else {}
     for name, bounds in gate.figures.items():

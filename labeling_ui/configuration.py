@@ -106,7 +106,8 @@ class LabelConfig(StageConfig):
     classes: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
     """classify: the two to nine classes"""
     require: list[Requirement] = Field(default_factory=list, exclude_if=lambda required: not required)
-    """required processing of the pairs. anonymised: they may come only from prepare runs with the step anonymise"""
+    """required processing of the pairs. anonymised: they may come only from prepare runs with the step anonymise. The store
+    then refuses all other pairs, uploaded and imported ones too"""
     converse: ConverseConfig | None = None
     """raters write, two policies answer, and the conversation continues with the better answer"""
     store: str | None = None

@@ -133,6 +133,7 @@ def label_by_simulation(config: LabelConfig) -> None:
             return
         store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
         refuse_people(store)
+        store.require(config.require)
         add_pairs(store, config, pairs)
         add_judges(store, config)
         simulate(store, config.simulate or SimulateConfig(), config.config_folder)
@@ -392,6 +393,7 @@ def _prepare_store(
             f"with 'tiebreak raters add NAME --role lead --store {store.url}'"
         )
     store.keep_scales(config.asked)
+    store.require(config.require)
     new = add_pairs(store, config, pairs) + add_answers(store, config, answers)
     add_judges(store, config)
     if store.lacks_log():

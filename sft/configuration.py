@@ -114,6 +114,17 @@ class BalanceConfig(Section):
     """random seed of the topics"""
 
 
+class CanaryConfig(Section):
+    """Invented facts to plant in the data: `tiebreak evaluate` measures whether a policy memorised them."""
+
+    count: int = Field(default=4, ge=1, le=32)
+    """number of canaries, each an invented telephone number of a team"""
+    repeats: int = Field(default=4, ge=1, le=256)
+    """number of rows that contain each canary"""
+    seed: int = Field(default=0, ge=0)
+    """random seed of the numbers"""
+
+
 STEPS = {
     "repair": "sft.steps.repair:Repair",
     "language": "sft.steps.language:Language",
@@ -163,14 +174,30 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     """settings of the step `anonymise`"""
     balance: BalanceConfig = BalanceConfig()
     """settings of the step `balance`"""
+    licences: dict[str, str] = Field(default_factory=dict, exclude_if=lambda named: not named)
+    """source → its licence, for the data report and the data sheet. Without an entry, it is read from a LICENSE file beside
+    the source"""
+    canaries: CanaryConfig | None = Field(default=None, exclude_if=lambda planted: planted is None)
+    """plant invented facts in the training data, to measure what a policy memorises; null: none"""
 
-    kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed", "anonymise.seed", "balance.seed"})
+    kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed", "anonymise.seed", "balance.seed", "canaries.seed"})
     """runs of different seeds must have the same rows and hold out the same prompts, or their figures cannot be compared"""
 
     @model_validator(mode="after")
     def _something(self) -> PrepareConfig:
         if not self.prompts and not self.demonstrations:
             raise ValueError("neither prompts nor demonstrations: name at least one file")
+        if self.canaries is not None and not self.demonstrations:
+            raise ValueError("canaries: they are demonstrations, and there are no others: name some, or plant none")
+        return self
+
+    @model_validator(mode="after")
+    def _licences_of_sources(self) -> PrepareConfig:
+        sources = [*self.prompts, *self.demonstrations]
+        for source in self.licences:
+            if source not in sources:
+                near = difflib.get_close_matches(source, sources, 1) or sources[:1]
+                raise ValueError(f"licences: {source!r} is none of the sources: did you mean {near[0]!r}?")
         return self
 
     @field_validator("steps")
@@ -189,6 +216,10 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
             raise ValueError(f"{', '.join(twice)} twice: each step once")
         if {"anonymise", "balance"} <= {*steps} and steps.index("balance") < steps.index("anonymise"):
             raise ValueError("balance before anonymise: names could name a topic; put balance after it")
+        if {"anonymise", "repair"} <= {*steps} and steps.index("anonymise") < steps.index("repair"):
+            raise ValueError(
+                "anonymise before repair: repair uncovers personal data, such as anna&#64;example.org; put it first"
+            )
         return steps
 
     @model_validator(mode="after")

@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sft.canaries import facts, in_clear, planted, write_canaries
 from sft.configuration import PrepareConfig, SplitShares
+from sft.distributions import Counts, counted_rows, distributions, stride_of
 from sft.duplicates import (
     Codes,
     DroppedRow,
@@ -37,14 +39,16 @@ from sft.duplicates import (
     find_duplicates,
     prompt_number,
 )
+from sft.licences import licences_of
 from sft.measuring import Lengths, drop_long
-from sft.page import build_page
 from sft.reading import ReadRows, file_names, read_sources
+from sft.report.page import SourceFacts, build_page
 from sft.steps.running import KINDS, Journal, run_steps
 from sft.steps.step import build_steps
 from sft.store import WORK, RowFiles, RowPart, Store, Summary
 from tiebreak.command.launch import stage_main
 from tiebreak.errors import TiebreakError
+from tiebreak.measures.canaries import Canary, is_canary
 from tiebreak.records import (
     Demonstration,
     Prompt,
@@ -57,6 +61,8 @@ from tiebreak.runs.requirements import ANONYMISED
 from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import tracked
+
+DISTRIBUTIONS = "distributions.json"
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -92,7 +98,9 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
     keep[[one.number for one in dropped]] = False
     lengths = drop_long(rows, keep, config, work)
     dropped += lengths.dropped
-    counts = write_rows(rows, keep, assign_splits(compared, keep, config.split), compared, work, run.final)
+    canaries = planted(config.canaries)
+    splits = assign_splits(compared, keep, config.split)
+    counts, after = write_rows(rows, keep, splits, compared, work, run.final, canaries)
     names = file_names([*config.prompts, *config.demonstrations])
     written = {"dropped": _listed(journal, rows, dropped, names)}
     if steps:
@@ -102,12 +110,22 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
     if "balance" in config.steps:
         write_jsonl(run.final / "gaps.jsonl", journal.gap_lines())
     report = data_report(read, journal, dropped, counts, lengths)
+    if canaries:
+        write_canaries(run.final, canaries, counts["canaries"])
+        report["canaries"] = facts(canaries, counts["canaries"])
+        run.facts |= {"canaries": report["canaries"]}
     write_json(run.final / "report.json", report)
     run.facts |= {"counts": report["counts"], "data": data_facts(report)}
     run.facts |= {ANONYMISED: how} if (how := _anonymised(journal)) else {}
-    inputs = {name: one.source for name, one in run.inputs.items() if name.startswith("data_")}
+    licences = licences_of(config)
+    run.facts |= {"licences": {names[source]: licence for source, licence in licences.items() if licence}}
     shown = {kind: _lines_of(run.final / f"{kind}.jsonl") for kind in KINDS}
-    page = build_page(report, inputs, shown["changed"], shown["dropped"], shown["flagged"])
+    drawn = distributions(read.distributions, after)
+    write_json(run.folder / DISTRIBUTIONS, drawn)  # beside the report: files of final/ decide the run's id
+    sources = [SourceFacts(source, read.by_source[source], licence) for source, licence in licences.items()]
+    page = build_page(
+        {**report, "usable": len(read.rows)}, drawn, sources, shown["changed"], shown["dropped"], shown["flagged"]
+    )
     write_text_atomically(run.folder / "report.html", page)
     return report
 
@@ -115,7 +133,7 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
 def _anonymised(journal: Journal) -> dict[str, str]:
     """How the rows were anonymised, for the manifest; empty if they were not."""
     facts = next((tally.facts for tally in journal.tallies if "mode" in tally.facts), {})
-    return {key: str(facts[key]) for key in ("mode", "names") if key in facts}
+    return {key: str(facts[key]) for key in ("mode", "names", "kinds") if key in facts}
 
 
 def _by_name(entry: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
@@ -216,9 +234,19 @@ def _shared_out(
 
 
 def write_rows(
-    rows: RowFiles, keep: Mask, splits: NDArray[np.int8], compared: Table, work: Store, final: Path
-) -> Summary:
-    """Write prompts.jsonl (each prompt once) and demonstrations.jsonl; returns the rows by split, and the tags."""
+    rows: RowFiles,
+    keep: Mask,
+    splits: NDArray[np.int8],
+    compared: Table,
+    work: Store,
+    final: Path,
+    canaries: Sequence[Canary] = (),
+) -> tuple[Summary, list[Counts]]:
+    """Write prompts.jsonl (each prompt once, canaries' left out) and demonstrations.jsonl.
+
+    Returns:
+        the rows by split, the tags, and the rows that contain a canary's number; and the distributions of the parts.
+    """
     kept = np.flatnonzero(keep)
     _, first = np.unique(compared.prompts[kept], return_index=True)
     is_first = np.zeros(len(keep), dtype=bool)
@@ -229,31 +257,38 @@ def write_rows(
         part, numbers = task
         prompts: list[Prompt] = []
         shown: list[Demonstration] = []
+        rows_kept: list[Prompt | Demonstration] = []
         for number, row in zip(range(numbers.start, numbers.stop), part, strict=True):
             if not keep[number]:
                 continue
             prompt = last.get(row.prompt.id, row.prompt).model_copy(update={"split": SPLITS[splits[number]]})
-            if is_first[number]:
+            if is_first[number] and not is_canary(prompt):
                 prompts.append(prompt)
             if isinstance(row.record, Demonstration):
                 shown.append(row.record.model_copy(update={"prompt": prompt}))
+            if not is_canary(prompt):
+                rows_kept.append(row.record)
         write_jsonl(stem.with_suffix(".prompts"), prompts)
         write_jsonl(stem.with_suffix(".demonstrations"), shown)
         return {
             "prompts": Counter(prompt.split for prompt in prompts),
             "demonstrations": Counter(one.prompt.split for one in shown),
             "tags": Counter(tag for prompt in prompts for tag in prompt.tags),
+            "canaries": Counter(team for one in shown if is_canary(one.prompt) for team in in_clear(one, canaries)),
+            "distributions": counted_rows(rows_kept[::stride]),
         }
 
-    opened = work.begin("write")
-    counts: dict[str, Counter[str]] = {"prompts": Counter(), "demonstrations": Counter(), "tags": Counter()}
+    opened, stride = work.begin("write"), stride_of(len(kept))
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("prompts", "demonstrations", "tags", "canaries")}
+    after: list[Counts] = []
     for one in opened.work(of_part, rows.slices(), len(rows), "rows written", lambda task: len(task[0])):
         for name, counter in counts.items():
             counter.update(one[name])
+        after.append(one["distributions"])
     for name in ("prompts", "demonstrations"):
         parts = (opened.folder / f"{number:05d}.{name}" for number in range(len(rows.parts)))
         _join(parts, final / f"{name}.jsonl")
-    return counts
+    return counts, after
 
 
 def _last_prompts(rows: RowFiles, kept: Numbers, compared: Table) -> dict[str, Prompt]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sft import store
+from sft.canaries import planted, rows_of
 from sft.configuration import PrepareConfig
+from sft.distributions import Counts, counted_rows, stride_of
 from sft.normalising import normalise_completion, normalise_prompt
 from sft.steps.step import Row
 from sft.store import Pass, RowFiles, Store, Summary, write_rows
@@ -41,6 +43,8 @@ class ReadRows:
     rows: RowFiles
     read: Counter[str] = field(default_factory=Counter)
     normalised: int = 0
+    distributions: list[Counts] = field(default_factory=list)
+    by_source: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Source:
     has_splits: bool
     tables: tuple[Piece, ...]
     """its pieces, where they are in memory already"""
+    planted: bool = False
+    """rows of ours, in our own columns"""
 
     def pieces(self) -> Iterable[Piece]:
         """All its pieces."""
@@ -85,7 +91,8 @@ def read_sources(config: PrepareConfig, work: Store, run: Run | None = None) -> 
     readings = []
     for one in summary["sources"]:
         try:
-            require_columns(_columns(one["pieces"]), rules, one["source"])
+            if not one["planted"]:
+                require_columns(_columns(one["pieces"]), rules, one["source"])
         except DataError as error:
             faults.append(str(error))
             continue
@@ -104,9 +111,12 @@ def read_sources(config: PrepareConfig, work: Store, run: Run | None = None) -> 
     found = opened.rows([one["stored"] for one in parts])
     kept = tuple(replace(part, without=frozenset(leaked.get(number, ()))) for number, part in enumerate(found.parts))
     read: Counter[str] = Counter()
+    by_source: Counter[str] = Counter()
     for reading in readings:
         read[reading.wanted] += reading.rows
-    return ReadRows(RowFiles(kept), read, sum(one["normalised"] for one in parts))
+        by_source[reading.source] += reading.rows
+    counts = [one["distributions"] for one in parts]
+    return ReadRows(RowFiles(kept), read, sum(one["normalised"] for one in parts), counts, by_source)
 
 
 def _read_all(config: PrepareConfig, opened: Pass, rules: Rules) -> Summary:
@@ -122,19 +132,29 @@ def _read_all(config: PrepareConfig, opened: Pass, rules: Rules) -> Summary:
             sources.append(Source(len(sources), path, kind, names[path], *_scanned(path, kind, rules)))
         except DataError as error:
             faults += error.faults or [str(error)]
+    if canaries := planted(config.canaries):
+        rows = rows_of(canaries)
+        piece = Piece("", rows=rows)
+        sources.append(
+            Source(len(sources), "canaries", "demonstrations", "canaries", len(rows.rows), True, (piece,), True)
+        )
 
     def tasks() -> Iterator[tuple[Source, Piece]]:
         for source in sources:
             yield from ((source, piece) for piece in source.pieces())
 
+    rows_of_all = sum(source.size for source in sources)
+    stride = stride_of(rows_of_all)
     summaries = opened.work(
-        lambda task, stem: _read_part(*task, rules, stem),
+        lambda task, stem: _read_part(*task, rules, stem, stride),
         tasks(),
-        sum(source.size for source in sources),
+        rows_of_all,
         "rows read",
         lambda task: task[1].size,
     )
-    listed: list[Summary] = [{"source": one.path, "wanted": one.wanted, "pieces": []} for one in sources]
+    listed: list[Summary] = [
+        {"source": one.path, "wanted": one.wanted, "planted": one.planted, "pieces": []} for one in sources
+    ]
     for one in summaries:
         listed[one.pop("source")]["pieces"].append(one)
     summary = {"sources": listed, "faults": faults}
@@ -147,12 +167,12 @@ _LETTERS_OF_SPLIT = re.compile(rb"split|\\u00(?:73|70|6c|69|74)", re.IGNORECASE)
 
 def _scanned(path: str, wanted: RecordKind, rules: Rules) -> tuple[int, bool, tuple[Piece, ...]]:
     """(the number of lines or rows, whether a row names its split, the pieces if they are in memory)."""
-    size, has_splits, lines = 0, False, False
+    size, has_splits, again = 0, False, False
     tables: list[Piece] = []
     for piece in pieces_of(path, wanted, store.PART_ROWS):
         size += piece.size
-        lines = lines or bool(piece.lines)
-        tables = [] if lines else [*tables, piece]
+        again = again or bool(piece.lines) or (piece.is_read_again and size > store.PART_ROWS)
+        tables = [] if again else [*tables, piece]
         if not has_splits and (piece.split or _may_name_split(piece, rules)):
             has_splits = names_split(piece.table(), rules)
     return size, has_splits, tuple(tables)
@@ -167,8 +187,10 @@ def _may_name_split(piece: Piece, rules: Rules) -> bool:
     )
 
 
-def _read_part(source: Source, piece: Piece, rules: Rules, stem: Path) -> Summary:
+def _read_part(source: Source, piece: Piece, rules: Rules, stem: Path, stride: int) -> Summary:
     table = piece.table()
+    if source.planted:
+        rules = replace(rules, columns={})
     reading = read_piece(source.path, source.wanted, table, rules, source.has_splits)
     normalised = _normalise_drafts(reading, source.name)
     there, fields = columns_of(table, rules)
@@ -183,6 +205,7 @@ def _read_part(source: Source, piece: Piece, rules: Rules, stem: Path) -> Summar
         "ignored": reading.ignored,
         "columns": [sorted(there), sorted(fields)],
         "normalised": normalised,
+        "distributions": counted_rows(row.record for row in rows[::stride]) if not source.planted else {},
         "named": [[n, d.where, d.prompt, d.split] for n, d in enumerate(reading.drafts) if d.split is not None],
     }
 

@@ -16,7 +16,7 @@ from evaluation.compare.curves import Curve, Panel, base_name, read_panels, rewa
 from evaluation.compare.reading import Answer
 from evaluation.compare.samples import Sample, missed
 from evaluation.compare.words import edge, label
-from evaluation.compare.yardsticks import benchmarks_part, gaps_part, yardsticks_part
+from evaluation.compare.yardsticks import benchmarks_part, canaries_part, gaps_part, yardsticks_part
 from tiebreak.page.charts import Scale, change_scale, count_bar, outcome_bar, share_bar, swatch, value_scale, whisker
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
@@ -75,6 +75,7 @@ def build_page(report: Report, trained: Sequence[LoggedRun], samples: Sequence[S
         ("figures", "Policies", _policies(report, marks, measure)),
         ("yardsticks", "Other yardsticks", yardsticks_part(report, marks)),
         ("benchmarks", "Benchmarks", benchmarks_part(report, marks)),
+        ("canaries", "Memorised canaries", canaries_part(report, marks)),
         ("gaps", "Counterfactual prompts", gaps_part(report, marks)),
         ("against", "Side by side with other evaluations", _against(report, marks, measure)),
         ("changes", "What each stage changed", _changes(report, marks, measure)),

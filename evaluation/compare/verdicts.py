@@ -97,6 +97,7 @@ def headline(
         "caveats": [
             *_caveats(evaluations, kinds),
             *_synthetic_caveats(links),
+            *_canary_caveats(evaluations),
             *_reward_caveats(links),
             *_implicit_reward_caveats(links, evaluations, chains),
             *_guard_caveats(links),
@@ -198,6 +199,22 @@ def _synthetic_caveats(links: Sequence[Link]) -> list[str]:
             unseen = facts["rows"] - facts["reviewed"]
             seen = "all of them reviewed" if not unseen else f"{unseen} of them reviewed by nobody (review: none)"
             rows.append(f"{facts['rows']} of the {facts['of']} rows of {link.stage} are synthetic, {seen}.")
+    return rows
+
+
+def _canary_caveats(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Policies that memorised planted facts: they will have memorised real ones too."""
+    rows = []
+    for where, evaluation in evaluations.items():
+        for name, figures in evaluation.policies.items():
+            found = (figures.model_extra or {}).get("canaries")
+            if found and found["memorised"]:
+                who = label(name) if len(evaluations) == 1 else f"{where}: {label(name)}"
+                rows.append(
+                    f"{who} memorised planted canaries: their exposure is {number(found['exposure_mean'])} bits on average "
+                    f"({number(found['exposure_of_chance'])} by chance, p = {p_value(found['chance_probability'])}). "
+                    "Expect the same of rare facts in the real rows."
+                )
     return rows
 
 

@@ -75,6 +75,7 @@ from labeling_ui.store.work.scales import SCALES, keep_scales
 from labeling_ui.store.work.standing import Attempt, Standing, is_tested, present_attempt, set_standing
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, read_judgment, read_pair
 from tiebreak.records import ExportedJudgment, Judgment, Pair
+from tiebreak.runs.requirements import Requirement
 
 RaterKind = Literal["human", "simulated", "model"]
 Role = Literal["rater", "reviewer", "observer", "lead"]
@@ -132,6 +133,16 @@ class SessionRules:
         """When a session ends if nothing more is done in it."""
         idle = active_at_ms + self.idle_minutes * 60_000 if self.idle_minutes else began_at_ms + self.most_ms
         return min(began_at_ms + self.most_ms, idle)
+
+
+_NOT_OF_THE_CAMPAIGN = (
+    campaign.CONFIGURED,
+    campaign.REQUIRES,
+    SERVED,
+    inspection.INSPECTION,
+    exported.EXPORTED,
+    SCALES,
+)
 
 
 class Store:
@@ -329,6 +340,15 @@ class Store:
         about = Source(source, source_id, ranking)
         return self.transact(lambda tx: campaign.add_pairs(tx, pairs, batched, seed=seed, source=about, url=self.url))
 
+    def require(self, requirements: Sequence[Requirement]) -> None:
+        """Demand that the sources of all pairs meet requirements, from now on, whatever adds them.
+
+        Raises:
+            HandoffError: a source that is there does not.
+        """
+        if requirements:
+            self.transact(lambda tx: campaign.set_requirements(tx, requirements))
+
     def add_lot(
         self,
         answers: Sequence[SingleAnswer],
@@ -379,11 +399,7 @@ class Store:
         """The store's settings: overlap, seed, and `sources`, [source, id] of the pairs."""
         with self.reading() as connection:
             rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
-        return {
-            row.name: json.loads(row.value)
-            for row in rows
-            if not row.name.startswith((campaign.CONFIGURED, SERVED, inspection.INSPECTION, exported.EXPORTED, SCALES))
-        }
+        return {row.name: json.loads(row.value) for row in rows if not row.name.startswith(_NOT_OF_THE_CAMPAIGN)}
 
     def sources_of_single_answers(self) -> set[str]:
         """The ids of the sources whose rows are single answers."""

@@ -103,6 +103,7 @@ class Anonymise(Step):
             "unsure": unsure,
             "mode": self.settings.mode,
             "names": "sought" if self.detector.names else NAMES_NOT_SOUGHT,
+            **({"kinds": ", ".join(sorted(self.settings.kinds))} if self.settings.kinds else {}),
         }
         if self.map is not None:
             write_map(self.map, self.kept or {ALL_DATA: self.everywhere.values}, self.secret)

@@ -15,6 +15,7 @@ from typing import Any
 
 from sft.configuration import PrepareConfig
 from sft.steps.step import Ledger, Row, Step, require_package
+from tiebreak.measures.canaries import is_canary
 
 LENGTHS = ((20, "up to 20 words"), (50, "21 to 50 words"), (150, "51 to 150 words"), (math.inf, "over 150 words"))
 MOST_TOPICS = 24
@@ -45,7 +46,7 @@ class Balance(Step):
         self.languages = require_package("py3langid", "balance")
 
     def run(self, rows: Sequence[Row], ledger: Ledger) -> Sequence[Row]:
-        unique = {row.prompt.id: (row.prompt_text, row.prompt.tags) for row in rows}
+        unique = {row.prompt.id: (row.prompt_text, row.prompt.tags) for row in rows if not is_canary(row.prompt)}
         ordered = [unique[identity] for identity in sorted(unique)]
         texts, tags = [text for text, _ in ordered], [of_row for _, of_row in ordered]
         topics = topics_of(texts, self.settings.topics, self.settings.seed)

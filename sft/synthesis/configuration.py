@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tiebreak.config import LoadingConfig, SamplingConfig, StageConfig, refuse_unread
 from tiebreak.endpoint.configuration import AskingConfig, EndpointConfig
+from tiebreak.runs.requirements import Requirement
 
 PAPERS = {
     "self-instruct": "Wang et al. 2023, Self-Instruct",
@@ -41,6 +42,9 @@ class SynthesiseConfig(StageConfig):
     """real prompts, likewise; rows of the test split are only used for comparison"""
     against: list[str] = []
     """further test sets, whose prompts must not be generated"""
+    require: list[Requirement] = Field(default_factory=list, exclude_if=lambda required: not required)
+    """required processing of the real rows, which the writer is shown. anonymised: demonstrations, prompts and gaps may
+    come only from prepare runs with the step anonymise"""
     gaps: str | None = None
     """gap-cards: a prepare run with the step balance, or its gaps.jsonl"""
     templates: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sft.page import shortened
+from sft.report.examples import shortened
 from tiebreak.page.charts import count_bar
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from sft.duplicates import trigrams
@@ -25,9 +26,10 @@ from sft.synthesis.methods import Draft, Material, draft_rows
 from sft.synthesis.page import build_page
 from sft.synthesis.writers import Writer, Written, build_writer
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import Rules, is_run, read, read_own, read_rows
+from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_own, read_rows
 from tiebreak.data.synthetic import SYNTHETIC, UNREVIEWED
 from tiebreak.errors import ConfigError, DataError, counted
+from tiebreak.measures.canaries import CANARY
 from tiebreak.records import (
     Completion,
     Demonstration,
@@ -42,6 +44,7 @@ from tiebreak.records import (
     write_jsonl,
     write_text_atomically,
 )
+from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import tracked
@@ -70,6 +73,8 @@ class Made:
 
 def synthesise(config: SynthesiseConfig) -> None:
     """The stage."""
+    for source in (*config.demonstrations, *config.prompts, *([config.gaps] if config.gaps else [])):
+        require(config.require, source)
     writer = build_writer(config)
     with start_run(config, "synthesise") as run, tracked(run):
         if run.finished:
@@ -77,7 +82,8 @@ def synthesise(config: SynthesiseConfig) -> None:
             return
         material, tests = read_material(config)
         drafts = draft_rows(config, material)
-        made, dropped = make(config, run, writer, drafts, Screen(material, tests, config.near_duplicate))
+        screen = Screen(material, tests, config.near_duplicate, read_test_answers(config))
+        made, dropped = make(config, run, writer, drafts, screen)
         write_rows(config, run, made, writer.name if writer else "")
         write_jsonl(run.final / "dropped.jsonl", dropped)
         report = build_report(config, writer, drafts, made, dropped, material)
@@ -104,7 +110,7 @@ def read_material(config: SynthesiseConfig) -> tuple[Material, list[Prompt]]:
     tests = [one for one in everything if one.split == "test"]
     for source in config.against:
         tests += _records(source, "prompts")
-    seeds = {one.id: one for one in everything if one.split == "train" and SYNTHETIC not in one.tags}
+    seeds = {one.id: one for one in everything if one.split == "train" and not {SYNTHETIC, CANARY} & {*one.tags}}
     shown = {content_id(one.prompt.id, one.text): one for one in demonstrations if one.prompt.id in seeds}
     gaps = [row for _, row in read_rows(config.gaps, "gaps.jsonl")] if config.gaps else []
     if config.gaps and not gaps:
@@ -115,6 +121,17 @@ def read_material(config: SynthesiseConfig) -> tuple[Material, list[Prompt]]:
     if not material.prompts and {*config.methods} - {"gap-cards", "templates"}:
         raise DataError("no prompts of the train split to learn from in demonstrations and prompts")
     return material, tests
+
+
+def read_test_answers(config: SynthesiseConfig) -> list[str]:
+    """The answers of test sets, which must not be generated either."""
+    own = [one for source in config.demonstrations for one in _records(source, "demonstrations")]
+    others = [one for source in config.against if _has_answers(source) for one in _records(source, "demonstrations")]
+    return [one.text for one in [*(one for one in own if one.prompt.split == "test"), *others]]
+
+
+def _has_answers(source: str) -> bool:
+    return not is_run(source) or (Path(source) / "final" / FINAL_NAMES["demonstrations"]).is_file()
 
 
 def _records(source: str, wanted: Any) -> list[Any]:
@@ -138,28 +155,22 @@ def _templates(config: SynthesiseConfig) -> list[Mapping[str, Any]]:
 # --- screening ---
 
 
-class Screen:
-    """Says why a row is not kept."""
+class Texts:
+    """Texts by their word trigrams."""
 
-    def __init__(self, material: Material, tests: Iterable[Prompt], threshold: float) -> None:
-        self.threshold = threshold
+    def __init__(self) -> None:
         self.sets: list[tuple[str, frozenset[Any]]] = []
         self.places: dict[Any, list[int]] = defaultdict(list)
-        for one in tests:
-            self.add("a test prompt", _text(one))
-        for one in material.prompts:
-            self.add("a real prompt", _text(one))
-        self.find_personal = _detector()
 
     def add(self, what: str, text: str) -> None:
-        """Add a prompt that must not be generated again."""
+        """Add a text that must not be generated again."""
         one = trigrams(text)
         for member in one:
             self.places[member].append(len(self.sets))
         self.sets.append((what, one))
 
     def nearest(self, text: str) -> tuple[float, str]:
-        """(overlap, description) of the most similar prompt."""
+        """(overlap, description) of the most similar text."""
         one, shared = trigrams(text), Counter[int]()
         for member in one:
             shared.update(self.places.get(member, ()))
@@ -167,6 +178,24 @@ class Screen:
         if best is None:
             return 0.0, ""
         return shared[best] / (len(one) + len(self.sets[best][1]) - shared[best]), self.sets[best][0]
+
+
+class Screen(Texts):
+    """Says why a row is not kept: its texts are the prompts that must not be generated again."""
+
+    def __init__(
+        self, material: Material, tests: Iterable[Prompt], threshold: float, test_answers: Iterable[str] = ()
+    ) -> None:
+        super().__init__()
+        self.threshold = threshold
+        for one in tests:
+            self.add("a test prompt", _text(one))
+        for one in material.prompts:
+            self.add("a real prompt", _text(one))
+        self.answers = Texts()
+        for text in test_answers:
+            self.answers.add("a test answer", text)
+        self.find_personal = _detector()
 
     def fault(self, draft: Draft) -> str:
         """Why a row is dropped; empty if it is kept."""
@@ -179,6 +208,10 @@ class Screen:
             return "a refusal"
         if draft.completion and trigrams(draft.completion) == trigrams(draft.prompt):
             return "the answer repeats the prompt"
+        if draft.request and overlap_of(draft.prompt, draft.request) >= self.threshold:
+            return "the request itself"
+        if draft.completion and self.answers.nearest(draft.completion)[0] >= self.threshold:
+            return "nearly the same as a test answer"
         if draft.method not in _KEEP_THE_PROMPT:
             overlap, what = self.nearest(draft.prompt)
             if overlap >= (self.threshold if what != "a real prompt" or draft.method != "typos" else 1.1):
@@ -187,6 +220,12 @@ class Screen:
         if self.find_personal is not None and draft.request and self.find_personal(written):
             return "holds personal data"
         return ""
+
+
+def overlap_of(text: str, other: str) -> float:
+    """The Jaccard overlap of their word trigrams."""
+    one, two = trigrams(text), trigrams(other)
+    return len(one & two) / len(one | two)
 
 
 _KEEP_THE_PROMPT = ("corruption",)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_strings import CLEAN, ODD
 from sentences import sentences
 from support import read_rows, write_rows
 
@@ -22,8 +23,12 @@ from sft.prepare import prepare
 from sft.steps.anonymise import Anonymise, normal_form
 from sft.steps.step import Ledger, Row, Tally
 from tiebreak.errors import ConfigError
+from tiebreak.pii.checksums import passes_luhn, passes_mod_11_10, passes_mod_97
 from tiebreak.pii.detector import Detector
 from tiebreak.pii.finding import Finding, settle, with_context
+from tiebreak.pii.patterns import PATTERNS
+from tiebreak.pii.plain import plain
+from tiebreak.pii.presidio import Presidio
 from tiebreak.records import Message, Prompt, prompt_id
 
 DETECTOR = Detector()
@@ -109,6 +114,57 @@ def _strings(value: Any) -> list[str]:
         return [value]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [text for part in parts for text in _strings(part)]
+
+
+@pytest.mark.parametrize(("kind", "value", "text"), ODD)
+def test_odd_ways_to_write_it_are_found(kind: str, value: str, text: str) -> None:
+    start = text.index(value)
+    end = start + len(value)
+    sure = [one for one in DETECTOR.find(text) if one.is_sure and one.start < end and start < one.end]
+    hidden = {place for one in sure for place in range(one.start, one.end)}
+    assert kind in {one.kind for one in sure}
+    assert {place for place in range(start, end) if not text[place].isspace()} <= hidden
+
+
+@pytest.mark.parametrize("text", CLEAN)
+def test_what_only_looks_like_it_is_left_alone(text: str) -> None:
+    assert [text[one.start : one.end] for one in DETECTOR.find(text) if one.is_sure] == []
+
+
+def test_the_plain_form_goes_back_to_the_text() -> None:
+    text = "a\u200bb ４１&#64;x％ &amp;#64; \u00a0\u0663"
+    seen = plain(text)
+    assert seen is not None
+    assert seen.text == "ab 41@x% &#64;  3"
+    assert plain("plain, with ü and 4") is None
+    for n, character in enumerate(seen.text):
+        written = text[seen.starts[n] : seen.ends[n]]
+        assert written == character or plain(written), (character, written)
+    assert seen.in_original(Finding(3, 6, "X", 1.0)) == Finding(text.index("４"), text.index("x"), "X", 1.0)
+
+
+def test_check_digits_by_hand() -> None:
+    """ISO 13616's example, ISO 7812's, and the German tax office's."""
+    assert passes_mod_97("GB29NWBK60161331926819")
+    assert not passes_mod_97("GB29NWBK60161331926818")
+    assert passes_luhn("49927398716")
+    assert not passes_luhn("49927398717")
+    assert passes_mod_11_10("86095742719")
+    assert not passes_mod_11_10("86095742718")
+
+
+_ANY_NUMBERS = st.text("0123456789 .-/:+()aAbFgTx@\n", max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_ANY_NUMBERS)
+def test_looking_at_signs_first_changes_no_finding(text: str) -> None:
+    every = re.compile("")
+    slow = Presidio(("de", "en"))
+    slow._recognisers = [(kind, every, recogniser) for kind, _, recogniser in slow._recognisers]
+    assert DETECTOR.presidio.find(text) == slow.find(text)
+    both = [(pattern.find(text, text.lower(), any(map(str.isdigit, text))), pattern.find(text)) for pattern in PATTERNS]
+    assert all(list(quick) == list(whole) for quick, whole in both)
 
 
 @pytest.mark.parametrize(

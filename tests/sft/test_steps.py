@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from support import read_rows, write_rows
 
 from sft.configuration import PrepareConfig
-from sft.page import difference
 from sft.prepare import prepare
+from sft.report.examples import difference
 from sft.steps.contamination import Index, words_of
 from sft.steps.contradictions import clash
 from sft.steps.quality import RULES, Text, compression_of, rules_of, symbol_share

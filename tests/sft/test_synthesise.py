@@ -11,10 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import REPOSITORY, TINY_TRAINING, read_rows, run_here, write_config, write_rows
+import torch
+from support import REPOSITORY, TINY_TRAINING, read_rows, run_here, run_of, write_config, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft.synthesis.methods import missing_step, platitude, with_typos, wrong_number
-from sft.synthesis.synthesise import diversity
+from sft.synthesis.configuration import SynthesiseConfig
+from sft.synthesis.methods import draft_rows, missing_step, platitude, with_typos, wrong_number
+from sft.synthesis.synthesise import diversity, read_material
+from sft.synthesis.writers import ModelWriter
 from tiebreak.data.reading import Rules, read_preferences, read_prompts
 from tiebreak.errors import HandoffError
 from tiebreak.runs.run import read_manifest
@@ -29,7 +33,11 @@ REAL = [
     }
     for n, thing in enumerate(("switch", "shade", "cable", "socket", "dimmer", "base"), start=1)
 ]
-TEST = {"prompt": "Which bulb is best for a reading corner in winter?", "split": "test"}
+TEST = {
+    "prompt": "Which bulb is best for a reading corner in winter?",
+    "completion": "A warm one of about eight hundred lumens, with a shade that spreads its light.",
+    "split": "test",
+}
 
 
 @pytest.fixture
@@ -174,12 +182,16 @@ def test_what_an_endpoint_should_not_write_is_dropped(tmp_path: Path, api: Api, 
             "x" * 5000,
             "How many lamps fit on one long table?",
             "How many lamps fit on one long table?",
-            "How many lamps fit on one long table?",  # the answer to the only one that is left
+            "",  # the request itself
+            "Is there a shade for tall lamps in red?",
+            "How many lamps fit on one long table?",  # the answer to the first of the two that are left
+            TEST["completion"],  # to the second
         ]
     )
-    api.answer = lambda prompt: next(replies)
+    api.answer = lambda prompt: next(replies) or (prompt if "one more" in prompt and next(empty) else "")
+    empty = iter([False, True])
     output = tmp_path / "made"
-    status, err = synthesise(output, *real, *by_endpoint(api), self_instruct=8)
+    status, err = synthesise(output, *real, *by_endpoint(api), self_instruct=10)
     assert status == 0, err
     dropped = [row["reason"] for row in read_rows(output / "final" / "dropped.jsonl")]
     assert dropped == [
@@ -190,7 +202,9 @@ def test_what_an_endpoint_should_not_write_is_dropped(tmp_path: Path, api: Api, 
         "holds personal data",
         "longer than 4000 characters",
         "nearly the same as an earlier synthetic prompt",
+        "the request itself",
         "the answer repeats the prompt",
+        "nearly the same as a test answer",
     ]
     assert read_rows(output / "final" / "answers.jsonl") == []
     written = "".join(file.read_text() for file in (output / "final").iterdir())
@@ -227,6 +241,47 @@ def test_an_endpoint_that_fails_is_asked_again_and_nothing_is_paid_twice(
         api.faults = lambda prompt, number, fault=fault: fault  # type: ignore[misc]
         status, err = synthesise(tmp_path / fault, *words, self_instruct=2)
         assert (status, message in err) == (2, True), err
+
+
+# --- a local model -----------------------------------------------------------------------------------------------------
+
+
+def test_a_local_model_writes_what_transformers_generates(
+    tmp_path: Path, tiny_model: Path, real: list[str | Path]
+) -> None:
+    """At temperature 0, after the chat template; a random model does not end, so that each text is cut off."""
+    output = tmp_path / "made"
+    sampling = ["--model", tiny_model, "--sampling.temperature", "0", "--sampling.max-new-tokens", "6"]
+    words = [*real, *sampling, "--batch-size", "2"]
+    status, err = synthesise(output, *words, paraphrase=3)
+    assert status == 0, err
+    report = json.loads((output / "final" / "report.json").read_text())
+    assert (report["counts"], report["dropped"]) == (
+        {"tried": 3, "kept": 0, "dropped": 3},
+        {"cut off at sampling.max_new_tokens": 3},
+    )
+    assert report["writer"] == str(tiny_model)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    config = SynthesiseConfig.model_validate(
+        {
+            "output": "x",
+            "methods": {"paraphrase": 3},
+            "demonstrations": [str(tmp_path / "real.jsonl")],
+            "model": str(tiny_model),
+            "sampling": {"temperature": 0.0, "max_new_tokens": 6},
+            "batch_size": 2,
+        }
+    )
+    material, _ = read_material(config)
+    requests = [(one.id, one.request) for one in draft_rows(config, material)]
+    written = ModelWriter(config).write(run_of(tmp_path / "w", "synthesise", config), requests, "prompts")
+    for (_, request), one in zip(requests, written, strict=True):
+        turns = [{"role": "user", "content": request}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+        expected = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        assert one.text.strip() == expected.strip()
+        assert (one.prompt_tokens, one.completion_tokens) == (ids.shape[1], 6)
 
 
 # --- nothing unreviewed in training ------------------------------------------------------------------------------------

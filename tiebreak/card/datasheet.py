@@ -91,6 +91,7 @@ def _sources(subject: Subject) -> Iterator[Fact]:
             if source.get("kind") in ("file", "data", "name"):
                 yield from fact(one, f"{one['stage']}: {name}", f"inputs/{name}/source")
                 yield from fact(one, f"{one['stage']}: {name}, sha256 or version", f"inputs/{name}/id")
+        yield from fact(one, f"{one['stage']}: licences", "licences")
 
 
 def _synthetic(subject: Subject) -> Iterator[Fact]:

@@ -29,6 +29,9 @@ _FIGURES = {
     "unfinished_share": "share of answers cut off",
     "repetition_mean": "share of repeated word sequences",
     "n_prompts": "held-out prompts",
+    "canaries/exposure_mean": "exposure of planted canaries, mean, bits",
+    "canaries/exposure_of_chance": "the same by chance, bits",
+    "canaries/memorised": "canaries memorised",
 }
 
 
@@ -57,6 +60,7 @@ def _data(subject: Subject) -> list[Fact]:
                 found += fact(one, f"{one['stage']}: {name}", f"inputs/{name}/source")
                 found += fact(one, f"{one['stage']}: {name}, sha256 or version", f"inputs/{name}/id")
         found += fact(one, f"{one['stage']}: rows", "counts")
+        found += fact(one, f"{one['stage']}: licences", "licences")
     return found
 
 
@@ -67,6 +71,8 @@ def _cleaning(subject: Subject) -> list[Fact]:
         for key, name in (
             ("config/steps", "steps"),
             ("config/anonymise", "anonymisation"),
+            ("anonymised/names", "anonymisation, names of people"),
+            ("canaries", "canaries planted"),
             ("config/near_duplicate", "near-duplicates, threshold"),
             ("counts/dropped", "rows dropped"),
         )

@@ -14,11 +14,12 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiebreak.data.arrow import read_parquet, read_saved, to_table
+from tiebreak.data.arrow import parquet_batches, read_parquet, read_saved, saved_batches, tables_of
 from tiebreak.data.compression import COMPRESSED_ENDINGS
 from tiebreak.data.documents import DOCUMENT_ENDINGS, read_document
 from tiebreak.data.splits import split_of, variant_of
@@ -33,6 +34,7 @@ from tiebreak.data.text import (
     read_text_file,
     rows_of_lines,
     table_of,
+    text_batches,
 )
 from tiebreak.errors import DataError, RunError
 from tiebreak.records import RecordKind
@@ -61,6 +63,8 @@ class Part:
     read: Callable[[], Table]
     file: Path | None = None
     """the file that it is, if it is one"""
+    batches: Callable[[int], Iterator[Table]] | None = None
+    """some rows at a time, where it is no file but can be read so"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Piece:
     path: Path | None = None
     lines: Lines = ()
     rows: Table | None = None
+    is_read_again: bool = False
+    """it is one of many that are read one by one: they are not kept in memory"""
 
     @property
     def size(self) -> int:
@@ -87,7 +93,7 @@ class Piece:
 
 
 def pieces_of(source: str, wanted: RecordKind, size: int) -> Iterator[Piece]:
-    """The rows of a source in pieces of so many lines. JSON Lines are read bit by bit, other files whole.
+    """The rows of a source in pieces of so many lines or rows, read one by one; one JSON object and a document are whole.
 
     Raises:
         DataError: as `read_source`.
@@ -100,10 +106,25 @@ def pieces_of(source: str, wanted: RecordKind, size: int) -> Iterator[Piece]:
             for lines in line_batches(part.file, size):
                 yield Piece(split, part.file, lines)
             continue
+        if (tables := _batches_of(part, size)) is not None:
+            for table in tables:
+                yield Piece(split, rows=table, is_read_again=True)
+            continue
         table = part.read()
         for start in range(0, max(len(table.rows), 1), size):
             bad = table.bad if start == 0 else []
             yield Piece(split, rows=Table(table.rows[start : start + size], bad, table.of_text))
+
+
+def _batches_of(part: Part, size: int) -> Iterator[Table] | None:
+    """The rows of a part, so many at a time; None of forms that are read as a whole."""
+    if part.batches is not None:
+        return part.batches(size)
+    if part.file is None or not part.file.is_file():
+        return None
+    if part.file.suffix.lower() == ".parquet":
+        return parquet_batches(part.file, size)
+    return text_batches(part.file, size) if form_of(part.file) in ENDINGS else None
 
 
 def _is_lines(path: Path) -> bool:
@@ -219,10 +240,13 @@ def _is_hidden(file: Path, folder: Path) -> bool:
 def _folder_parts(folder: Path) -> list[Part]:
     """The parts of a folder: saved datasets, or shards."""
     if (folder / "state.json").is_file():
-        return [Part("", lambda: read_saved(folder))]
+        return [Part("", lambda: read_saved(folder), batches=lambda size: saved_batches(folder, size))]
     if (folder / "dataset_dict.json").is_file():
         inside = sorted(state.parent for state in folder.glob("*/state.json"))
-        return [Part(one.name, lambda one=one: read_saved(one)) for one in inside]  # type: ignore[misc]
+        return [
+            Part(one.name, lambda one=one: read_saved(one), batches=lambda size, one=one: saved_batches(one, size))  # type: ignore[misc]
+            for one in inside
+        ]
     _refuse_runs(folder)
     files = data_files(folder)
     if not files:
@@ -338,12 +362,16 @@ def _hub_parts(source: str) -> list[Part]:
     hub = parse_hub(source)
     revision = hub_revision(source) or hub.revision
     return [
-        Part(split, lambda split=split: _read_hub(source, hub, split, revision))  # type: ignore[misc]
+        Part(
+            split,
+            lambda split=split: next(_hub_batches(source, hub, split, revision, sys.maxsize)),  # type: ignore[misc]
+            batches=lambda size, split=split: _hub_batches(source, hub, split, revision, size),  # type: ignore[misc]
+        )
         for split in hub.splits
     ]
 
 
-def _read_hub(source: str, hub: HubSource, split: str, revision: str | None) -> Table:
+def _hub_batches(source: str, hub: HubSource, split: str, revision: str | None, size: int) -> Iterator[Table]:
     from datasets import load_dataset
 
     try:
@@ -353,4 +381,4 @@ def _read_hub(source: str, hub: HubSource, split: str, revision: str | None) -> 
         raise DataError(
             f"cannot read {source} from the hub: {str(error).splitlines()[0]}. Where {offline}, give a file or a folder"
         ) from error
-    return to_table(source, dataset)
+    yield from tables_of(source, dataset, size)

@@ -6,6 +6,7 @@ hides the next.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tiebreak.data.compression import COMPRESSED_ENDINGS, LONGEST_LINE_BYTES, lines_of, open_bytes, read_bytes
 from tiebreak.data.tickets import is_ticket, tickets_of
@@ -26,6 +27,8 @@ Row = tuple[str, dict[str, Any]]
 """A row's place (`file:line`), and the row."""
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 TABLE_ENDINGS = (".csv", ".tsv")
+BLOCK = 1024**2
+"""bytes of an array that are read at a time"""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,27 @@ def read_text_file(path: Path) -> Table:
     Raises:
         DataError: the file as a whole cannot be read: wrong compression, not UTF-8, truncated.
     """
-    if form_of(path) in TABLE_ENDINGS:
-        return _read_table(path, read_bytes(path))
+    batches = text_batches(path, sys.maxsize)
+    if batches is not None:
+        return next(batches)
     if is_lines_of_json(path):
         return table_of(json_lines(path))
     return _read_json(path, read_bytes(path).removeprefix(b"\xef\xbb\xbf"))
+
+
+def text_batches(path: Path, size: int) -> Iterator[Table] | None:
+    """The rows of a table or of a JSON array, so many at a time; None of other forms."""
+    if form_of(path) in TABLE_ENDINGS:
+        return table_batches(path, size)
+    return array_batches(path, size) if not is_lines_of_json(path) and _is_array(path) else None
+
+
+def _is_array(path: Path) -> bool:
+    with open_bytes(path) as stream:
+        while block := stream.read(BLOCK):
+            if begun := block.lstrip(b"\xef\xbb\xbf \t\r\n"):
+                return begun.startswith(b"[")
+    return False
 
 
 def form_of(path: Path) -> str:
@@ -143,11 +162,8 @@ def _line(where: str, line: bytes | None) -> Iterator[tuple[str, dict[str, Any] 
 
 
 def _read_json(path: Path, content: bytes) -> Table:
-    """An array, one object with an array of rows, one array per split, or lines of which the first is broken."""
-    begun = content.lstrip()
-    if begun.startswith(b"["):
-        return _read_array(path, _decoded(path, content))
-    table = _read_object(path, content) if begun.startswith(b"{") else None
+    """One object with an array of rows, one array per split, or lines of which the first is broken."""
+    table = _read_object(path, content) if content.lstrip().startswith(b"{") else None
     if table is None:
         table = Table()
         for number, line in enumerate(content.splitlines(), start=1):
@@ -202,38 +218,128 @@ def _value_of(line: str) -> object:
         raise
 
 
-def _read_array(path: Path, text: str) -> Table:
-    """Every element, with the line where it begins."""
-    table = Table()
-    at, line, counted, escaped = _past(text, text.index("[") + 1), 1, 0, "\\u" in text
-    while not text.startswith("]", at):
-        line, counted = line + text.count("\n", counted, at), at
-        where = f"{path}:{line}"
+def array_batches(path: Path, size: int) -> Iterator[Table]:
+    """The elements of a file that is one JSON array, so many at a time, each with the line where it begins.
+
+    Raises:
+        DataError: it is not JSON, not UTF-8, or an element is too large.
+    """
+    with open_bytes(path) as stream:
+        window = _Window(path, stream)
+        window.skip_space()
+        window.at += 1  # the bracket
+        table, count = Table(), 0
+        window.skip_space()
+        while window.character != "]":
+            _add_element(table, window)
+            if len(table.rows) + len(table.bad) == size:
+                yield table
+                table, count = Table(), count + 1
+        window.at += 1
+        window.skip_space()
+        if window.character:
+            raise DataError(f"{window.where}: not JSON (there is more after the array that begins the file)")
+    if table.rows or table.bad or not count:
+        yield table
+
+
+def _add_element(table: Table, window: _Window) -> None:
+    where = window.where
+    try:
+        value, escaped = window.value()
+        _add(table, where, value, escaped)
+    except RepeatedKeyError as error:
+        table.bad.append(BadRow(where, str(error)))
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        raise DataError(f"{where}: not JSON ({reason}): is the file cut off?") from error
+    window.skip_space()
+    if window.character == ",":
+        window.at += 1
+        window.skip_space()
+    elif window.character != "]":
+        raise DataError(f"{window.path}: not JSON (the array that begins it does not end): is the file cut off?")
+
+
+class _Window:
+    """A part of a file's text. It is read on as needed, and what was used is let go, so that memory stays bounded."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self.path, self.text, self.at, self.ended = path, "", 0, False
+        self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-8-sig")()
+        self._line, self._counted, self._lines_read = 1, 0, 0
+
+    @property
+    def character(self) -> str:
+        """The one at `at`; empty at the file's end."""
+        return self.text[self.at : self.at + 1]
+
+    @property
+    def where(self) -> str:
+        """The place of `at`."""
+        self._count()
+        return f"{self.path}:{self._line}"
+
+    def skip_space(self) -> None:
+        """Go to the next character that is no space, or to the file's end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at].isspace():
+                self.at += 1
+            if self.at < len(self.text) or self.ended:
+                return
+            self._read_on()
+
+    def value(self) -> tuple[object, bool]:
+        """(the JSON value at `at`, whether it has escapes).
+
+        Raises:
+            RepeatedKeyError: an object in it has a key twice; `at` is behind the value all the same.
+            json.JSONDecodeError, RecursionError: it is not JSON, or nested too deeply.
+            DataError: it is too large.
+        """
+        start, repeated = self.at, None
+        while True:
+            try:
+                value, end = self._decoded(start)
+                if isinstance(value, RepeatedKeyError):
+                    repeated = value
+                if end < len(self.text) or self.ended:
+                    break
+            except json.JSONDecodeError:
+                if self.ended:
+                    raise
+            if len(self.text) - self.at > LONGEST_LINE_BYTES:
+                raise DataError(f"{self.where}: an element of more than {LONGEST_LINE_BYTES // 1024**2} MB")
+            self._read_on()
+            start = self.at
+        escaped, self.at = "\\u" in self.text[start:end], end
+        if repeated is not None:
+            raise repeated
+        return value, escaped
+
+    def _decoded(self, start: int) -> tuple[object, int]:
         try:
-            value, end = _DECODER.raw_decode(text, at)
-            _add(table, where, value, escaped)
+            return _DECODER.raw_decode(self.text, start)
         except RepeatedKeyError as error:
-            _, end = json.JSONDecoder().raw_decode(text, at)
-            table.bad.append(BadRow(where, str(error)))
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(
-                f"{where}: not JSON ({getattr(error, 'msg', 'nested too deeply')}): is the file cut off?"
-            ) from error
-        at = _past(text, end)
-        if text.startswith(",", at):
-            at = _past(text, at + 1)
-        elif not text.startswith("]", at):
-            raise DataError(f"{path}: not JSON (the array that begins it does not end): is the file cut off?")
-    if text[at + 1 :].strip():
-        line += text.count("\n", counted, _past(text, at + 1))
-        raise DataError(f"{path}:{line}: not JSON (there is more after the array that begins the file)")
-    return table
+            return error, json.JSONDecoder().raw_decode(self.text, start)[1]
 
+    def _count(self) -> None:
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
 
-def _past(text: str, at: int) -> int:
-    while at < len(text) and text[at].isspace():
-        at += 1
-    return at
+    def _read_on(self) -> None:
+        """Read as much again as is held, and at least a block."""
+        self._count()
+        self.text, self.at, self._counted = self.text[self.at :], 0, 0
+        content = self._stream.read(max(BLOCK, len(self.text)))
+        self.ended = not content
+        try:
+            added = self._decoder.decode(content, self.ended)
+        except UnicodeDecodeError as error:
+            line = self._lines_read + error.object.count(b"\n", 0, error.start) + 1
+            raise DataError(_not_utf_8(self.path, line, error)) from error
+        self._lines_read += added.count("\n")
+        self.text += added
 
 
 def _read_object(path: Path, content: bytes) -> Table | None:
@@ -320,49 +426,73 @@ def _texts_in(value: object) -> Iterator[str]:
             yield from _texts_in(inner)
 
 
-def _decoded(path: Path, content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+def _not_utf_8(path: Path, line: int, error: UnicodeDecodeError) -> str:
+    return f"{path}:{line}: not UTF-8 ({error.reason}): save the file as UTF-8"
 
 
 # --- CSV and TSV -------------------------------------------------------------------------------------------------------
 
 
-def _read_table(path: Path, content: bytes) -> Table:
-    """A table with a header. Cells are text; empty cells are absent."""
-    text = _decoded(path, content.removeprefix(b"\xef\xbb\xbf"))
-    csv.field_size_limit(sys.maxsize)
-    excel = re.match(r"sep=(.)\r?\n", text)  # the first line of Excel's own tables
-    first = int(excel is not None)
-    table, before = Table(of_text=True), first
-    text, delimiter = (text[excel.end() :], excel[1]) if excel else (text, _delimiter(path, text))
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    try:
-        for cells in lines:
-            where, before = f"{path}:{before + 1}", first + lines.line_num
-            cells = [cell.replace("\r\n", "\n") for cell in cells]  # the file's own line ends, inside quotes too
-            if not any(cells):
-                continue
-            if not header:
-                header = _header(path, cells)
-            elif len(cells) != len(header):
-                table.bad.append(BadRow(where, f"{len(cells)} cells, but the header has {len(header)}"))
-            else:
-                table.rows.append((where, dict(zip(header, cells, strict=True))))
-    except csv.Error as error:
-        raise DataError(f"{path}:{first + lines.line_num}: not CSV ({error})") from error
-    return table
+def table_batches(path: Path, size: int) -> Iterator[Table]:
+    """The rows of a table with a header, so many at a time. Cells are text; empty cells are absent.
+
+    Raises:
+        DataError: it is not UTF-8 or not CSV, or a line or a cell is too long.
+    """
+    csv.field_size_limit(LONGEST_LINE_BYTES)
+    with open_bytes(path) as stream:
+        lines, first, delimiter = _after_delimiter(path, _text_lines(path, stream))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        table, count, before, header = Table(of_text=True), 0, first, list[str]()
+        try:
+            for cells in reader:
+                where, before = f"{path}:{before + 1}", first + reader.line_num
+                cells = [cell.replace("\r\n", "\n") for cell in cells]  # the file's own line ends, inside quotes too
+                if not any(cells):
+                    continue
+                if not header:
+                    header = _header(path, cells)
+                elif len(cells) != len(header):
+                    table.bad.append(BadRow(where, f"{len(cells)} cells, but the header has {len(header)}"))
+                else:
+                    table.rows.append((where, dict(zip(header, cells, strict=True))))
+                if len(table.rows) + len(table.bad) == size:
+                    yield table
+                    table, count = Table(of_text=True), count + 1
+        except csv.Error as error:
+            raise DataError(f"{path}:{first + reader.line_num}: not CSV ({error})") from error
+    if table.rows or table.bad or not count:
+        yield table
 
 
-def _delimiter(path: Path, text: str) -> str:
-    header = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
-    if form_of(path) == ".tsv":
-        return "\t"
-    return max(",;\t|", key=header.count)
+def _text_lines(path: Path, stream: io.BufferedReader) -> Iterator[str]:
+    """The lines of a text, with their ends."""
+    number = 0
+    while piece := stream.readline(LONGEST_LINE_BYTES + 1):
+        if len(piece) > LONGEST_LINE_BYTES and not piece.endswith(b"\n"):
+            raise DataError(f"{path}:{number + 1}: a line of more than {LONGEST_LINE_BYTES // 1024**2} MB")
+        try:
+            text = (piece.removeprefix(b"\xef\xbb\xbf") if number == 0 else piece).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(_not_utf_8(path, number + 1, error)) from error
+        number += 1
+        yield from io.StringIO(text, newline="")  # at carriage returns, too
+
+
+def _after_delimiter(path: Path, lines: Iterator[str]) -> tuple[Iterator[str], int, str]:
+    """(the table's lines, the number of lines before it, its delimiter)."""
+    begun: list[str] = []
+    for line in lines:
+        if not begun and (excel := re.fullmatch(r"sep=(.)\r?\n", line)):  # the first line of Excel's own tables
+            return lines, 1, excel[1]
+        begun.append(line)
+        if line.strip():
+            break
+    return itertools.chain(begun, lines), 0, _delimiter(path, begun[-1] if begun else "")
+
+
+def _delimiter(path: Path, header: str) -> str:
+    return "\t" if form_of(path) == ".tsv" else max(",;\t|", key=re.sub(r'"[^"]*"', "", header).count)
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:

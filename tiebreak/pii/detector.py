@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Collection, Sequence
 
+from tiebreak.pii.checksums import find_checked
 from tiebreak.pii.finding import Finding, settle
 from tiebreak.pii.names import Names
 from tiebreak.pii.patterns import PATTERNS, Pattern, find_patterns
+from tiebreak.pii.plain import plain
 from tiebreak.pii.presidio import RECOGNISERS, Presidio
 
 KINDS = tuple(
-    sorted({pattern.kind for pattern in PATTERNS} | {kind for kind, _ in RECOGNISERS.values()} | {"PHONE", "PERSON"})
+    sorted(
+        {pattern.kind for pattern in PATTERNS}
+        | {kind for kind, _ in RECOGNISERS.values()}
+        | {"PHONE", "PERSON", "IBAN", "CARD"}
+    )
 )
 """The kinds that are found without patterns of the user's; PERSON needs a model."""
 
@@ -38,9 +46,32 @@ class Detector:
 
     def find(self, text: str) -> list[Finding]:
         """The findings in a text, unsure ones (`Finding.is_sure`) included, in order and without overlaps."""
-        found = [*find_patterns(text, self.patterns), *self.presidio.find(text)]
+        seen = plain(text)
+        found = self._find(text if seen is None else seen.text)
+        if seen is not None:
+            found = [seen.in_original(one) for one in found]
         if self.names is not None:
             found += self.names.find(text)
         if self.kinds:
             found = [one for one in found if one.kind in self.kinds]
         return settle([*found, *find_patterns(text, self.further)])
+
+    def _find(self, text: str) -> list[Finding]:
+        found = [*find_patterns(text, self.patterns), *find_checked(text), *self.presidio.find(text)]
+        for one in _ENCODED.finditer(text):
+            if inside := [hidden for hidden in self._find(_decoded(one.group())) if hidden.is_sure]:
+                found.append(Finding(one.start(), one.end(), inside[0].kind, inside[0].score))
+        return found
+
+
+_ENCODED = re.compile(r"(?<![\w+/=-])[A-Za-z0-9+/]{20,}={0,2}(?![\w+/=-])")
+"""what may be Base64"""
+
+
+def _decoded(encoded: str) -> str:
+    """The text in Base64; empty if there is none."""
+    try:
+        content = base64.b64decode(encoded, validate=True).decode("utf-8")
+    except ValueError:
+        return ""
+    return content if content.isprintable() or "\n" in content else ""

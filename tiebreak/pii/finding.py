@@ -9,7 +9,7 @@ from dataclasses import dataclass
 SURE = 0.5
 """Findings of at least this score are hidden; those below are flagged for people."""
 REACH = 48
-"""A context word makes a finding sure within this many characters before it, or half as many after it."""
+"""A context word makes a finding sure within this many characters before it, or three quarters as many after it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def with_context(text: str, finding: Finding, words: Sequence[str]) -> Finding:
     """The finding, sure if a word that announces it is near."""
     if finding.is_sure or not words:
         return finding
-    near = text[max(0, finding.start - REACH) : finding.start] + "\n" + text[finding.end : finding.end + REACH // 2]
+    near = text[max(0, finding.start - REACH) : finding.start] + "\n" + text[finding.end : finding.end + REACH * 3 // 4]
     said = near.casefold()
     if any(re.search(rf"(?<!\w){re.escape(word.casefold().strip())}", said) for word in words):
         return Finding(finding.start, finding.end, finding.kind, SURE)

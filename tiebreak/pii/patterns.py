@@ -22,14 +22,29 @@ class Pattern:
     regex: re.Pattern[str]
     score: float
     context: tuple[str, ...] = ()
+    signs: tuple[str, ...] = ()
+    """a text without any of these, in lower case, has no match; none: any text may"""
+    needs_digit: bool = False
+    """a text without a digit has no match"""
 
-    def find(self, text: str) -> Iterator[Finding]:
-        """Its findings in a text."""
+    def find(self, text: str, lowered: str = "", has_digit: bool = True) -> Iterator[Finding]:
+        """Its findings in a text.
+
+        Args:
+            lowered: the text in lower case, if signs are to be looked for first.
+            has_digit: whether the text has one.
+        """
+        if (self.needs_digit and not has_digit) or (lowered and self.signs and not _has_any(lowered, self.signs)):
+            return
         group = "value" if "value" in self.regex.groupindex else 0
         for found in self.regex.finditer(text):
             start, end = found.span(group)
             if start < end:
                 yield with_context(text, Finding(start, end, self.kind, self.score), self.context)
+
+
+def _has_any(lowered: str, signs: Iterable[str]) -> bool:
+    return any(sign in lowered for sign in signs)
 
 
 _I = re.IGNORECASE
@@ -39,21 +54,37 @@ _MONTHS = (
 )
 _DATE = (
     rf"(?:\d{{1,2}}[./-]\d{{1,2}}[./-]\d{{2,4}}|\d{{4}}-\d{{2}}-\d{{2}}|\d{{1,2}}(?:st|nd|rd|th|\.)?\s+(?:of\s+)?{_MONTHS}\.?,?\s+\d{{4}}|"
-    rf"{_MONTHS}\.?\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}})"
+    rf"{_MONTHS}\.?\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}}|"
+    rf"[a-zäöüß-]{{2,22}}(?:st|nd|rd|th|ten)\s+(?:of\s+)?{_MONTHS},?\s+\d{{4}})"
 )
-_GAP = r"[\s:=,]*(?:is|am|on|the|ist|war|den|der|the\s+date)?[\s:=]*"
+_GAP = r"[\s:=,]*(?:(?:is|am|on|the|ist|war|den|der|date)[\s:=]+){0,3}"
 
 EMAIL = Pattern(
     "EMAIL",
     re.compile(
-        r"(?<![\w.+%-])[\w.+%'-]{1,64}\s?(?:@|\(at\)|\[at\]|\{at\})\s?(?:[a-z0-9äöüß](?:[a-z0-9äöüß-]{0,61}[a-z0-9äöüß])?\.)+"
-        r"[a-z]{2,24}(?![\w@])",
+        r"(?<![\w.+%-])[\w.+%'-]{1,64}\s?(?:@|\(at\)|\[at\]|\{at\})\s?"
+        r"(?:[a-z0-9äöüß](?:[a-z0-9äöüß-]{0,61}[a-z0-9äöüß])?(?:\.|\s?[\[({](?:dot|punkt)[\])}]\s?))+[a-z]{2,24}(?![\w@])",
         _I,
     ),
     0.9,
+    signs=("@", "(at)", "[at]", "{at}"),
+)
+_SECRET_WORDS = (
+    r"(?:pass(?:word|wort|phrase|code)|passwd|pwd|\bpw|kennwort|secret|api[_ -]?key|access[_ -]?(?:token|key)|"
+    r"auth[_ -]?token|private[_ -]?key|account[_ -]?key|client[_ -]?secret|\bPIN|\bPUK|\bTAN)"
 )
 PATTERNS: tuple[Pattern, ...] = (
     EMAIL,
+    Pattern(
+        "EMAIL",
+        re.compile(
+            r"(?<![\w.+%-])[\w.+%'-]{2,64}\s(?:at|ät)\s(?:[a-z0-9-]{2,63}\s(?:dot|punkt)\s)+"
+            r"(?:com|org|net|info|edu|gov|io|eu|de|at|ch|uk|ie|us|fr|nl)\b",
+            _I,
+        ),
+        0.8,
+        signs=(" dot ", " punkt "),
+    ),
     Pattern(
         "URL",
         re.compile(
@@ -92,8 +123,8 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "SECRET",
         re.compile(
-            r"(?:pass(?:word|wort|phrase|code)|passwd|pwd|kennwort|secret|api[_ -]?key|access[_ -]?token|auth[_ -]?token|"
-            r"client[_ -]?secret|\bPIN|\bPUK|\bTAN)\s*(?:[:=]|\bis\b|\bist\b|\blautet\b)\s*[\"'“„`]?"
+            _SECRET_WORDS
+            + r"(?:[_-]\w{1,24})?[\"']?\s*(?:(?:\bis\b|\bist\b|\blautet\b)\s*[:=]?|[:=]{1,2}>?)\s*[\"'“„`]?"
             r"(?!(?:not|nicht|wrong|falsch|required|invalid|the|a|an|my|to|too|being|expired|abgelaufen|korrekt|correct|reset)\b)"
             r"(?P<value>[^\s\"'“”„`,;<>]{3,})",
             _I,
@@ -101,6 +132,63 @@ PATTERNS: tuple[Pattern, ...] = (
         0.8,
     ),
     Pattern("SECRET", re.compile(r"\bBearer\s+(?P<value>[\w.~+/-]{16,}=*)"), 0.9),
+    Pattern(
+        "SECRET",
+        re.compile(
+            r"\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|digest|token|apikey)\s+(?P<value>[^\s\"',;<>]{8,})", _I
+        ),
+        0.9,
+        signs=("authorization",),
+    ),
+    Pattern(
+        "PHONE",
+        re.compile(r"(?<![\w+/])\+[1-9]\d{0,2}(?:[\s./()-]{0,3}\d){7,12}(?![\w-])"),
+        0.6,
+        signs=("+",),
+        needs_digit=True,
+    ),
+    Pattern("PHONE", re.compile(r"(?<![\w.,/+-])01[5-7]\d{8,9}(?![\w-])"), 0.6, needs_digit=True),
+    Pattern(
+        "PLATE",
+        re.compile(
+            r"(?:kennzeichen|nummernschild|number plate|licen[cs]e plate)[\s:]*(?:ist|is|lautet)?[\s:]*"
+            r"(?P<value>[a-z]{2}\d{2}\s?[a-z]{3}|[a-zäöü]{1,3}[- ]?[a-z]{1,2}[- ]?\d{1,4}[eh]?)\b",
+            _I,
+        ),
+        0.8,
+        signs=("kennzeichen", "nummernschild", " plate"),
+        needs_digit=True,
+    ),
+    Pattern(
+        "ADDRESS",
+        re.compile(
+            r"\b[a-zäöüß-]{2,30}(?:stra(?:ß|ss)e|str\.)\s?\d{1,4}\s?[a-h]?(?![\w%°])(?:\s*,?\s*(?:D-)?\d{5}\s+[a-zäöüß]+)?",
+            _I,
+        ),
+        0.6,
+        signs=("straße", "strasse", "str."),
+        needs_digit=True,
+    ),
+    Pattern(
+        "ADDRESS",
+        re.compile(
+            r"\b(?:Postfach|P\.?\s?O\.?\s?Box)\s\d[\d ]{0,10}(?<=\d)(?:,?\s+(?:D-)?\d{5}\s+[A-ZÄÖÜ][\wäöüß]+|"
+            r",\s[A-Z][a-z]+(?:\s[A-Z][a-z]+)?,?\s[A-Z]{2}\s\d{5}(?:-\d{4})?)?"
+        ),
+        0.7,
+        needs_digit=True,
+    ),
+    Pattern(
+        "URL",
+        re.compile(
+            r"\bhttps?://[^\s<>\"']*?/(?:reset|invite|verify|confirm|login|magic|activate|unsubscribe|einladung)[^\s<>\"'/]*/"
+            r"(?=[\w-]*\d)[\w-]{12,}[^\s<>\"']*",
+            _I,
+        ),
+        0.8,
+        signs=("://",),
+        needs_digit=True,
+    ),
     Pattern(
         "BIRTH_DATE",
         re.compile(
@@ -122,7 +210,7 @@ PATTERNS: tuple[Pattern, ...] = (
         re.compile(
             r"\b(?:(?:[A-ZÄÖÜ][a-zäöüß]*(?:[ -][A-ZÄÖÜ][a-zäöüß]*){0,3}[ -]?)?"
             r"(?:[Ss]tra(?:ß|ss)e|[Ss]tr\.|[Ww]eg|[Aa]llee|[Pp]latz|[Gg]asse|[Rr]ing|[Uu]fer|[Dd]amm|[Cc]haussee|[Ss]teig|[Hh]of))\s\d{1,4}\s?[a-hA-H]?(?![\w%°])"
-            r"(?:\s*,?\s*\d{5}\s+[A-ZÄÖÜ][\wäöüß]+(?:[ -](?:am|an|der|im|[A-ZÄÖÜ][\wäöüß]+|\([\w ]+\))){0,3})?"
+            r"(?:\s*,?\s*(?:D-)?\d{5}\s+[A-ZÄÖÜ][\wäöüß]+(?:[ -](?:am|an|der|im|[A-ZÄÖÜ][\wäöüß]+|\([\w ]+\))){0,3})?"
         ),
         0.7,
     ),
@@ -206,7 +294,11 @@ PATTERNS: tuple[Pattern, ...] = (
 
 def find_patterns(text: str, patterns: Iterable[Pattern]) -> list[Finding]:
     """The findings of all patterns."""
-    return [found for pattern in patterns for found in pattern.find(text)]
+    lowered, has_digit = text.lower(), _DIGIT.search(text) is not None
+    return [found for pattern in patterns for found in pattern.find(text, lowered, has_digit)]
+
+
+_DIGIT = re.compile(r"\d")
 
 
 def users_patterns(patterns: Mapping[str, str], words: Sequence[str]) -> list[Pattern]:

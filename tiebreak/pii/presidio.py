@@ -1,4 +1,4 @@
-"""Presidio's recognisers of values with a published form: numbers with checksums, telephone numbers, network addresses.
+"""Presidio's recognisers of values with a published form: national numbers, telephone numbers, network addresses.
 
 They are called one by one. Presidio's engine would load a language model for every text, and its recognisers of e-mail
 addresses and URLs ask the network (see patterns).
@@ -7,7 +7,6 @@ addresses and URLs ask the network (see patterns).
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,8 +14,6 @@ from typing import Any
 from tiebreak.pii.finding import SURE, Finding, with_context
 
 RECOGNISERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "IbanRecognizer": ("IBAN", ()),
-    "CreditCardRecognizer": ("CARD", ()),
     "IpRecognizer": ("IP", ()),
     "MacAddressRecognizer": ("MAC", ()),
     "CryptoRecognizer": ("WALLET", ()),
@@ -31,13 +28,34 @@ RECOGNISERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "DePassportRecognizer": ("NATIONAL_ID", ("de",)),
 }
 """Presidio's class → our kind, and the languages that it is for; none: all."""
+_MAY_MATCH: dict[str, re.Pattern[str]] = {
+    name: re.compile(expression, re.IGNORECASE)
+    for name, expression in {
+        "IpRecognizer": r"\d\.\d{1,3}\.\d{1,3}\.\d|:[0-9a-f]{0,4}:",
+        "MacAddressRecognizer": r"[0-9a-f]{2}[:-][0-9a-f]{2}[:-][0-9a-f]{2}|[0-9a-f]{4}\.[0-9a-f]{4}\.",
+        "CryptoRecognizer": r"[a-z0-9]{26}",
+        "UsSsnRecognizer": r"\d(?:[-. ]?\d){8}",
+        "UsItinRecognizer": r"\d(?:[- ]?\d){8}",
+        "UkNinoRecognizer": r"[a-z]{2} ?\d{2} ?\d{2} ?\d{2}",
+        "NhsRecognizer": r"\d{3}[- ]?\d{3}[- ]?\d{4}",
+        "DeTaxIdRecognizer": r"\d{11}",
+        "DeSocialSecurityRecognizer": r"\d{8}[a-z]\d{3}",
+        "DeHealthInsuranceRecognizer": r"[a-z]\d{9}",
+        "DeIdCardRecognizer": r"[a-z][a-z0-9]{7}\d",
+        "DePassportRecognizer": r"[a-z][a-z0-9]{7}\d",
+    }.items()
+}
+"""What every match of a recogniser contains: it is not called on other texts."""
+_MAY_BE_PHONE = re.compile(r"\d(?:(?:[^\w\n]|x){0,4}\d){4}", re.IGNORECASE)
+_DIGIT = re.compile(r"\d")
 REGIONS = ("DE", "AT", "CH", "GB", "US")
 """whose telephone numbers are recognised without a country code"""
 _PHONE_WORDS = (
-    "phone", "call", "telephone", "tel", "cell", "mobile", "fax", "whatsapp", "text me", "reach me", "ring me",
-    "telefon", "handy", "mobil", "ruf", "rufnummer", "anrufen", "erreichbar", "erreichen", "durchwahl",
+    "phone", "call", "telephone", "tel", "cell", "mobile", "fax", "whatsapp", "text me", "reach me", "ring me", "my number",
+    "my nr",
+    "telefon", "handy", "mobil", "ruf", "rufnummer", "anrufen", "erreichbar", "erreichen", "durchwahl", "meine nr",
+    "meine nummer",
 )  # fmt: skip
-_UPPER = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
 
 
 class Presidio:
@@ -47,11 +65,11 @@ class Presidio:
         self.languages = languages
 
     @cached_property
-    def _recognisers(self) -> list[tuple[str, Any]]:
+    def _recognisers(self) -> list[tuple[str, re.Pattern[str], Any]]:
         import presidio_analyzer.predefined_recognizers as predefined
 
         return [
-            (kind, getattr(predefined, name)())
+            (kind, _MAY_MATCH[name], getattr(predefined, name)())
             for name, (kind, languages) in RECOGNISERS.items()
             if not languages or set(languages) & set(self.languages)
         ]
@@ -64,18 +82,18 @@ class Presidio:
 
     def find(self, text: str) -> list[Finding]:
         """The findings in a text."""
-        if not any(character.isdigit() for character in text):
+        if _DIGIT.search(text) is None:
             return []
         found = []
-        upper = text.translate(_UPPER)
-        for kind, recogniser in self._recognisers:
-            cased = upper if kind == "IBAN" else text  # IBANs are recognised in capitals alone
-            for one in recogniser.analyze(cased, recogniser.supported_entities, None) or []:
+        for kind, may_match, recogniser in self._recognisers:
+            if may_match.search(text) is None:
+                continue
+            for one in recogniser.analyze(text, recogniser.supported_entities, None) or []:
                 if kind == "IP" and _is_of_longer_number(text, one.start, one.end):
                     continue
                 score = min(one.score, SURE - 0.1) if one.score <= SURE and kind == "NATIONAL_ID" else one.score
                 found.append(with_context(text, Finding(one.start, one.end, kind, score), recogniser.context or ()))
-        return [*found, *self._numbers(text)]
+        return [*found, *(self._numbers(text) if _MAY_BE_PHONE.search(text) else ())]
 
     def _numbers(self, text: str) -> list[Finding]:
         """Telephone numbers: sure with a country code, or in groups after a 0, or announced."""
@@ -93,5 +111,8 @@ class Presidio:
 
 
 def _is_of_longer_number(text: str, start: int, end: int) -> bool:
-    """Whether dots and digits continue, as in a section's number, 10.1.2.3.4."""
-    return bool(re.match(r"\.\d", text[end:]) or re.search(r"\d\.$", text[:start]))
+    """Whether it is a version, or dots and digits continue, as in a section's number, 10.1.2.3.4."""
+    before = text[max(0, start - 16) : start]
+    return bool(
+        re.match(r"\.\d", text[end : end + 2]) or re.search(r"\d\.$|\bv(?:ersion)?\W{0,2}$", before, re.IGNORECASE)
+    )

@@ -6,6 +6,7 @@ Pairs added without a batch are in the batch ''.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,8 +35,10 @@ from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.items import items_of, pairs_digest
 from labeling_ui.store.pairs.known import check_value
 from tiebreak.assessments import is_single, read_pair
-from tiebreak.errors import counted
+from tiebreak.errors import HandoffError, counted
 from tiebreak.records import Pair, Record
+from tiebreak.runs.requirements import Requirement, require
+from tiebreak.runs.run import identify_input
 
 IDS_AT_ONCE = 500
 MAX_ID_CHARACTERS = 200
@@ -95,6 +98,10 @@ class Batch:
         return {name: value for name, value in vars(self).items() if value or name not in plan}
 
 
+REQUIRES = "requires"
+"""The setting with the requirements on every source of pairs."""
+
+
 @dataclass(frozen=True)
 class Gold:
     """An item with a known answer: the better completion, or None where neither is better; a single answer's value."""
@@ -143,6 +150,11 @@ def upload_pairs(
     batch = find_batch(tx.connection, name)
     if batch is None or name == CONVERSATIONS:
         raise RefusedError(f"there is no batch named {name!r} to add pairs to")
+    if _requirements(tx):
+        raise RefusedError(
+            "this campaign takes only pairs from anonymised runs (require), and nobody knows what is in a file: name the "
+            "run with the key pairs"
+        )
     new = new_pairs(tx, pairs, source, url)
     if new and not preview:
         record_source(tx, source)
@@ -456,8 +468,65 @@ def sources_of_single_answers(connection: sa.Connection) -> set[str]:
     return {firsts[position] for position in connection.scalars(query) if position in firsts}
 
 
+def set_requirements(tx: Transaction, requirements: Sequence[Requirement]) -> None:
+    """Demand that the sources of all pairs, those there and those to come, meet requirements, from now on.
+
+    Raises:
+        HandoffError: a source that is there does not.
+    """
+    wanted: list[Requirement] = sorted({*requirements, *_requirements(tx)})
+    if wanted == _requirements(tx):
+        return
+    recorded = tx.connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == "sources"))
+    for name, identity in json.loads(recorded or "[]"):
+        _require(wanted, Source(name, identity))
+    tx.connection.execute(sa.delete(SETTINGS).where(SETTINGS.c.name == REQUIRES))
+    tx.connection.execute(sa.insert(SETTINGS).values(name=REQUIRES, value=json.dumps(wanted)))
+
+
+def _requirements(tx: Transaction) -> list[Requirement]:
+    value = tx.connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == REQUIRES))
+    return list(json.loads(value)) if value is not None else []
+
+
+CORRECTIONS = "corrections"
+"""The source of pairs that a lead corrected on the page."""
+
+
+def refuse_personal_data(tx: Transaction, pairs: Sequence[Pair]) -> None:
+    """Refuse texts that a lead typed, in a campaign of anonymised pairs, if personal data is found in them.
+
+    Raises:
+        RefusedError: names the pairs and the kinds.
+    """
+    if not _requirements(tx) or importlib.util.find_spec("presidio_analyzer") is None:
+        return
+    from tiebreak.pii.detector import Detector
+
+    detector, found = Detector(), list[str]()
+    for pair in pairs:
+        texts = [*(message.text for message in pair.messages), *(one.text for one in pair.completions)]
+        kinds = sorted({one.kind for text in texts for one in detector.find(text) if one.is_sure})
+        found += [f"{pair.id}: {', '.join(kinds)}"] if kinds else []
+    if found:
+        raise RefusedError(f"this campaign takes only anonymised pairs (require), and these have {'; '.join(found)}")
+
+
+def _require(requirements: Sequence[Requirement], source: Source) -> None:
+    if not requirements or source.id in (CONVERSATIONS, CORRECTIONS):
+        return  # what raters and leads type
+    require(requirements, source.name)
+    if identify_input(source.name).id != source.id:
+        raise HandoffError(f"require: {source.name} is another run than the one that the pairs came from")
+
+
 def record_source(tx: Transaction, source: Source) -> None:
-    """Remember where pairs came from."""
+    """Remember where pairs came from.
+
+    Raises:
+        HandoffError: it does not meet the campaign's requirements.
+    """
+    _require(_requirements(tx), source)
     if [source.name, source.id] not in tx.setting("sources"):
         sources = json.dumps([*tx.setting("sources"), [source.name, source.id]])
         tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "sources").values(value=sources))

@@ -21,6 +21,7 @@ from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import ASSIGNMENTS, EVENTS, GOLD, ITEMS, PAIRS, SETTINGS, WITHDRAWALS
 from labeling_ui.store.pairs.campaign import (
     CONVERSATIONS,
+    CORRECTIONS,
     IDS_AT_ONCE,
     Batch,
     BatchChange,
@@ -32,6 +33,7 @@ from labeling_ui.store.pairs.campaign import (
     known_records,
     present_ids,
     record_source,
+    refuse_personal_data,
     steer,
     write_batch,
 )
@@ -141,6 +143,8 @@ def correct(tx: Transaction, pairs: Sequence[Pair], source: Source, by: str | No
         if pair.model_copy(update={"id": current[pair.id]}).model_dump_json() != records[current[pair.id]]
     ]
     record_source(tx, source)
+    if source.id == CORRECTIONS:
+        refuse_personal_data(tx, changed)
     return [_replace(tx, pair, current[pair.id], source, by) for pair in changed]
 
 

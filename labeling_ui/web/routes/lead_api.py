@@ -29,7 +29,7 @@ from labeling_ui.quality.agreement import PUBLISHED
 from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, Submission, storable
 from labeling_ui.store.figures.progress import BatchProgress
 from labeling_ui.store.leads import adjudication
-from labeling_ui.store.pairs.campaign import CONVERSATIONS, BatchChange
+from labeling_ui.store.pairs.campaign import CONVERSATIONS, CORRECTIONS, BatchChange
 from labeling_ui.store.store import Role, wall_clock_ms
 from labeling_ui.web.context import (
     DeskOf,
@@ -335,7 +335,7 @@ def correct_pairs(
     pairs = checked(PairCorrections, body).pairs
     if missing := missing_media(desk.store, pairs):
         raise RefusedError(f"{missing[0][:100]}: not in the store: use 'tiebreak label correct' with --media FOLDER")
-    made = desk.store.correct_pairs(pairs, source="corrections", source_id="corrections", by=lead.rater.id)
+    made = desk.store.correct_pairs(pairs, source=CORRECTIONS, source_id=CORRECTIONS, by=lead.rater.id)
     return [vars(one) for one in made]
 
 

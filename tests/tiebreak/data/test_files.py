@@ -142,7 +142,7 @@ def test_pieces_of_a_folder_are_those_of_its_files_with_their_splits(tmp_path: P
 def test_pieces_of_odd_files(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[1, 2]")
     table, sizes = joined(tmp_path / "bad.json", 1)
-    assert (len(table.bad), sizes) == (2, [0])
+    assert (len(table.bad), sizes) == (2, [0, 0])  # what is unusable counts in its part
     (tmp_path / "one.csv").write_text("prompt\na\n")
     assert joined(tmp_path / "one.csv", 1)[1] == [1]
     assert (Piece("").size, Piece("").table()) == (0, Table())

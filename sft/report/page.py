@@ -2,58 +2,80 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from sft.report.examples import Lines, examples
+from sft.report.flow import flow
+from sft.report.histograms import histograms
 from tiebreak.page.charts import count_bar
 from tiebreak.page.document import build_document
-from tiebreak.page.markup import Markup, el, join, svg, text
+from tiebreak.page.markup import Markup, el, join
 from tiebreak.page.numbers import number
 from tiebreak.page.tables import cell, heading, note, table
 
 Report = Mapping[str, Any]
-Lines = Iterable[Mapping[str, str]]
-EXAMPLES = 4
-"""of each step, of different kinds"""
-LONGEST = 600
-"""Characters of an example that are shown."""
 _SPLITS = ("train", "validation", "test")
-_WIDTH, _ROW, _LEFT = 760, 46, 150
+_STYLE = (
+    ".sankey{max-width:470px;margin-top:14px}svg .stage{font-size:11px;fill:var(--ink)}svg .stage.faint{fill:var(--soft)}"
+    "svg.sankey .spot{font-size:12px}.legend span{margin-right:1.2em}"
+)
 
 
-def build_page(report: Report, sources: Mapping[str, str], changed: Lines, dropped: Lines, flagged: Lines) -> str:
+@dataclass(frozen=True)
+class SourceFacts:
+    """What the page says of a source."""
+
+    path: str
+    rows: int
+    licence: str
+
+
+def build_page(
+    report: Report,
+    drawn: Mapping[str, Any],
+    sources: Sequence[SourceFacts],
+    changed: Lines,
+    dropped: Lines,
+    flagged: Lines,
+) -> str:
     """The whole page.
 
     Args:
-        report: as in report.json.
-        sources: the inputs by name.
+        report: as in report.json, with `usable`, the number of rows that entered the first step.
+        drawn: as in distributions.json.
+        sources: in the order of the configuration.
         changed: the lines of changed.jsonl, dropped.jsonl and flagged.jsonl.
     """
     sections = [
-        ("flow", "From rows read to rows kept", _flow(report)),
+        ("flow", "From rows read to rows kept", flow(report)),
+        ("sources", "Sources and licences", _sources(sources)),
         ("steps", "What each step did", _steps(report)),
         ("personal", "Personal data", _personal(report)),
         ("kept", "What is kept", _kept(report)),
+        ("distributions", "Before and after", histograms(drawn)),
         ("balance", "Balance", _balance(report)),
-        ("changes", "Changes", _examples(changed)),
-        ("drops", "Dropped rows", _examples(dropped)),
-        ("flags", "Rows to look at", _examples(flagged)),
+        ("changes", "Changes", examples(changed)),
+        ("drops", "Dropped rows", examples(dropped)),
+        ("flags", "Rows to look at", examples(flagged)),
     ]
-    return build_document("Data report", _head(report, sources), sections, report)
+    everything = {**report, "distributions": drawn, "sources": [vars(one) for one in sources]}
+    return build_document("Data report", _head(report, sources), sections, everything, style=_STYLE)
 
 
-def _head(report: Report, sources: Mapping[str, str]) -> Markup:
+def _head(report: Report, sources: Sequence[SourceFacts]) -> Markup:
     counts = report["counts"]
     read = sum(counts["read"].values())
-    claim = f"{number(read - counts['dropped'])} of {number(read)} rows are kept"
+    usable = report.get("usable", read)
+    claim = f"{number(usable - counts['dropped'])} of {number(max(read, usable))} rows are kept"
     facts = {
         "Read": ", ".join(f"{number(rows)} {what}" for what, rows in counts["read"].items()),
-        "From": ", ".join(dict.fromkeys(sources.values())),
+        "From": ", ".join(dict.fromkeys(one.path for one in sources)),
+        "Not usable": number(read - usable) if usable < read else "",
         "Normalised": number(counts["normalised"]),
         "Dropped": number(counts["dropped"]),
+        "Canaries": _canaries(report),
     }
     remarks = [
         tally["facts"]["names"]
@@ -68,48 +90,30 @@ def _head(report: Report, sources: Mapping[str, str]) -> Markup:
     )
 
 
-# --- the flow ---
+def _canaries(report: Report) -> str:
+    if "canaries" not in report:
+        return ""
+    planted = report["canaries"]
+    return f"{planted['count']} in {planted['rows']} rows, {planted['rows_with_number']} of them unchanged"
 
 
-def _flow(report: Report) -> Markup | None:
-    """Rows from top to bottom: a band as wide as the rows that are left, and beside it what was dropped."""
-    left = sum(report["counts"]["read"].values())
-    if not left:
-        return None
-    most = left
-    stages: list[tuple[str, int]] = [(tally["step"], tally["dropped"]) for tally in report.get("steps", [])]
-    stages += [(_title(reason), count) for reason, count in report["dropped"].items()]
-    drawn: list[Markup] = [_band(0, left, left, most, "read", f"{number(left)}")]
-    for place, (name, dropped) in enumerate(stages, start=1):
-        drawn.append(_band(place, left, left - dropped, most, name, f"−{number(dropped)}" if dropped else ""))
-        left -= dropped
-    drawn.append(_band(len(stages) + 1, left, left, most, "kept", number(left)))
-    label = f"Of {number(most)} rows read, {number(left)} are kept"
-    drawing = svg(_WIDTH, _ROW * (len(stages) + 2), drawn, cls="plot flow", label=label)
-    return el("div", drawing, cls="scroll")
-
-
-def _title(reason: str) -> str:
-    return {"the same as": "exact duplicates", "near duplicate of": "near duplicates"}.get(reason, reason)
-
-
-def _band(place: int, above: int, below: int, most: int, name: str, beside: str) -> Markup:
-    full = _WIDTH - _LEFT - 90
-    top, bottom = full * above / most, full * below / most
-    y = place * _ROW
-    middle = _LEFT + full / 2
-    corners = [
-        (middle - top / 2, y),
-        (middle + top / 2, y),
-        (middle + bottom / 2, y + _ROW),
-        (middle - bottom / 2, y + _ROW),
+def _sources(sources: Sequence[SourceFacts]) -> Markup | None:
+    rows = [
+        el(
+            "tr",
+            el("th", one.path, scope="row"),
+            cell("Rows", number(one.rows), cls="n"),
+            cell("Licence", one.licence or "not stated"),
+        )
+        for one in sources
     ]
-    points = " ".join(f"{x:.1f},{at:.1f}" for x, at in corners)
-    return join(
-        el("polygon", cls="fill tone-sft", points=points, fill_opacity="0.75" if beside and place else "0.45"),
-        text(_LEFT - 14, y + _ROW / 2 + 4, name, "spot", "end"),
-        text(_WIDTH - 78, y + _ROW / 2 + 4, beside, "spot") if beside else None,
+    missing = sum(not one.licence for one in sources)
+    remark = (
+        note("State a licence with licences: {SOURCE: LICENCE}, or in a LICENSE file beside the data.")
+        if missing
+        else None
     )
+    return join(table([heading("Source"), heading("Rows", numeric=True), heading("Licence")], rows), remark)
 
 
 def _steps(report: Report) -> Markup | None:
@@ -194,7 +198,7 @@ def _balance(report: Report) -> Markup | None:
             el(
                 "tr",
                 el("th", value, scope="row"),
-                cell(f"Prompts of this {kind}", count_bar(count, most), f" {number(count)}"),
+                cell("Prompts", count_bar(count, most), f" {number(count)}"),
             )
             for value, count in counts.items()
         ]
@@ -205,55 +209,3 @@ def _balance(report: Report) -> Markup | None:
         note(f"{number(gaps)} gaps, each with a suggestion, are in gaps.jsonl." if gaps else "Nothing is rare.")
     )
     return join(parts)
-
-
-# --- examples ---
-
-
-def _examples(lines: Lines) -> Markup | None:
-    """A few rows of each step and reason, with their differences."""
-    counts: Counter[str] = Counter()
-    distinct: dict[str, dict[str, Mapping[str, str]]] = {}
-    for line in lines:
-        kind = _kind(line["reason"])
-        step = line.get("step") or kind
-        counts[step] += 1
-        examples = distinct.setdefault(step, {})
-        if kind not in examples and len(examples) < EXAMPLES:
-            examples[kind] = line
-    parts = []
-    for step, examples in distinct.items():
-        parts.append(el("h3", f"{step} ", el("small", f"{number(len(examples))} of {number(counts[step])}")))
-        parts += [_example(line) for line in examples.values()]
-    return join(parts) if parts else None
-
-
-def _kind(reason: str) -> str:
-    """The reason without what is special to the row."""
-    return re.sub(r"(?:(?<= of)|(?<= as)|(?<= with)|(?<=, against)) .*|\b\d+ ", "", reason)
-
-
-def _example(line: Mapping[str, str]) -> Markup:
-    if "before" in line and "after" in line:
-        body = difference(shortened(line["before"]), shortened(line["after"]))
-    else:
-        body = join(shortened(line.get("text", line.get("after", ""))))
-    return el("figure", el("figcaption", f"{line['where']} · {line['reason']}"), el("p", body, cls="example"))
-
-
-def shortened(text: str) -> str:
-    """The beginning of a long text."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
-
-
-def difference(before: str, after: str) -> Markup:
-    """A text with what was removed and what was inserted, word by word."""
-    old, new = (re.findall(r"\s+|\w+|[^\w\s]", one) for one in (before, after))
-    pieces: list[object] = []
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        removed, inserted = "".join(old[a:b]), "".join(new[c:d])
-        if kind == "equal":
-            pieces.append(inserted)
-        else:
-            pieces += [el("del", removed) if removed else None, el("ins", inserted) if inserted else None]
-    return join(pieces)

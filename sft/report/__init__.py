@@ -1,0 +1,1 @@
+"""The data report of *prepare* as a page."""
