@@ -1,6 +1,6 @@
 """Which DPO losses stand wrong votes, in worlds whose best policy is known.
 
-    python benchmarks/wrong_votes.py           # two minutes; prints the table and writes benchmarks/wrong_votes.json
+    python benchmarks/wrong_votes.py           # about a minute; prints the table and writes benchmarks/wrong_votes.json
     python benchmarks/wrong_votes.py --docs    # also into docs/benchmarks.md
 
 A world has a random reference policy over 16 answers to each of 12 prompts, and a reward that is linear in 8 random
@@ -318,7 +318,7 @@ def write_table(page: Path, lines: Sequence[str]) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--worlds", type=int, default=300)
+    parser.add_argument("--worlds", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=240)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--results", type=Path, default=RESULTS)

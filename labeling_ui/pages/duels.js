@@ -22,7 +22,7 @@ function duelRow(duel, several) {
 function showJudges() {
   const judges = measured.judges || [];
   find('.judges').hidden = !judges.length;
-  const people = judges.length && measured.judgments && measured.kind !== 'model' ? [peopleRow()] : [];
+  const people = judges.length && measured.kind !== 'model' && measured.percent_with_ties && measured.percent_with_ties.value !== null ? [peopleRow()] : [];
   refill(find('.judges tbody'), ...people, ...judges.map(judgeRow));
 }
 
@@ -42,6 +42,7 @@ function judgeRow({ rater, habits, people }) {
 // A figure, and below it its interval and n.
 function figureCell(figure, form = percent) {
   if (!figure || figure.value === null) return make('td', {}, '–');
-  const edges = figure.interval ? `${figure.interval.map(form).join('–')} · ` : '';
+  const [low, high] = (figure.interval || []).map(form);
+  const edges = figure.interval ? `${say('duels.interval', { low, high })} · ` : '';
   return make('td', {}, form(figure.value), make('span', { class: 'note' }, `${edges}n ${whole(figure.n)}`));
 }

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import yaml
-from support import REPOSITORY, read_rows, run_here, write_config
+from support import REPOSITORY, read_rows, run_here, write_config, write_rows
 
 from tiebreak.records import Completion, Judgment, Message, Pair
 from tiebreak.rounds import loop, rivals
 from tiebreak.rounds.configuration import RoundsConfig, StopConfig
-from tiebreak.rounds.joining import preferences_of_judge
+from tiebreak.rounds.figures import read_label
+from tiebreak.rounds.joining import preferences_of_judge, rows_of, share_pairs
 from tiebreak.rounds.loop import State, run_round
 from tiebreak.rounds.rivals import across, rivals_of
 from tiebreak.rounds.stopping import why_distrust, why_stop
@@ -206,6 +207,7 @@ def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, mon
         "_run": run,
         "write_pool": lambda output, samples: ran.append(("pool", {"samples": samples})) or str(output),
         "join_labels": lambda joined: joined.output,
+        "share_pairs": lambda _: False,
         "read_label": lambda *_: labelled,
         "read_evaluation": lambda *_: evaluated,
     }.items():
@@ -324,6 +326,42 @@ def test_when_rounds_stop() -> None:
     assert why_distrust({**low, "n": 29}, StopConfig()) == ""
     assert why_distrust({**low, "interval": [0.51, 0.8]}, StopConfig()) == ""
     assert why_distrust({"value": None, "n": 0, "interval": None}, StopConfig()) == ""
+
+
+def test_rounds_in_one_store_count_and_learn_their_own_pairs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second round's export has the first one's three judgments too, and a duel's: bought were two and that of f, a
+    corrected pair, and joined are three preferences and three, each once."""
+    rows = {
+        name: {"prompt": [{"role": "user", "content": name}], "chosen": [{"role": "assistant", "content": "good"}],
+               "rejected": [{"role": "assistant", "content": "poor"}], "pair_id": name, "kind": "human"}
+        for name in "abcdef"
+    }  # fmt: skip
+    two = tuple(Completion(id=f"c{n}", text=f"{n}") for n in (1, 2))
+    vote = {"rater_id": "r", "left": "c1", "right": "c2", "answer": 1, "kind": "human"}
+    labels, selected = [], []
+    for number, (own, exported, judged) in enumerate([("abc", "abc", "abc"), ("de", "abcdef", "abcdefx")], start=1):
+        label, select = tmp_path / f"label-{number}", tmp_path / f"select-{number}"
+        pairs = [Pair(id=name, prompt_id=name, messages=ASK, completions=two).model_dump(mode="json") for name in own]
+        for folder in (label, select):
+            (folder / "final").mkdir(parents=True)
+        write_rows(select / "final" / "pairs.jsonl", pairs)
+        write_rows(label / "final" / "preferences.jsonl", [rows[name] for name in exported])
+        write_rows(label / "final" / "judgments.jsonl", [{"pair_id": name, **vote} for name in judged])
+        labels.append(str(label))
+        selected.append(select)
+    assert read_label(Path(labels[0]), selected[0])["labels"] == 3
+    assert read_label(Path(labels[1]), selected[1], labels[:1])["labels"] == 3
+    assert (share_pairs(labels[:1]), share_pairs(labels)) == (False, True)
+    found: list[Any] = []
+    monkeypatch.setattr(loop, "join_labels", lambda joined: found.append(joined) or "joined")
+    assert loop.join(RoundsConfig.model_construct(data="all"), tmp_path, State("p", labels=labels)) == "joined"
+    assert [row.pair_id for row in rows_of(found[0], "preferences.jsonl")] == list("abcdef")
+    of_round = RoundsConfig.model_construct(data="round")
+    assert loop.join(of_round, tmp_path, State("p", labels=labels[:1])) == labels[0]
+    loop.join(of_round, tmp_path, State("p", labels=labels))
+    assert [row.pair_id for row in rows_of(found[1], "preferences.jsonl")] == list("def")
 
 
 def test_a_judge_labels_what_people_did_not_get() -> None:

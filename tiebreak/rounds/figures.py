@@ -13,14 +13,21 @@ from tiebreak.data.reading import read_records
 from tiebreak.measures.agreement import Figure
 from tiebreak.measures.judges import comparison_of, side_of
 from tiebreak.measures.statistics import clustered_interval, count_outcomes
-from tiebreak.records import ExportedJudgment, Pair
+from tiebreak.records import ExportedJudgment, Pair, Preference
+from tiebreak.rounds.joining import judged_in
 
 
-def read_label(label: Path, select: Path) -> dict[str, Any]:
-    """Judgments by arm and by kind, and the raters' agreement."""
+def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[str, Any]:
+    """The round's judgments by arm and by kind, and the raters' agreement.
+
+    A store that several rounds share has those of other rounds and of duels too. The round's are those of the selected
+    pairs, and of preferences that are new since the earlier label runs, such as those of corrected pairs.
+    """
     judgments = read_records(label / "final" / "judgments.jsonl", ExportedJudgment)
-    counted = [one for one in judgments if one.kind != "model"]
     pairs = {pair.id: pair for pair in read_records(select / "final" / "pairs.jsonl", Pair)}
+    exported = read_records(label / "final" / "preferences.jsonl", Preference)
+    own = pairs.keys() | ({row.pair_id for row in exported} - judged_in(earlier))
+    counted = [one for one in judgments if one.kind != "model" and one.pair_id in own]
     arms = Counter(
         pair.selection.strategy
         for one in counted

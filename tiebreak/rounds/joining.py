@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from tiebreak.config import Section, StageConfig, TrackingConfig
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import EDITS, read_records
@@ -43,6 +45,10 @@ class JoinConfig(StageConfig):
     """label runs"""
     judged: list[Judged] = []
     """judges' verdicts on the pairs that people did not get"""
+    apart: bool = Field(default=False, exclude_if=lambda apart: not apart)
+    """the label runs are exports of one store: of each, leave out the pairs of those before it"""
+    earlier: list[str] = Field(default_factory=list, exclude_if=lambda runs: not runs)
+    """with apart, the label runs before the first one"""
 
 
 def join_labels(config: JoinConfig) -> str:
@@ -51,23 +57,20 @@ def join_labels(config: JoinConfig) -> str:
     The run's inputs are the label and judge runs, so that what is trained on it can be traced to them.
     """
     inputs = {f"labels.{n}": source for n, source in enumerate(config.labels)}
+    inputs |= {f"earlier.{n}": source for n, source in enumerate(config.earlier)}
     for n, one in enumerate(config.judged):
         inputs |= {f"judges.{n}": one.judge, f"pools.{n}": one.pool}
         inputs |= {f"selected.{n}": one.selected} if one.selected else {}
     with start_run(config, STAGE, inputs) as run:
         if run.finished:
             return str(run.folder)
-        preferences = [
-            row
-            for source in config.labels
-            for row in read_records(Path(source) / "final" / "preferences.jsonl", Preference)
-        ]
+        preferences = rows_of(config, "preferences.jsonl")
         for one in config.judged:
             judgments = read_records(Path(one.judge) / "final" / "judgments.jsonl", ExportedJudgment)
             with_people = read_pairs(one.selected) if one.selected else []
             preferences += preferences_of_judge(read_pairs(one.pool), judgments, with_people)
         write_jsonl(run.final / "preferences.jsonl", preferences)
-        if edits := _edits_of(config.labels):
+        if edits := rows_of(config, EDITS):
             write_jsonl(run.final / EDITS, edits)
         kinds = sorted({kind for source in inputs.values() for kind in read_manifest(source).get("kinds", [])})
         run.facts |= {"kinds": kinds, "preferences": len(preferences)}
@@ -75,16 +78,43 @@ def join_labels(config: JoinConfig) -> str:
     return str(run.folder)
 
 
-def _edits_of(labels: Sequence[str]) -> list[Preference]:
-    """Raters' edits, each preferred to the answers that it improves on."""
-    files = [Path(source) / "final" / EDITS for source in labels]
-    return [row for file in files if file.is_file() for row in read_records(file, Preference)]
+def rows_of(config: JoinConfig, name: str) -> list[Preference]:
+    """The rows of a file of the label runs: preferences, or raters' edits, each preferred to the answers that it improves
+    on."""
+    found: list[Preference] = []
+    for n, source in enumerate(config.labels):
+        file = Path(source) / "final" / name
+        rows = list(read_records(file, Preference)) if file.is_file() or name != EDITS else []
+        before = judged_in([*config.earlier, *config.labels[:n]]) if config.apart else set()
+        found += [row for row in rows if row.pair_id not in before]
+    return found
 
 
-def join_config(output: Path, labels: Sequence[str], judged: Sequence[Judged]) -> JoinConfig:
+def judged_in(labels: Sequence[str]) -> set[str]:
+    """The ids of the pairs that label runs have judgments of."""
+    return {
+        judgment.pair_id
+        for source in labels
+        for judgment in read_records(Path(source) / "final" / "judgments.jsonl", ExportedJudgment)
+    }
+
+
+def share_pairs(labels: Sequence[str]) -> bool:
+    """Whether a label run has pairs of one before it, as exports of one store have."""
+    return any(judged_in([source]) & judged_in(labels[:n]) for n, source in enumerate(labels) if n)
+
+
+def join_config(
+    output: Path, labels: Sequence[str], judged: Sequence[Judged], *, apart: bool = False, earlier: Sequence[str] = ()
+) -> JoinConfig:
     """The configuration of a join, which is not tracked in W&B."""
     return JoinConfig(
-        output=str(output), labels=list(labels), judged=list(judged), tracking=TrackingConfig(mode="disabled")
+        output=str(output),
+        labels=list(labels),
+        judged=list(judged),
+        apart=apart,
+        earlier=list(earlier),
+        tracking=TrackingConfig(mode="disabled"),
     )
 
 

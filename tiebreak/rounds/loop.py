@@ -28,7 +28,7 @@ from tiebreak.process.stopping import heeding_signals
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.rounds.configuration import RoundsConfig
 from tiebreak.rounds.figures import held_out_accuracy, read_evaluation, read_label
-from tiebreak.rounds.joining import Judged, join_config, join_labels
+from tiebreak.rounds.joining import Judged, join_config, join_labels, share_pairs
 from tiebreak.rounds.page import build_page
 from tiebreak.rounds.rivals import COMPLETIONS, rivals_of, write_pool
 from tiebreak.rounds.stopping import Round, why_distrust, why_stop
@@ -137,7 +137,7 @@ def run_round(config: RoundsConfig, number: int, state: State, pairs: int, group
     judge = runner.run("judge", pairs=pool) if config.has("judge") else None
     select = runner.run("select", **select_keys(config, state, pool, judge, pairs))
     label = runner.run("label", pairs=select)
-    figures: Round = {"round": number, **read_label(Path(label), Path(select))}
+    figures: Round = {"round": number, **read_label(Path(label), Path(select), state.labels)}
     if distrust := why_distrust(figures["agreement"], config.stop):
         state.figures.append({**figures, "trained": False})
         return (
@@ -208,10 +208,12 @@ def train_on_judge(runner: RoundRunner, policy: str, cycle: int) -> str:
 def join(config: RoundsConfig, folder: Path, state: State) -> str:
     """The run folder of the labels that a round trains on."""
     last = 1 if config.data == "round" else len(state.labels)
-    labels, judged = state.labels[-last:], state.judged[-last:]
-    if len(labels) == 1 and not judged:
+    labels, judged, earlier = state.labels[-last:], state.judged[-last:], state.labels[:-last]
+    shared = share_pairs(state.labels)
+    if len(labels) == 1 and not judged and not shared:
         return labels[0]
-    return join_labels(join_config(folder / "labels", labels, judged))
+    joined = join_config(folder / "labels", labels, judged, apart=shared, earlier=earlier if shared else ())
+    return join_labels(joined)
 
 
 def select_keys(config: RoundsConfig, state: State, pool: str, judge: str | None, pairs: int) -> dict[str, Any]:
