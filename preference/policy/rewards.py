@@ -35,9 +35,9 @@ from tiebreak.measures.yardsticks.inputs import Function, YardstickInput
 from tiebreak.measures.yardsticks.instructions import share_followed
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
-from tiebreak.models.find import ModelSource, find_model
+from tiebreak.models.find import ModelSource, find_model, format_of
 from tiebreak.models.load import load_trained_reward_model
-from tiebreak.models.precision import format_held, format_of
+from tiebreak.models.precision import format_held
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE
 from tiebreak.models.scores import ScoreScale, combine_scores, read_score_scale
 from tiebreak.models.tokenizers import chat_facts, load_chat

@@ -25,8 +25,8 @@ from tiebreak.data.reading import read_prompts
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError
 from tiebreak.measures.yardsticks.instructions import read_instructions
+from tiebreak.models.find import is_quantized
 from tiebreak.models.load import adapter_of, load_copy, load_policy
-from tiebreak.models.precision import is_quantized
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import gathered
 from tiebreak.records import Prompt

@@ -9,8 +9,8 @@ from pathlib import Path
 from tiebreak.chat.chat import Chat
 from tiebreak.errors import HandoffError
 from tiebreak.models.bundled import PREFIX
-from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, find_model
-from tiebreak.models.precision import WeightFormat, format_of
+from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, find_model, format_of
+from tiebreak.models.precision import WeightFormat
 from tiebreak.models.scorers import scorer_class
 from tiebreak.models.tokenizers import load_chat
 

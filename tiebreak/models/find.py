@@ -23,6 +23,7 @@ from tiebreak.models.adapters.peft_files import (
     to_adapter_config,
 )
 from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
+from tiebreak.models.precision import WeightFormat
 from tiebreak.runs import checkpoints
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import MANIFEST, RUN_FILE, read_manifest, read_run_file
@@ -372,3 +373,17 @@ def copy_code(model: Path, folder: Path) -> None:
     """Copy a model's own code beside its tokenizer or weights, whose configuration refers to it."""
     for file in sorted(model.glob("*.py")):
         shutil.copyfile(file, folder / file.name)
+
+
+def format_of(source: ModelSource, adapter: AdapterConfig | None) -> WeightFormat | None:
+    """The format of the base weights: as the configuration says, or as the run was trained. None: their own."""
+    if adapter is None:
+        if not source.pinned.get("quantized"):
+            return None
+        adapter = AdapterConfig.model_validate(source.pinned.get("adapter") or {"quantize": "nf4"})
+    return None if adapter.quantize == "none" else WeightFormat(adapter.quantize, adapter.double_quantize)
+
+
+def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
+    """Whether the base weights are to be quantised."""
+    return format_of(source, adapter) is not None

@@ -30,16 +30,9 @@ from tiebreak.models.adapters.peft_files import (
 from tiebreak.models.adapters.stacked import stack
 from tiebreak.models.adapters.targets import require_frozen_head
 from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, attach
-from tiebreak.models.find import ModelKind, ModelSource
+from tiebreak.models.find import ModelKind, ModelSource, format_of, is_quantized
 from tiebreak.models.full import size_of, train_whole
-from tiebreak.models.precision import (
-    WeightFormat,
-    format_of,
-    hold_in_float32,
-    is_quantized,
-    quantization,
-    resolve_precision,
-)
+from tiebreak.models.precision import WeightFormat, hold_in_float32, quantization, resolve_precision
 from tiebreak.models.probe import verify_probe
 from tiebreak.models.tokenizers import load_error, load_tokenizer
 from tiebreak.models.weights import require_whole

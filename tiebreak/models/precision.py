@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tiebreak.config import AdapterConfig, LoadingConfig
+from tiebreak.config import LoadingConfig
 from tiebreak.errors import MachineError
-from tiebreak.models.find import ModelSource
 
 
 def resolve_precision(training: LoadingConfig) -> torch.dtype:
@@ -60,15 +59,6 @@ def quantization(weights: WeightFormat, dtype: torch.dtype) -> Any:
     )
 
 
-def format_of(source: ModelSource, adapter: AdapterConfig | None) -> WeightFormat | None:
-    """The format of the base weights: as the configuration says, or as the run was trained. None: their own."""
-    if adapter is None:
-        if not source.pinned.get("quantized"):
-            return None
-        adapter = AdapterConfig.model_validate(source.pinned.get("adapter") or {"quantize": "nf4"})
-    return None if adapter.quantize == "none" else WeightFormat(adapter.quantize, adapter.double_quantize)
-
-
 def format_held(model: nn.Module) -> WeightFormat | None:
     """The format of a loaded model's base weights."""
     if getattr(model, "is_loaded_in_8bit", False):
@@ -79,13 +69,7 @@ def format_held(model: nn.Module) -> WeightFormat | None:
     return WeightFormat(held.bnb_4bit_quant_type, held.bnb_4bit_use_double_quant)
 
 
-def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
-    """Whether the base weights are to be quantised."""
-    return format_of(source, adapter) is not None
-
-
 # --- modules that train whole in a model of 16 bits
-
 
 HALF = (torch.bfloat16, torch.float16)
 

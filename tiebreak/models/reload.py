@@ -241,9 +241,8 @@ def load_saved(
 
         from tiebreak.models.adapters.adapter import unrounded
         from tiebreak.models.adapters.virtual_tokens import attach
-        from tiebreak.models.find import ModelSource, find_base, find_base_of_run
+        from tiebreak.models.find import ModelSource, find_base, find_base_of_run, format_of
         from tiebreak.models.load import load_base
-        from tiebreak.models.precision import format_of
         from tiebreak.models.tokenizers import load_chat
         from tiebreak.runs.run import RUN_FILE, read_run_file
 

@@ -21,9 +21,8 @@ from tiebreak.export.folder import written_whole
 from tiebreak.export.origin import find_origin
 from tiebreak.export.weights import load_merged, require_finite
 from tiebreak.library import load_reward_model, score
-from tiebreak.models.find import find_model
+from tiebreak.models.find import find_model, format_of
 from tiebreak.models.load import load_base
-from tiebreak.models.precision import format_of
 from tiebreak.process.stopping import Stopped
 
 ASK = [{"role": "user", "content": "Why are my basil leaves pale?"}]
