@@ -127,11 +127,7 @@ def to_shape(values: Mapping[str, Any], name: str, file: Path | None = None) -> 
     kind = str(text.get("model_type", ""))
     if kind not in FAMILY:
         return counted_on_meta(values, name)
-    try:
-        hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
-        inner, layers, vocabulary = (int(text[key]) for key in ("intermediate_size", "num_hidden_layers", "vocab_size"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{file or name}: a model's configuration needs {error}") from error
+    hidden, heads, inner, layers, vocabulary = (_size_of(text, key, str(file or name)) for key in SIZES)
     kv_heads = int(text.get("num_key_value_heads") or heads)
     size = int(text.get("head_dim") or hidden // heads)
     experts = (
@@ -160,6 +156,18 @@ def to_shape(values: Mapping[str, Any], name: str, file: Path | None = None) -> 
         int(text.get("num_experts_per_tok") or 2) if experts else 0,
         values=values,
     )
+
+
+SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size")
+"""keys that every configuration of a family has"""
+
+
+def _size_of(text: Mapping[str, Any], key: str, where: str) -> int:
+    if key not in text:
+        raise ModelError(f"{where}: a model's configuration needs {key!r}")
+    if not isinstance(text[key], int) or text[key] < 1:
+        raise ModelError(f"{where}: {key} must be a positive integer, not {text[key]!r}")
+    return int(text[key])
 
 
 def _linears(
@@ -262,6 +270,10 @@ def on_meta(values: Mapping[str, Any], name: str, *, scores: bool = False) -> An
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = str(values.get("model_type", ""))
+    if values.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{name}: {kind} is an encoder and a decoder; language models that are trained here are decoders"
+        )
     try:
         config = AutoConfig.for_model(kind, **{key: value for key, value in values.items() if key != "model_type"})
         if scores:
@@ -269,4 +281,9 @@ def on_meta(values: Mapping[str, Any], name: str, *, scores: bool = False) -> An
         with torch.device("meta"):
             return (AutoModelForSequenceClassification if scores else AutoModelForCausalLM).from_config(config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{name}: cannot build a model of type {kind!r} from its configuration: {error}") from error
+        reason = str(error)
+        if not kind:
+            reason = "it names no model_type"
+        elif "Unrecognized" in reason:  # followed by the hundreds that there are
+            reason = f"transformers has no {'classifier' if scores else 'causal language model'} of that type"
+        raise ModelError(f"{name}: cannot build a model of type {kind!r} from its configuration: {reason}") from error

@@ -97,8 +97,20 @@ def test_any_other_architecture_is_counted_on_the_meta_device() -> None:
     shape = to_shape({"model_type": "gpt2"}, "gpt2")
     assert shape.parameters == 124_439_808
     assert (shape.hidden, shape.layers) == (768, 12)
-    with pytest.raises(ModelError, match="cannot build a model of type 'nonsense'"):
-        to_shape({"model_type": "nonsense"}, "x")
+    for values, message in (
+        (
+            {"model_type": "nonsense"},
+            "type 'nonsense' from its configuration: .* no causal language model of that type$",
+        ),
+        (
+            {"model_type": "t5"},
+            "type 't5' from its configuration: transformers has no causal language model of that type$",
+        ),
+        ({}, "it names no model_type$"),
+        ({"model_type": "bart", "is_encoder_decoder": True}, "bart is an encoder and a decoder"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            to_shape(values, "x")
     with pytest.raises(ModelError, match="x: a plan counts by attention heads, and a model of type 'mamba' has none"):
         to_shape({"model_type": "mamba", "num_hidden_layers": 1, "vocab_size": 9}, "x")
 
@@ -107,6 +119,10 @@ def test_a_configuration_without_a_size_says_which(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
     with pytest.raises(ModelError, match="needs 'num_attention_heads'"):
         read_shape(tmp_path)
+    for size, shown in (('"big"', "'big'"), ("0", "0"), ("null", "None")):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "llama", "hidden_size": {size}}}')
+        with pytest.raises(ModelError, match=f"hidden_size must be a positive integer, not {shown}$"):
+            read_shape(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ModelError, match="it must be a JSON object"):
         read_shape(tmp_path)
