@@ -58,7 +58,7 @@ def overlay(records: Sequence[RunRecord], names: Mapping[str, str]) -> list[Pane
                     held_out=curve.held_out,
                     points=list(curve.points),
                     skipped=curve.skipped,
-                    rows_a_point=curve.steps_a_point * (1 if curve.held_out else one.every),
+                    rows_a_point=curve.steps_a_point * (one.every_held_out if curve.held_out else one.every),
                 )
                 for curve in curves
             ]

@@ -22,11 +22,13 @@ from tiebreak.stages import STAGES, find_stage
 
 DEPTH = 3
 """search depth for runs below a folder that is none"""
-_NO_ROOTS = frozenset({"checkpoints", "final", "partial", "wandb", "store", "node_modules", ".git", ".venv"})
+_NO_ROOTS = frozenset(
+    {"checkpoints", "final", "partial", "wandb", "trackers", "mlruns", "store", "node_modules", ".git", ".venv"}
+)
 _APART = ("output", "tracking", "max_time")
 """keys that do not affect what a run computes"""
 ROWS_READ, ROWS_IN_ALL = 2000, 160_000
-"""logged rows that are read of one run, and of all; of longer ones, every n-th, and every held-out row"""
+"""logged rows that are read of one run, and of all; of longer ones, every n-th, and as many with held-out figures"""
 _HELD_OUT = (b'"eval', b'"guard/')
 
 
@@ -43,6 +45,8 @@ class RunRecord:
     rows: list[dict[str, Any]] = field(default_factory=list)
     every: int = 1
     """of its logged training rows, every n-th was read"""
+    every_held_out: int = 1
+    """of those with held-out figures"""
     ancestors: dict[str, RunRecord] = field(default_factory=dict)
     """input's name → the run that it is, where that was found"""
     notes: list[str] = field(default_factory=list)
@@ -197,7 +201,7 @@ class Shelf:
         """
         one = self._with_ancestors(folder)
         if not one.rows:
-            one.rows, one.every = read_rows(Path(folder), self._most_rows)
+            one.rows, one.every, one.every_held_out = read_rows(Path(folder), self._most_rows)
         return one
 
     def _with_ancestors(self, folder: str) -> RunRecord:
@@ -233,20 +237,23 @@ def _unfinished(path: Path) -> str:
     return "failed" if (path / TRACEBACK_FILE).is_file() else "interrupted"
 
 
-def read_rows(folder: Path, most: int) -> tuple[list[dict[str, Any]], int]:
-    """(logged rows, of the training rows every n-th). Held-out rows are all read; a torn line is left out."""
+def read_rows(folder: Path, most: int) -> tuple[list[dict[str, Any]], int, int]:
+    """(logged rows, of the training rows every n-th, of those with held-out figures every m-th): at most about twice `most`
+    rows, the last ones among them. A torn line is left out."""
     path = folder / runs.METRICS
     if not path.is_file():
-        return [], 1
+        return [], 1, 1
     lines = path.read_bytes().split(b"\n")
-    every = max(-(-len(lines) // most), 1)
+    held_out = [number for number, line in enumerate(lines) if any(mark in line for mark in _HELD_OUT)]
+    every, of_held_out = (max(-(-count // most), 1) for count in (len(lines), len(held_out)))
+    last = range(max(len(lines) - 2, 0), len(lines))
+    chosen = {*range(0, len(lines), every), *held_out[::of_held_out], *held_out[-1:], *last}
     rows = []
-    for number, line in enumerate(lines):
-        if line and (number % every == 0 or any(mark in line for mark in _HELD_OUT) or number >= len(lines) - 2):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and "step" in row:
-                rows.append(row)
-    return rows, every
+    for number in sorted(chosen):
+        try:
+            row = json.loads(lines[number] or b"null")
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows, every, of_held_out

@@ -38,7 +38,7 @@ from evaluation.overview.model import (
 from evaluation.overview.policies import evaluated_trails, make_fields
 from evaluation.overview.reading import RunRecord, find_runs, is_number, read_runs
 from tiebreak.errors import RunError, TiebreakError
-from tiebreak.page.numbers import number, percent
+from tiebreak.page.numbers import number, percent, two_digits
 from tiebreak.stages import STAGES
 from tiebreak.tracking.contents import read_rows as read_table
 
@@ -282,7 +282,8 @@ def make_headline(
     if apart:
         reasons = "; ".join(dict.fromkeys(reason for one in fields[1:] for reason in one.unlike))
         caveats.append(f"{listed(apart)} cannot be compared with the rest and stands apart: {reasons}.")
-    return Headline(claim=_claim(first), sentences=_sentences(first), caveats=list(dict.fromkeys(caveats)))
+    sentences = [*_sentences(first), *_over_seeds(first, records, names)]
+    return Headline(claim=_claim(first), sentences=sentences, caveats=list(dict.fromkeys(caveats)))
 
 
 def _links(evaluation: Evaluation, records: Sequence[RunRecord]) -> list[Link]:
@@ -338,6 +339,28 @@ def _sentences(field: Field) -> list[str]:
     best = names[0]
     others = dict.fromkeys([field.baseline or names[1], names[1]])
     return [sentence(_match(field, best, other), field.prompts) for other in others if other != best]
+
+
+def _over_seeds(field: Field, records: Sequence[RunRecord], names: Mapping[str, str]) -> list[str]:
+    """Whether the leader's seeds agree that it is ahead of the runner-up."""
+    if len(field.policies) == 1:
+        return []
+    best, second = field.policies[:2]
+    seeds = {tuple(sorted(one.seeds.items())) for one in records if names[one.id] in best.runs}
+    if not seeds:  # a model without a run
+        return []
+    if len(seeds) == 1:
+        return [f"{best.name} was trained with one seed: another seed may change the order."]
+    own, other = best.yardstick, second.yardstick
+    means = (
+        f"{two_digits(own.low)} to {two_digits(own.high)} against {two_digits(other.low)} to {two_digits(other.high)}"
+    )
+    ahead = (
+        f"{'both' if len(seeds) == 2 else f'all {len(seeds)}'} seeds are"
+        if own.low > other.high
+        else "not every seed is"
+    )
+    return [f"By mean score ({means}), {ahead} ahead of {second.name}."]
 
 
 def sentence(match: Match, prompts: int) -> str:

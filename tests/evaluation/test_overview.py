@@ -6,8 +6,10 @@ import fcntl
 import json
 import math
 import os
+import resource
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study import finished, logged, write_evaluation, write_seed, write_study
-from support import run_here
+from study import curve, finished, logged, write_evaluation, write_seed, write_study
+from support import run_here, succeed
 from test_compare import CHROMIUM, CHROMIUM_FLAGS
 
 from evaluation.configuration import OverviewArguments
@@ -71,6 +73,9 @@ def test_the_best_policy_is_named_with_its_evidence(report: Overview) -> None:
     (field,) = report.fields
     assert [one.name for one in field.policies] == ["DPO, beta 0.1", "DPO, beta 0.5", "SFT", "smollm2-135m-instruct"]
     assert report.headline.claim == "DPO, beta 0.1 is the best of 4 policies"
+    assert report.headline.sentences[-1] == (
+        "By mean score (0.77 to 0.78 against 0.61 to 0.64), both seeds are ahead of DPO, beta 0.5."
+    )
     assert any("dpo-low's implicit rewards are right about 46%" in one for one in report.headline.caveats)
     ours = next(m for m in field.matches if (m.policy, m.other) == ("DPO, beta 0.1", "SFT"))
     theirs = next(m for m in field.matches if (m.policy, m.other) == ("SFT", "DPO, beta 0.1"))
@@ -224,10 +229,15 @@ def test_the_schema_is_that_of_the_report(report: Overview) -> None:
 def test_long_logs_are_read_in_part_and_held_out_rows_whole(tmp_path: Path) -> None:
     rows = [{"step": n, "loss": 1.0} | ({"eval_loss": 2.0} if n % 500 == 0 else {}) for n in range(1, 5001)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    found, every = read_rows(tmp_path, 1000)
-    assert every == 6
+    found, every, of_held_out = read_rows(tmp_path, 1000)
+    assert (every, of_held_out) == (6, 1)
     assert len(found) < 900
     assert sum("eval_loss" in row for row in found) == 10
+    assert found[-1]["step"] == 5000
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({**row, "eval_loss": 2.0}) for row in rows))
+    found, every, of_held_out = read_rows(tmp_path, 1000)  # where every row has one, as guards' do
+    assert (every, of_held_out) == (5, 5)
+    assert len(found) == 1002  # every fifth, and the last two
     assert found[-1]["step"] == 5000
 
 
@@ -268,6 +278,36 @@ def browser() -> Iterator[Any]:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.mark.proof
+def test_200_runs_of_10_000_steps_take_less_than_10_seconds(tmp_path: Path) -> None:
+    """By the command line, in a process of its own: 40 configurations of DPO with 5 seeds each, with 4 figures a row. The
+    limit is on processor time; the clock of a busy machine is printed beside it."""
+    rows = logged(
+        10_000, **{name: curve(10_000, 0, 1.0, 0.3) for name in ("loss", "eval_loss", "rewards__margins", "kl")}
+    )
+    text = "\n".join(json.dumps(row) for row in rows)
+    for number in range(200):
+        keys = {"beta": 0.1 + number // 5 / 100, "seed": number % 5}
+        folder = Path(finished(tmp_path / "runs" / f"dpo-{number}", "dpo", {}, keys=keys, metrics={"loss": 0.3}))
+        (folder / "metrics.jsonl").write_text(text)
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    succeed("compare", tmp_path / "runs", "--output", tmp_path / "out")
+    after, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    size = (tmp_path / "out" / "report.html").stat().st_size
+    print(f"{worked:.1f} s of processor time, {clock:.1f} s by the clock, {size / 1e6:.2f} MB")
+    assert worked < 10
+    assert size < 5_000_000
+
+
+def test_a_page_of_5_policies_and_200_prompts_is_below_5_mb(tmp_path: Path) -> None:
+    runs = {f"p{n}": finished(tmp_path / f"p{n}", "dpo", {}, keys={"beta": 0.1 + n / 10}) for n in range(4)}
+    write_evaluation(tmp_path / "evaluate", {"sft": "bundled:x", **runs}, {}, seed=0, prompts=200)
+    page, found = write_overview([str(tmp_path)], OverviewArguments(output=str(tmp_path / "out")))
+    assert (len(found.fields[0].policies), found.fields[0].prompts) == (5, 200)
+    assert page.stat().st_size < 5_000_000
 
 
 def test_the_page_works_without_a_network_and_fits_a_phone(study: Path, browser: Any, tmp_path: Path) -> None:
