@@ -27,7 +27,7 @@ function batchRow(batch) {
   const placeholders = { pool: words['batches.everybody'], goal: words['batches.goal.all'] };
   const fields = Object.entries(FIELDS).map(([key, attributes]) => make('td', {}, batch.steered
     ? make('input', { ...attributes, value: batch[key] === 0 && key === 'goal' ? '' : String(batch[key]), 'data-field': `${key}/${batch.name}`, 'aria-label': `${words[`batches.${key}`]}: ${name}`, placeholder: placeholders[key] || false })
-    : String(batch[key] || '–'), key === 'deadline' ? paceNeeded(batch) : null));
+    : String(batch[key] || '–'), key === 'deadline' ? paceNeeded(batch) : key === 'pool' && batch.without_raters ? make('span', { class: 'note late' }, words['batches.nobody']) : null));
   const done = batch.judged / Math.max(1, batch.wanted);
   return make('tr', { class: batch.paused ? 'paused' : false },
     make('th', { scope: 'row' }, name, batch.inspection ? make('span', { class: batch.inspection.passed === false ? 'note late' : 'note' }, inspected(batch.inspection)) : null),

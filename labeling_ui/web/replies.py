@@ -526,6 +526,8 @@ class BatchListed(BatchSettings):
     wanted: int
     steered: bool
     inspection: LotInspected | None
+    without_raters: bool
+    """nobody is in the batch's pool"""
 
 
 class Withdrawn(Reply):
@@ -578,6 +580,9 @@ class DisputeListed(Reply):
     prompt: str
     adjudicated: bool
     settled_by: str | None
+    task: str
+    values: dict[str, int]
+    """of a single answer: how many raters gave each value"""
 
 
 class Drawn(Reply):
@@ -592,6 +597,8 @@ class DisputeRead(Reply):
     pair: ShownPair
     judgments: list[JudgmentReply]
     adjudicated: JudgmentReply | None
+    settled_seq: int | None
+    """the event that settled it"""
 
 
 class Settled(Reply):

@@ -49,7 +49,7 @@ from labeling_ui.web.routes import (
     work_api,
 )
 from labeling_ui.web.security import Guard
-from tiebreak.errors import ConfigError
+from tiebreak.errors import ConfigError, DataError
 
 ROUTERS = (
     api.router,
@@ -138,7 +138,7 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _add_refusals(app: FastAPI) -> None:
-    for refusal in (RefusedError, StoreError, ConfigError):
+    for refusal in (RefusedError, StoreError, ConfigError, DataError):
         app.add_exception_handler(refusal, refused)
     app.add_exception_handler(RequestValidationError, malformed)
     for failure in (SQLAlchemyError, OSError):

@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.schema import EVENTS, HOUR_MS, ITEMS, JUDGMENTS, RATER_HOURS, RATERS, REJECTIONS
 
 DAY_MS = 24 * HOUR_MS
@@ -32,7 +33,13 @@ class WorkDay:
 
 
 def worked(connection: Connection, first: date, last: date) -> list[WorkDay]:
-    """All work from the first to the last day. Judgments made elsewhere have no time and are left out."""
+    """All work from the first to the last day. Judgments made elsewhere have no time and are left out.
+
+    Raises:
+        RefusedError: the first day comes after the last.
+    """
+    if first > last:
+        raise RefusedError(f"the first day, {first}, comes after the last, {last}")
     since, until = _midnight_ms(first), _midnight_ms(last) + DAY_MS
     sums: dict[tuple[str, int, str | None], list[int]] = {}
     for place, table in enumerate((JUDGMENTS, REJECTIONS)):
@@ -103,7 +110,7 @@ def presences(connection: Connection, first: date, last: date) -> list[Presence]
     days: dict[tuple[int, str], Presence] = {}
     for row in connection.execute(sa.union_all(*parts).order_by(sa.text("at_ms"))):
         number = row.at_ms // DAY_MS
-        begun = max(row.at_ms - int(row.spent), number * DAY_MS)
+        begun = min(row.at_ms, max(row.at_ms - int(row.spent), number * DAY_MS))
         seen = days.get((number, row.rater_id))
         if seen is None:
             days[number, row.rater_id] = Presence(row.rater_id, _day(number), begun, row.at_ms, 0, 0.0)

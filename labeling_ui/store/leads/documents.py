@@ -89,6 +89,7 @@ def publish(tx: Transaction, document: Document, name: str, text: str, by: str |
     Raises:
         RefusedError: it is the present text under the same name, or there is neither text.
     """
+    text = text if text.strip() else ""
     now, named = present(tx.connection, document), identify_text(name, text)
     if now is not None and now.version == named:
         raise RefusedError(f"this is already the current text of the {document}")

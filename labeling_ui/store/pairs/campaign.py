@@ -32,6 +32,7 @@ from labeling_ui.database.schema import (
 )
 from labeling_ui.database.words import index_items, length_of, text_of
 from labeling_ui.store.answers import storable
+from labeling_ui.store.names import composed
 from labeling_ui.store.pairs.items import items_of, pairs_digest
 from labeling_ui.store.pairs.known import check_value
 from tiebreak.assessments import is_single, read_pair
@@ -60,7 +61,10 @@ class BatchChange(Record):
     goal: int | None = Field(default=None, ge=0, le=2**31 - 1)
     """judgments wanted by the deadline; 0: all of them"""
 
-    _storable = field_validator("pool")(storable)
+    @field_validator("pool")
+    @classmethod
+    def _pool(cls, name: str | None) -> str | None:
+        return None if name is None else (storable(name) or "").strip()
 
     @field_validator("deadline")
     @classmethod
@@ -230,7 +234,7 @@ def is_version(pair: Pair, record: str) -> bool:
     """Whether a stored record is this pair, but for the id, which has the version's number."""
     if pair.model_dump_json() == record:
         return True
-    stored = Pair.model_validate_json(record)
+    stored = read_pair(record)
     return stored == pair.model_copy(update={"id": stored.id})
 
 
@@ -281,7 +285,8 @@ def create_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
     """
     if not name or name != name.strip() or not name.isprintable() or name == CONVERSATIONS:
         raise RefusedError(f"a batch cannot be named {name!r}: give it a name of printable characters")
-    if find_batch(tx.connection, name) is not None:
+    names = tx.connection.scalars(sa.select(BATCHES.c.name))
+    if composed(name) in map(composed, names):
         raise RefusedError(f"there is a batch named {name!r} already")
     batch = Batch(name, overlap=int(tx.setting("overlap")))
     batch = replace(batch, **change.model_dump(exclude_none=True))

@@ -220,6 +220,8 @@ def _build_assessment(answer: Answer, rater: Any, pair_id: str, shown: str, task
         raise RefusedError("flags, criteria and spans must name this answer")
     if answer.value == "reject" and task == "review" and not answer.rationale.strip():
         raise RefusedError("a rejected answer needs a reason")
+    if answer.edited_text is not None and not answer.edited_text.strip():
+        raise RefusedError("the edited answer is empty: write it, or reject the answer")
     fields = answer.model_dump(exclude=_NOT_IN_JUDGMENT | {"answer", "both_bad", "ranking", "aspects"})
     about = {"pair_id": pair_id, "rater_id": rater.id, "kind": rater.kind, "left": shown, "task": task}
     try:
@@ -344,6 +346,8 @@ def _within_time(tx: Transaction, assignment: Any, answer: A) -> A:
     """The answer, with no more active and idle seconds than have passed since the pair was given out."""
     given_ms = st.EVENT_TIME.one(tx.connection, seq=assignment.seq).at_ms
     passed = tx.seconds_since(given_ms)
+    if passed is not None:
+        passed = max(0.0, passed)  # the server's clock was set back
     if passed is None or (answer.seconds_active or 0) + (answer.seconds_idle or 0) <= passed + CLOCK_SLACK_SECONDS:
         return answer
     active = min(answer.seconds_active or 0.0, passed)

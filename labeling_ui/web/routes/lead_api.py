@@ -89,7 +89,10 @@ class RaterChange(BaseModel):
     disabled: bool | None = None
     role: Role | None = None
 
-    _storable = field_validator("pool")(storable)
+    @field_validator("pool")
+    @classmethod
+    def _pool(cls, name: str | None) -> str | None:
+        return None if name is None else (storable(name) or "").strip()
 
 
 class Sample(BaseModel):
@@ -285,12 +288,14 @@ def revoke(desk: DeskOf, lead: LeadWritingSession, invitation_id: str) -> dict[s
 
 @router.get("/batches", **replies(list[BatchListed]))
 def batches(desk: DeskOf) -> list[dict[str, Any]]:
-    """All batches, with their progress. `steered`: not that of conversations, which belong to their raters."""
+    """All batches, with their progress. `steered`: not that of conversations, which belong to their raters.
+    `without_raters`: nobody is in the batch's pool."""
     progress, nothing = desk.store.batch_progress(), BatchProgress()
     inspections = desk.store.inspections()
+    pools = {rater.pool for rater in desk.store.raters() if not rater.disabled and rater.role != "observer"}
     return [
         {**vars(batch), **vars(progress.get(batch.name, nothing)), "steered": batch.name != CONVERSATIONS}
-        | {"inspection": inspections.get(batch.name)}
+        | {"inspection": inspections.get(batch.name), "without_raters": bool(batch.pool) and batch.pool not in pools}
         for batch in desk.store.batches()
     ]
 
