@@ -16,9 +16,11 @@ from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from label_support import free_port, make_pair, open_store
 from test_label_api import PAGE, PASSWORD, Campaign, no_pages  # noqa: F401 - a fixture
 
+from labeling_ui.database.schema import MAIL_ADDRESSES
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work import addresses
@@ -146,6 +148,10 @@ def test_an_address_counts_once_its_code_is_entered(post: Post) -> None:
     assert site.call("one", "POST", "/api/mail/confirm", {"code": code}).status_code == 409  # tried too often
     assert site.call("one", "GET", "/api/mail").json()["confirmed"] is False
     assert site.call("one", "DELETE", "/api/mail").status_code == 200
+    assert site.call("one", "GET", "/api/mail").json()["email"] is None
+    again = site.call("one", "PUT", "/api/mail", {"email": "victim@example.org"})
+    assert again.status_code == 409, "an address that was deleted does not let codes be sent one after another"
+    a_minute_passes(site.store)
     post.confirm("one", "one@example.org")
     assert site.call("one", "GET", "/api/mail").json()["confirmed"] is True
     own = site.call("one", "GET", "/api/own-data").json()["email"]
@@ -158,6 +164,24 @@ def test_an_address_counts_once_its_code_is_entered(post: Post) -> None:
     site.call("lead", "POST", f"/api/lead/raters/{site.sessions['one'].rater.id}/erase", {"judgments": False})
     with site.store.reading() as connection:
         assert addresses.address_of(connection, site.sessions["one"].rater.id) is None
+
+
+def a_minute_passes(store: Store) -> None:
+    """Since codes were sent."""
+    earlier = MAIL_ADDRESSES.c.code_until_ms - addresses.WAIT_SECONDS * 1_000
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(MAIL_ADDRESSES).values(code_until_ms=earlier))
+
+
+def test_codes_are_sent_ten_times_a_day_at_most(tmp_path: Path) -> None:
+    """They go to addresses that nobody has confirmed."""
+    post = Post(open_store(tmp_path, [make_pair(0)], raters=0))
+    statuses = []
+    for n in range(sending.MOST_CODES_A_DAY + 2):
+        statuses.append(post.site.call("one", "PUT", "/api/mail", {"email": f"victim{n}@example.org"}).status_code)
+        a_minute_passes(post.site.store)
+    assert statuses == [200] * 10 + [429] * 2
+    assert post.site.call("other", "PUT", "/api/mail", {"email": "other@example.org"}).status_code == 200
 
 
 def test_no_address_changes_a_header_or_goes_to_several(post: Post) -> None:

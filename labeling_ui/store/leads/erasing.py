@@ -225,7 +225,11 @@ def own_data(connection: Connection, rater_id: str) -> dict[str, Any]:
         "acceptances": _rows(connection, ACCEPTANCES, rater_id, ("document", "version", "at_ms")),
         "identities": _rows(connection, IDENTITIES, rater_id, ("issuer", "subject")),
         "sessions": _rows(connection, SESSIONS, rater_id, ("expires_at_ms",)),
-        "email": _rows(connection, MAIL_ADDRESSES, rater_id, ("email", "confirmed_at_ms", "sent_at_ms")),
+        "email": [
+            row
+            for row in _rows(connection, MAIL_ADDRESSES, rater_id, ("email", "confirmed_at_ms", "sent_at_ms"))
+            if row["email"]
+        ],
         "hours": _rows(connection, RATER_HOURS, rater_id, ("hour", "judged", "active_ms", "idle_ms")),
         "judgments": [_as_own(row) for row in _of(connection, JUDGMENTS, rater_id)],
         "rejected": [_as_own(row) | {"reason": row.reason} for row in _of(connection, REJECTIONS, rater_id)],

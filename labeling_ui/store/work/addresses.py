@@ -50,7 +50,7 @@ class Recipient:
 def address_of(connection: Connection, rater_id: str) -> MailAddress | None:
     """A rater's address; None without one."""
     row = connection.execute(sa.select(MAIL_ADDRESSES).where(MAIL_ADDRESSES.c.rater_id == rater_id)).first()
-    return None if row is None else MailAddress(row.email, row.confirmed_at_ms is not None)
+    return MailAddress(row.email, row.confirmed_at_ms is not None) if row is not None and row.email else None
 
 
 def begin(tx: Transaction, rater_id: str, email: str) -> str:
@@ -86,8 +86,9 @@ def confirm(tx: Transaction, rater_id: str, code: str) -> bool:
 
 
 def forget(tx: Transaction, rater_id: str) -> None:
-    """Delete a rater's address."""
-    tx.connection.execute(sa.delete(MAIL_ADDRESSES).where(MAIL_ADDRESSES.c.rater_id == rater_id))
+    """Delete a rater's address. When the last code was sent stays: otherwise codes could be sent without a wait."""
+    gone = {"email": "", "code_hash": "", "tries": MOST_TRIES, "confirmed_at_ms": None, "waits": 0, "sent_at_ms": None}
+    tx.connection.execute(sa.update(MAIL_ADDRESSES).where(MAIL_ADDRESSES.c.rater_id == rater_id).values(**gone))
 
 
 def _hash(rater_id: str, code: str) -> str:

@@ -11,6 +11,7 @@ import smtplib
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import EmailMessage
@@ -29,6 +30,9 @@ LOOK_SECONDS = 60.0
 TIMEOUT_SECONDS = 20.0
 MOST_WAITING = 1_000
 MOST_ATTEMPTS = 3
+MOST_CODES_A_DAY = 10
+"""To addresses that a rater names."""
+DAY_SECONDS = 86_400
 HOUR_MS = 3_600_000
 _FAILURES = (smtplib.SMTPException, OSError)
 
@@ -63,6 +67,8 @@ class Mailer:
         self._password = password_of_environment(config)
         self._send = send or self._deliver
         self._waiting: queue.Queue[Mail] = queue.Queue(MOST_WAITING)
+        self._codes: dict[str, list[float]] = {}
+        self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mail", daemon=True)
 
@@ -82,6 +88,14 @@ class Mailer:
         except queue.Full:
             return False
         return True
+
+    def may_send_code(self, rater_id: str) -> bool:
+        """Whether a rater may have another code sent: codes go to addresses that nobody has confirmed."""
+        now = time.monotonic()
+        with self._lock:
+            recent = [at for at in self._codes.get(rater_id, []) if now - at < DAY_SECONDS]
+            self._codes[rater_id] = [*recent, now][-MOST_CODES_A_DAY:]
+            return len(recent) < MOST_CODES_A_DAY
 
     def warn(self, rater_id: str, kind: Kind) -> None:
         """Tell a rater that their login was changed, if they have confirmed an address."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from labeling_ui.store.work import addresses
 from labeling_ui.web.context import CurrentSession, DeskOf, WritingSession
 from labeling_ui.web.mail.configuration import MAX_ADDRESS_CHARACTERS, check_address
-from labeling_ui.web.mail.sending import Mail, Mailer
+from labeling_ui.web.mail.sending import MOST_CODES_A_DAY, Mail, Mailer
 from labeling_ui.web.replies import Done, OwnAddress, replies
 
 router = APIRouter(prefix="/api/mail")
@@ -61,6 +61,8 @@ async def set_address(desk: DeskOf, session: WritingSession, body: NewAddress) -
     mailer, rater_id = _mailer(desk), session.rater.id
     if not session.csrf_token:
         raise HTTPException(409, "this store has no accounts")
+    if not mailer.may_send_code(rater_id):
+        raise HTTPException(429, f"at most {MOST_CODES_A_DAY} codes are sent a day: try again tomorrow")
     code = await desk.write(lambda tx: addresses.begin(tx, rater_id, body.email))
     if not mailer.put(Mail("code", body.email, rater_id, code)):
         raise HTTPException(503, "too many mails are waiting: try again in a few minutes")
