@@ -26,7 +26,7 @@ function show(pair) {
   find('.rest').hidden = Boolean(pair);
   find('.compose').hidden = true;
   desk.setAttribute('aria-busy', 'false');
-  if (!pair) return;
+  if (!pair) { find('.title').textContent = props.value.title; return; }
   hideDifferences();
   spans = [];
   selected = null;
@@ -53,7 +53,9 @@ function show(pair) {
   const last = prompt.lastElementChild; // the last turn: its beginning is scrolled into view
   prompt.scrollTop = last ? last.offsetTop - prompt.firstElementChild.offsetTop : 0;
   const draft = keptDraft(pair);
-  restore(draft || pair.draft || {});
+  const begun = draft || pair.draft || {};
+  restore(begun);
+  unfold(Boolean(begun.rationale || begun.flags?.length || Object.keys(begun.aspects || {}).length)); // else the pair is seen first
   unsaved = false;
   if (draft) changed();
   enter('scale');

@@ -229,6 +229,7 @@ class StandIn:
         self.mails: list[str] = []
         self.refuse = 0
         self._context, self._silent = context, silent
+        self.asked, self.answering = threading.Event(), threading.Event()
         self.port = free_port()
         self._listening = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._serve, daemon=True).start()
@@ -244,8 +245,9 @@ class StandIn:
                     self._talk(connection)
 
     def _talk(self, connection: socket.socket) -> None:
+        self.asked.set()
         if self._silent:
-            time.sleep(5)
+            self.answering.wait(60)
             return
         connection.sendall(b"220 stand-in\r\n")
         while self._command(connection):
@@ -378,16 +380,19 @@ def test_what_is_refused_for_now_is_sent_again(
 def test_a_silent_mail_server_holds_up_nobody(
     stand_in: Callable[..., StandIn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The server says nothing until all requests are answered."""
+    monkeypatch.setattr(sending, "MOST_ATTEMPTS", 1)
     server = stand_in(silent=True)
-    monkeypatch.setattr(sending, "TIMEOUT_SECONDS", 0.5)
     store = open_store(tmp_path, [make_pair(0)], raters=0)
     post = Post(store)
-    begun = time.monotonic()
     with Mailer(store, CONFIG.model_copy(update={"port": server.port}), "t", PAGE.words) as mailer:
         post.site.app = create_app(store, PAGE, mail=mailer)
         assert post.site.call("one", "PUT", "/api/mail", {"email": "one@example.org"}).status_code == 200
+        assert server.asked.wait(30)
         assert post.site.call("one", "GET", "/api/next").json()["pair_id"] == "pair-0"
-        assert time.monotonic() - begun < 3
         for _ in range(sending.MOST_WAITING + 5):
             full = not mailer.put(Mail("work", "ada@example.org", "r"))
         assert full  # bounded
+        assert not server.mails
+        mailer._over.set()
+        server.answering.set()
