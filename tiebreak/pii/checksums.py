@@ -20,9 +20,8 @@ IBAN_LENGTHS = {
 }
 """Country → characters of an IBAN (ISO 13616, SWIFT's registry)."""
 _GAP = r"[ \t]?[-.]?\s?"
-_IBAN = re.compile(
-    rf"(?<![A-Za-z0-9])(?:{'|'.join(IBAN_LENGTHS)}){_GAP}\d(?:{_GAP}[A-Za-z0-9]){{12,31}}", re.IGNORECASE
-)
+_IBAN = re.compile(rf"(?<![A-Za-z0-9])[A-Za-z]{{2}}{_GAP}\d{_GAP}\d(?:{_GAP}[A-Za-z0-9]){{11,30}}")
+_MAY_BE_CARD = re.compile(r"\d{4}(?:[ .\-\n]?\d){9}")
 _CARDS = tuple(
     re.compile(rf"(?<![\w.-])[2-6]\d{{3}}(?:[ .\-\n]?\d{{3,6}}){{{groups}}}(?![\w-])") for groups in (4, 3, 2)
 )
@@ -33,12 +32,17 @@ _TAX = re.compile(
 )
 
 
+_TAX_WORDS = ("steuer", "idnr", "tin")
+
+
 def find_checked(text: str) -> Iterator[Finding]:
     """Values whose check digits are right."""
     yield from _ibans(text)
-    for card in _CARDS:
-        yield from _cards(text, card)
-    for found in _TAX.finditer(text):
+    if _MAY_BE_CARD.search(text):
+        for card in _CARDS:
+            yield from _cards(text, card)
+    lowered = text.lower()
+    for found in _TAX.finditer(text) if any(word in lowered for word in _TAX_WORDS) else ():
         if passes_mod_11_10(re.sub(r"\D", "", found["value"])):
             yield Finding(*found.span("value"), "NATIONAL_ID", 1.0)
 

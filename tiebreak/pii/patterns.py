@@ -93,17 +93,21 @@ PATTERNS: tuple[Pattern, ...] = (
             _I,
         ),
         0.9,
+        signs=("://",),
     ),
     Pattern(
         "URL",
         re.compile(r"\b(?:https?|ftp|postgres(?:ql)?|mysql|mongodb|redis|amqp)://[^\s/@:]+:[^\s/@]+@[^\s<>\"']+", _I),
         0.95,
+        signs=("://",),
     ),
     Pattern(
         "URL",
         re.compile(r"\bhttps?://[^\s<>\"']*?/(?=[\w-]*\d)(?=[\w-]*[a-z])[\w-]{20,}[^\s<>\"']*", _I),
         0.4,
         ("link", "reset", "invite", "login", "einladung"),
+        signs=("://",),
+        needs_digit=True,
     ),
     Pattern(
         "SECRET",
@@ -114,11 +118,33 @@ PATTERNS: tuple[Pattern, ...] = (
             r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{5,})"
         ),
         0.95,
+        signs=(
+            "sk-",
+            "sk_",
+            "pk_",
+            "rk_",
+            "ghp_",
+            "gho_",
+            "ghu_",
+            "ghs_",
+            "ghr_",
+            "github_pat_",
+            "glpat-",
+            "xox",
+            "akia",
+            "asia",
+            "aiza",
+            "hf_",
+            "npm_",
+            "sg.",
+            "eyj",
+        ),
     ),
     Pattern(
         "SECRET",
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
         0.99,
+        signs=("-----begin",),
     ),
     Pattern(
         "SECRET",
@@ -130,8 +156,22 @@ PATTERNS: tuple[Pattern, ...] = (
             _I,
         ),
         0.8,
+        signs=(
+            "passw",
+            "passphrase",
+            "passcode",
+            "pwd",
+            "pw",
+            "kennwort",
+            "secret",
+            "key",
+            "token",
+            "pin",
+            "puk",
+            "tan",
+        ),
     ),
-    Pattern("SECRET", re.compile(r"\bBearer\s+(?P<value>[\w.~+/-]{16,}=*)"), 0.9),
+    Pattern("SECRET", re.compile(r"\bBearer\s+(?P<value>[\w.~+/-]{16,}=*)"), 0.9, signs=("bearer",)),
     Pattern(
         "SECRET",
         re.compile(
@@ -197,13 +237,18 @@ PATTERNS: tuple[Pattern, ...] = (
             _I,
         ),
         0.9,
+        signs=("born", "birth", "d.o", "dob", "do.b", "geb"),
+        needs_digit=True,
     ),
-    Pattern("BIRTH_DATE", re.compile(r"(?:\*)\s?(?P<value>\d{1,2}\.\d{1,2}\.\d{4})"), 0.6),
+    Pattern(
+        "BIRTH_DATE", re.compile(r"(?:\*)\s?(?P<value>\d{1,2}\.\d{1,2}\.\d{4})"), 0.6, signs=("*",), needs_digit=True
+    ),
     Pattern(
         "BIRTH_DATE",
         re.compile(rf"\b{_DATE}\b", _I),
         0.2,
         ("born", "birthday", "date of birth", "dob", "geboren", "geburtsdatum", "geburtstag", "geb."),
+        needs_digit=True,
     ),
     Pattern(
         "ADDRESS",
@@ -213,6 +258,7 @@ PATTERNS: tuple[Pattern, ...] = (
             r"(?:\s*,?\s*(?:D-)?\d{5}\s+[A-ZÄÖÜ][\wäöüß]+(?:[ -](?:am|an|der|im|[A-ZÄÖÜ][\wäöüß]+|\([\w ]+\))){0,3})?"
         ),
         0.7,
+        needs_digit=True,
     ),
     Pattern(
         "ADDRESS",
@@ -221,6 +267,7 @@ PATTERNS: tuple[Pattern, ...] = (
             r"\d{5}\s+[A-ZÄÖÜ][\wäöüß]+"
         ),
         0.7,
+        needs_digit=True,
     ),
     Pattern(
         "ADDRESS",
@@ -231,6 +278,7 @@ PATTERNS: tuple[Pattern, ...] = (
             r"(?:,?\s[A-Z][a-z]+(?:\s[A-Z][a-z]+)?,?\s(?:[A-Z]{2}\s\d{5}(?:-\d{4})?|[A-Z]{1,2}\d[A-Z\d]?\s?\d[A-Z]{2}))?"
         ),
         0.7,
+        needs_digit=True,
     ),
     Pattern(
         "ADDRESS",
@@ -248,12 +296,14 @@ PATTERNS: tuple[Pattern, ...] = (
             "straße",
             "str.",
         ),
+        needs_digit=True,
     ),
     Pattern(
         "ADDRESS",
         re.compile(r"\b[A-Z]{1,2}\d[A-Z\d]?\s\d[ABD-HJLNP-UW-Z]{2}\b"),
         0.5,
         ("postcode", "post code", "address", "live", "delivery"),
+        needs_digit=True,
     ),
     Pattern(
         "PLATE",
@@ -272,12 +322,14 @@ PATTERNS: tuple[Pattern, ...] = (
             "plate",
             "registration",
         ),
+        needs_digit=True,
     ),
     Pattern(
         "PLATE",
         re.compile(r"(?<![\w-])[A-Z]{2}\d{2}\s?[A-Z]{3}(?![\w-])"),
         0.3,
         ("license plate", "licence plate", "number plate", "plate", "reg", "registration", "my car", "my van"),
+        needs_digit=True,
     ),
     Pattern(
         "NATIONAL_ID",
@@ -288,6 +340,8 @@ PATTERNS: tuple[Pattern, ...] = (
             _I,
         ),
         0.8,
+        signs=("passport", "reisepass", "ausweis", "card", "national id", "licen", "führerschein"),
+        needs_digit=True,
     ),
 )
 

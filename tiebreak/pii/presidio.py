@@ -32,11 +32,11 @@ _MAY_MATCH: dict[str, re.Pattern[str]] = {
     name: re.compile(expression, re.IGNORECASE)
     for name, expression in {
         "IpRecognizer": r"\d\.\d{1,3}\.\d{1,3}\.\d|:[0-9a-f]{0,4}:",
-        "MacAddressRecognizer": r"[0-9a-f]{2}[:-][0-9a-f]{2}[:-][0-9a-f]{2}|[0-9a-f]{4}\.[0-9a-f]{4}\.",
+        "MacAddressRecognizer": r":[0-9a-f]{2}:|-[0-9a-f]{2}-|\.[0-9a-f]{4}\.",
         "CryptoRecognizer": r"[a-z0-9]{26}",
         "UsSsnRecognizer": r"\d(?:[-. ]?\d){8}",
         "UsItinRecognizer": r"\d(?:[- ]?\d){8}",
-        "UkNinoRecognizer": r"[a-z]{2} ?\d{2} ?\d{2} ?\d{2}",
+        "UkNinoRecognizer": r"\d{2} ?\d{2} ?\d{2} ?[a-d]",
         "NhsRecognizer": r"\d{3}[- ]?\d{3}[- ]?\d{4}",
         "DeTaxIdRecognizer": r"\d{11}",
         "DeSocialSecurityRecognizer": r"\d{8}[a-z]\d{3}",
@@ -46,7 +46,8 @@ _MAY_MATCH: dict[str, re.Pattern[str]] = {
     }.items()
 }
 """What every match of a recogniser contains: it is not called on other texts."""
-_MAY_BE_PHONE = re.compile(r"\d(?:(?:[^\w\n]|x){0,4}\d){4}", re.IGNORECASE)
+_MAY_BE_PHONE = re.compile(r"\d(?:(?:[^\w\n]|x){0,4}\d){6}", re.IGNORECASE)
+"""Seven digits: shorter numbers are extensions, or no telephone numbers at all."""
 _DIGIT = re.compile(r"\d")
 REGIONS = ("DE", "AT", "CH", "GB", "US")
 """whose telephone numbers are recognised without a country code"""
