@@ -1,4 +1,4 @@
-"""Which DPO losses stand wrong votes, in worlds whose best policy is known.
+"""How DPO's losses cope with wrong votes, in worlds whose best policy is known.
 
     python benchmarks/wrong_votes.py           # about a minute; prints the table and writes benchmarks/wrong_votes.json
     python benchmarks/wrong_votes.py --docs    # also into docs/benchmarks.md

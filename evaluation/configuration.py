@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -108,19 +109,21 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     def _possible(self) -> EvaluateConfig:
         if self.baseline not in self.policies:
             raise ValueError(f"baseline: {self.baseline!r} is not among the policies ({', '.join(self.policies)})")
-        for fault in self._yardstick_faults():
+        if self.samples_per_prompt > 1 and not self.sampling.temperature:
+            raise ValueError("samples_per_prompt: at temperature 0, all answers to a prompt are the same")
+        for fault in chain(self._benchmark_faults(), self._yardstick_faults()):
             raise ValueError(fault)
         if self.yardstick != "rubric" and ":" not in self.yardstick:
             raise ValueError(f"yardstick: rubric, or package.module:function, not {self.yardstick!r}")
         return self
 
-    def _yardstick_faults(self) -> Iterator[str]:
-        if self.samples_per_prompt > 1 and not self.sampling.temperature:
-            yield "samples_per_prompt: at temperature 0, all answers to a prompt are the same"
+    def _benchmark_faults(self) -> Iterator[str]:
         if self.benchmark_tasks and not any(path.suffix in (".yaml", ".yml") for path in self.benchmark_files()):
             yield f"benchmark_tasks: {self.benchmark_tasks} has no task: a YAML file in lm-eval's form"
         if not self.benchmarks and (self.benchmark_tasks or self.benchmark_limit or self.benchmark_chat):
             yield "benchmarks: none is named, so benchmark_tasks, benchmark_limit and benchmark_chat are not read"
+
+    def _yardstick_faults(self) -> Iterator[str]:
         if not self.yardsticks:
             if self.references:
                 yield "references: no yardstick reads them: add rouge, chrf or another to yardsticks"
@@ -129,7 +132,9 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
             yield "yardstick: leave it out, and make it the first of yardsticks"
         if double := [one for n, one in enumerate(self.yardsticks) if one in self.yardsticks[:n]]:
             yield f"yardsticks: {double[0]} is given twice"
-        named = self.named_yardsticks
+        yield from self._faults_of(self.named_yardsticks)
+
+    def _faults_of(self, named: Sequence[Named]) -> Iterator[str]:
         for one in named:
             if one.entry.of == "reward" and not self.reward_model:
                 yield "yardsticks: reward needs reward_model"

@@ -185,14 +185,7 @@ def change_rater(
         row = tx.connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).first()
         if row is None:
             raise RefusedError(f"there is no rater {rater_id}")
-        if row.erased_at_ms is not None:
-            raise RefusedError("the data of this rater were erased: invite them anew")
-        if disabled and rater_id == by:
-            raise RefusedError("you cannot disable yourself: another lead can")
-        if role not in (None, row.role) and rater_id == by:
-            raise RefusedError("you cannot change your own role: another lead can")
-        if (disabled or role) and any(lead.id == by and lead.disabled for lead in leads):
-            raise RefusedError("you are no longer a lead of this campaign")
+        _require_allowed(row, by, leads, disabled=disabled, role=role)
         if role not in (None, row.role):
             tx.event("role_changed", rater_id=rater_id, payload={"role": role, "by": by})
             tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(role=role))
@@ -204,6 +197,17 @@ def change_rater(
             _set_disabled(tx, row, disabled=True)
 
     store.transact(change)
+
+
+def _require_allowed(row: Any, by: str, leads: Sequence[Any], *, disabled: bool | None, role: Role | None) -> None:
+    if row.erased_at_ms is not None:
+        raise RefusedError("the data of this rater were erased: invite them anew")
+    if disabled and row.id == by:
+        raise RefusedError("you cannot disable yourself: another lead can")
+    if role not in (None, row.role) and row.id == by:
+        raise RefusedError("you cannot change your own role: another lead can")
+    if (disabled or role) and any(lead.id == by and lead.disabled for lead in leads):
+        raise RefusedError("you are no longer a lead of this campaign")
 
 
 def _set_disabled(tx: Transaction, row: Any, *, disabled: bool) -> None:
