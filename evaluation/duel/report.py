@@ -19,7 +19,7 @@ from evaluation.duel.page import build_page, claim_of
 from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
-from tiebreak.errors import DataError, HandoffError
+from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.records import ExportedJudgment, Pair, write_json, write_text_atomically
 from tiebreak.runs.run import Run, read_manifest, start_run
 from tiebreak.terminal import say
@@ -39,7 +39,9 @@ def report(config: DuelReportConfig) -> None:
         made: dict[str, Any] = json.loads((final / "report.json").read_text(encoding="utf-8"))
         policies, pairs = list(made["policies"]), read_pairs(config.duel)
         judgments = read_judgments(config.judgments, pairs)
-        people = [one for one in judgments if one.kind != "model"]
+        people = people_of(judgments)
+        if left_out := sum(one.kind != "model" for one in judgments) - len(people):
+            say(f"{counted(left_out, 'judgment')} of simulated raters left out: people judged too")
         if not people:
             raise DataError(f"judgments: no rater has judged a pair of {config.duel} in {config.judgments}")
         rows = [json.loads(line) for line in (final / MEASURES).read_text(encoding="utf-8").splitlines()]
@@ -84,7 +86,19 @@ def read_judgments(source: str, pairs: Sequence[Pair]) -> list[ExportedJudgment]
             f"judgments: none of {len(judgments)} in {source} is of the duel's pairs: serve them with 'tiebreak label "
             "--pairs DUEL', let raters judge, and export"
         )
+    sides = {pair.id: {one.id for one in pair.completions} for pair in pairs}
+    if other := [one for one in ours if not {one.left, one.right} <= sides[one.pair_id]]:
+        raise DataError(
+            f"judgments: {len(other)} in {source} name a completion that the pair does not have, the first in pair "
+            f"{other[0].pair_id}: give the judgments of this very duel"
+        )
     return ours
+
+
+def people_of(judgments: Sequence[ExportedJudgment]) -> list[ExportedJudgment]:
+    """Those of people; of simulated raters only where nobody else judged."""
+    human = [one for one in judgments if one.kind == "human"]
+    return human or [one for one in judgments if one.kind != "model"]
 
 
 def judges_of(

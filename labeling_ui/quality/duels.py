@@ -95,7 +95,8 @@ class LiveDuels:
                 of_pair.append(row)
         done = [of_pair for of_pair in by_pair.values() if len(of_pair) == of_pair[0].overlap]
         done.sort(key=lambda of_pair: of_pair[-1].seq)
-        return [read_judgment(row.record) for of_pair in done for row in of_pair]
+        judgments = [read_judgment(row.record) for of_pair in done for row in of_pair]
+        return [one for one in judgments if one.kind == "human"] or judgments
 
 
 def _contests(

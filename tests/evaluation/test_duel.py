@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from support import read_rows, run_here, write_rows
 
+from evaluation.duel.report import people_of, read_judgments
+from tiebreak.errors import DataError
+from tiebreak.records import Completion, Message, Pair
+
 UNTRACKED = ("--tracking.mode", "disabled")
 GOOD = (
     "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes, then measure it again and repeat until it holds"
@@ -138,6 +142,19 @@ def test_what_cannot_be_compared_is_refused(
     status, printed = run_here("duel", "--evaluation", made, *flags, "--output", tmp_path / "duel", *UNTRACKED)
     assert (status, message in printed) == (2 if "needs" in message else 1, True), printed
     assert not (tmp_path / "duel" / "manifest.json").exists()
+
+
+def test_people_count_and_simulated_raters_only_without_them(tmp_path: Path) -> None:
+    two = tuple(Completion(id=name, text=name) for name in "ab")
+    pairs = [Pair(id="p", prompt_id="q", messages=(Message(role="user", content="?"),), completions=two)]
+    vote = {"pair_id": "p", "left": "a", "right": "b", "answer": 1}
+    rows = [{**vote, "rater_id": kind, "kind": kind} for kind in ("human", "simulated", "model")]
+    found = read_judgments(str(write_rows(tmp_path / "j.jsonl", rows)), pairs)
+    assert [one.kind for one in people_of(found)] == ["human"]
+    assert [one.kind for one in people_of(found[1:])] == ["simulated"]
+    other = write_rows(tmp_path / "other.jsonl", [{**rows[0], "left": "c"}])
+    with pytest.raises(DataError, match=r"1 in .*other\.jsonl name a completion that the pair does not have"):
+        read_judgments(str(other), pairs)
 
 
 def test_evaluation_pairs_are_not_selected_for_training(made: Path, tmp_path: Path) -> None:

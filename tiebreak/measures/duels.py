@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import chain, combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def votes_of(pairs: Sequence[Pair], judgments: Iterable[Judgment], policies: Seq
     place = {name: n for n, name in enumerate(policies)}
     seen: set[tuple[str, str]] = set()
     votes = []
-    for judgment in judgments:
+    for judgment in chain.from_iterable(one.pairwise() for one in judgments):
         pair = by_id.get(judgment.pair_id)
         if pair is None or judgment.skip or (pair.id, judgment.rater_id) in seen:
             continue

@@ -53,6 +53,14 @@ def test_votes_follow_the_policies_whatever_the_sides_and_a_shared_answer_votes_
     }
 
 
+def test_a_ranking_of_two_answers_is_a_vote() -> None:
+    """It has no answer of its own, and counted as a tie."""
+    order = {"shown": ("0-0", "0-1"), "ranking": (("0-1",), ("0-0",))}
+    ranked = Judgment(pair_id="p0", rater_id="r", left="0-0", right="0-1", kind="human", **order)
+    [vote] = votes_of([pair(0, "a", "b")], [ranked], ["a", "b"])
+    assert (vote.policies, vote.outcome) == (("a", "b"), 0.0)
+
+
 def test_clustered_covariance_by_hand() -> None:
     """Scores 1, 1, −2 in groups {0, 1}, {2}: sums 2 and −2, squared 8, times 2/1."""
     scores = np.array([[1.0], [1.0], [-2.0]])
