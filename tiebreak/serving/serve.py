@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tiebreak.command.help import print_help, wants_help
@@ -50,6 +51,7 @@ def _run(words: list[str]) -> None:
         *([] if _is_local(arguments.host) else [f"warning: anyone who reaches {arguments.host} can use it"]),
     )
     sys.stdout.flush()
+    make_hub_cache()
     os.execvp(command[0], command)
 
 
@@ -91,6 +93,14 @@ def require_port(arguments: ServeArguments) -> None:
         if error.errno == errno.EADDRINUSE:
             raise MachineError(f"port {arguments.port} is taken: give another --port") from error
         raise MachineError(f"cannot listen on {arguments.host}:{arguments.port} ({error.strerror or error})") from error
+
+
+def make_hub_cache() -> None:
+    """Make the hub's cache folder: without one, transformers' server answers /v1/models with status 500."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    with suppress(OSError):
+        Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
 
 
 def _is_local(host: str) -> bool:

@@ -114,13 +114,15 @@ def test_engines_say_what_they_need(merged: Path, monkeypatch: pytest.MonkeyPatc
     assert "--engine vllm needs a GPU" in run_here("serve", merged, "--engine", "vllm")[1]
 
 
-def test_others_are_let_in_by_a_flag_alone(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_are_let_in_by_a_flag_alone(merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(serve.os, "execvp", lambda program, words: started.append(words))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))  # /v1/models reads it
     port = str(free_port())
     status, stderr = run_here("serve", merged, "--host", "0.0.0.0", "--port", port)
     assert status == 0
     assert "warning: anyone who reaches 0.0.0.0 can use it" in stderr
+    assert (tmp_path / "hub").is_dir()
     assert started[0][-4:] == ["--host", "0.0.0.0", "--port", port]
     assert "warning" not in run_here("serve", merged, "--port", port)[1]
     assert started[1][-4:-2] == ["--host", "127.0.0.1"]
