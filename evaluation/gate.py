@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evaluation.compare.reading import Evaluation, read_evaluation
 from evaluation.compare.words import edge, label
@@ -43,6 +43,12 @@ class Bounds(Section):
     """the largest value that passes"""
     no_worse_by: float | None = Field(default=None, ge=0)
     """how far below the baseline's the value may be"""
+
+    @model_validator(mode="after")
+    def _some(self) -> Bounds:
+        if self.at_least is None and self.at_most is None and self.no_worse_by is None:
+            raise ValueError("no limit: give at_least, at_most or no_worse_by")
+        return self
 
 
 class Gate(Section):

@@ -86,7 +86,7 @@ def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], ti
     nodes, edges = lineage_graph(records, everyone, names, groups)
     return Overview(
         title=title,
-        headline=make_headline(records, fields, evaluations, names),
+        headline=make_headline(records, fields, evaluations, names, faults),
         runs=[_row(one, names, groups, faults) for one in records],
         groups=make_groups(records, names, groups),
         differences=stage_differences(records, names, groups),
@@ -269,15 +269,21 @@ def make_headline(
     fields: Sequence[Field],
     evaluations: Mapping[str, Evaluation],
     names: Mapping[str, str],
+    faults: Mapping[str, str],
 ) -> Headline:
-    """The main claim, and its caveats."""
+    """The main claim, and its caveats.
+
+    Args:
+        faults: run's id → why its evaluation cannot be read.
+    """
+    unread = [f"{names[identity]} is not among the figures: {fault}." for identity, fault in faults.items()]
     if not fields:
-        return Headline(claim=_counted(records), caveats=_states(records, names))
+        return Headline(claim=_counted(records), caveats=[*unread, *_states(records, names)])
     first = fields[0]
     used = {name: evaluations[name] for name in first.evaluations}
     chains = {name: _links(one, records) for name, one in used.items()}
     kinds = sorted({kind for chain in chains.values() for link in chain for kind in kinds_of(link.manifest)})
-    caveats = [*compare_headline(used, chains, kinds)["caveats"], *_states(records, names)]
+    caveats = [*unread, *compare_headline(used, chains, kinds)["caveats"], *_states(records, names)]
     apart = [name for one in fields[1:] for name in one.evaluations]
     if apart:
         reasons = "; ".join(dict.fromkeys(reason for one in fields[1:] for reason in one.unlike))
@@ -347,10 +353,10 @@ def _over_seeds(field: Field, records: Sequence[RunRecord], names: Mapping[str, 
         return []
     best, second = field.policies[:2]
     seeds = {tuple(sorted(one.seeds.items())) for one in records if names[one.id] in best.runs}
-    if not seeds:  # a model without a run
+    if not seeds or len(best.runs) < len(best.members):  # a model without a run, or a run that is not there
         return []
     if len(seeds) == 1:
-        return [f"{best.name} was trained with one seed: another seed may change the order."]
+        return [f"Only one seed of {best.name} was evaluated: another seed may change the order."]
     own, other = best.yardstick, second.yardstick
     means = (
         f"{two_digits(own.low)} to {two_digits(own.high)} against {two_digits(other.low)} to {two_digits(other.high)}"

@@ -79,6 +79,8 @@ def test_a_gates_file_is_checked(tmp_path: Path) -> None:
         ({"policy": "nobody"}, "policy 'nobody' is not evaluated"),
         ({"policy": "sft", "win_rat": 0.5}, "win_rat"),
         ({"policy": "sft", "win_rate": 50}, "win_rate"),
+        ({"policy": "sft", "win_rate": "0,5"}, "win_rate"),
+        ({"policy": "sft", "figures": {"repetition_mean": {}}}, "no limit: give at_least, at_most or no_worse_by"),
         ({}, "policy"),
     ):
         file.write_text(yaml.safe_dump(content))

@@ -280,6 +280,18 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+def test_an_evaluation_that_cannot_be_read_is_named_beside_the_claim(study: Path, tmp_path: Path) -> None:
+    shutil.copytree(study, tmp_path / "study")
+    file = tmp_path / "study" / "seed-0" / "evaluate" / "final" / "completions.jsonl"
+    file.write_text(file.read_text()[:-40])
+    found = overview(tmp_path / "study").headline
+    assert any(
+        one.startswith("seed-0/evaluate is not among the figures:") and "has changed since the run finished" in one
+        for one in found.caveats
+    )
+    assert found.sentences[-1] == "Only one seed of DPO, beta 0.1 was evaluated: another seed may change the order."
+
+
 @pytest.mark.proof
 def test_200_runs_of_10_000_steps_take_less_than_10_seconds(tmp_path: Path) -> None:
     """By the command line, in a process of its own: 40 configurations of DPO with 5 seeds each, with 4 figures a row. The

@@ -77,7 +77,7 @@ def _write_facts(folder: Path, name: str, project: str | None) -> None:
     if not (facts := facts_in(folder)):
         raise ConfigError(f"{folder} holds no run: it has neither manifest.json nor run.json")
     before = read_json(facts_file(folder, name))
-    same = before.get("fingerprint") == facts["fingerprint"] and project in (None, before.get("project"))
+    same = before.get("fingerprint") == facts["fingerprint"]
     own = {
         "run_id": before["run_id"] if same and before.get("run_id") else secrets.token_hex(4),
         "project": project or project_of(TrackingConfig(**facts["config"].get("tracking", {})), name),

@@ -20,6 +20,7 @@ from tiebreak.tracking.contents import (
     STEP,
     model_files,
     read_json,
+    read_line,
     read_rows,
     reports_in,
     row_of,
@@ -82,7 +83,9 @@ class TrackerCopy:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
-                row = json.loads(line)
+                row = read_line(line.decode("utf-8", errors="replace"))
+                if "step" not in row:  # a line that was cut off and written on
+                    continue
                 named = row_of(row, self._counted)
                 self._counted = row if row.get("num_tokens") is not None else self._counted
                 yield Point(

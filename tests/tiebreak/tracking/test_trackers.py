@@ -161,8 +161,10 @@ def test_a_tracker_that_fails_or_hangs_costs_nothing_and_gets_the_run_later(
     assert "MLflow: " in message
     assert f"'tiebreak track mlflow {tmp_path / 'dpo'}' sends the run again" in message
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
-    for _ in range(2):  # a second time nothing is sent twice
-        status, printed = run_here("track", "mlflow", tmp_path / "dpo")
+    with (tmp_path / "dpo" / "metrics.jsonl").open("a") as file:
+        file.write('{"loss": 3.0\nno row\n')  # cut off, and written on
+    for project in ((), ("--project", "q"), ()):  # a second time nothing is sent twice
+        status, printed = run_here("track", "mlflow", tmp_path / "dpo", *project)
         assert status == 0, printed
     assert read_mlflow(tmp_path / "dpo", "train/loss") == [(1, 1), (2, 0.5)]
     (tmp_path / "empty").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class TensorBoardFiles:
     def begin(self, folder: Path, facts: Mapping[str, Any]) -> int:
         """Replace the files of an interrupted stage."""
         own = folder / "trackers" / "tensorboard"
-        self.place = str(own)
+        self.place = f"tensorboard --logdir {shlex.quote(str(folder.parent))}"
         shutil.rmtree(own, ignore_errors=True)
         self._writer = EventFileWriter(str(own))
         self._last_step = 0

@@ -4,6 +4,7 @@ it; on a Space or a server where TRACKIO_SPACE_ID or TRACKIO_SERVER_URL names on
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ class TrackioClient:
         self._warned = self._warnings.__enter__() or []
         warnings.simplefilter("always")
         elsewhere = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
-        self.place = elsewhere or f"trackio show --project {facts['project']}"
+        self.place = elsewhere or f"trackio show --project {shlex.quote(facts['project'])}"
         name = f"{facts['name']}-{facts['run_id']}"
         if not elsewhere:
             with suppress(ValueError):  # a new project
