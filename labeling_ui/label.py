@@ -453,7 +453,7 @@ def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair], a
     status = store.status()
     judged = store.judged()
     address = f"http://{_shown_host(config.host)}:{config.port}{config.prefix}"
-    there = [f"{status['pairs']} pairs"] if status["pairs"] or not status["single_answers"] else []
+    there = [counted(status["pairs"], "pair")] if status["pairs"] or not status["single_answers"] else []
     there += [counted(status["single_answers"], "single answer")] if status["single_answers"] else []
     lines = _test_lines(store, config)
     show(
@@ -670,7 +670,7 @@ def _import(words: list[str]) -> None:
         settled_places=records.settled_places,
     )
     more = f", and {counted(added.settled, 'settled answer')}" if records.settled else ""
-    print(f"added {added.pairs} pairs and {added.judgments} judgments{more} to {store.url}")
+    print(f"added {counted(added.pairs, 'pair')} and {counted(added.judgments, 'judgment')}{more} to {store.url}")
 
 
 def _gold(words: list[str]) -> None:
@@ -720,8 +720,8 @@ def describe(report: dict[str, Any], run: Run) -> str:
     lines = []
     if judgments["total"] or "single_answers" not in report:
         lines.append(
-            f"{preferences['total']} preferences from {kinds} judgments of {report['pairs']['judged']} pairs, "
-            f"in {run.folder}"
+            f"{counted(preferences['total'], 'preference')} from {kinds} judgments of "
+            f"{counted(report['pairs']['judged'], 'pair')}, in {run.folder}"
         )
     for task, about in report.get("single_answers", {}).items():
         outcomes = ", ".join(f"{count} {name}" for name, count in about["outcomes"].items())

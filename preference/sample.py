@@ -67,7 +67,8 @@ def sample(config: SampleConfig) -> None:
         run.facts["counts"] = counts
         run.finish()
         clear_partial(run)
-        say(f"{len(pairs)} pairs from {len(prompts)} prompts and {len(drawn)} completions{_remarks(counts)}")
+        made = f"{counted(len(pairs), 'pair')} from {counted(len(prompts), 'prompt')}"
+        say(f"{made} and {counted(len(drawn), 'completion')}{_remarks(counts)}")
 
 
 _REMARKS = {

@@ -205,7 +205,8 @@ def say_report(run: Run, report: Mapping[str, Any]) -> None:
     """The main figures in the terminal."""
     counts, people = report["counts"], report["people"]
     lines = [
-        f"{counts['judgments']} judgments of {counts['pairs']} pairs: {counts['ties']} ties, "
+        f"{counted(counts['judgments'], 'judgment')} of {counted(counts['pairs'], 'pair')}: "
+        f"{counts['ties']} ties, "
         f"{counts['turned']} of them turned "
         f"with the order; {counts['skipped']} skipped"
     ]

@@ -23,7 +23,7 @@ from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_prompts
 from tiebreak.data.splits import partition
-from tiebreak.errors import ConfigError
+from tiebreak.errors import ConfigError, counted
 from tiebreak.measures.yardsticks.instructions import read_instructions
 from tiebreak.models.find import is_quantized
 from tiebreak.models.load import adapter_of, load_copy, load_policy
@@ -92,7 +92,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, TokenisedPrompt]):
 
     def preflight(self, rows: list[TokenisedPrompt]) -> None:
         ids, _ = rows[0]
-        say(f"{len(rows)} prompts; the first, as the policy sees it:", self.chat.tokenizer.decode(ids), "")
+        say(f"{counted(len(rows), 'prompt')}; the first, as the policy sees it:", self.chat.tokenizer.decode(ids), "")
 
     def build(self, rows: Rows[TokenisedPrompt], recorder: RunRecorder) -> ScoredLoop:
         """The algorithm's trainer, with its rewards and its guard."""

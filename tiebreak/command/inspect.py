@@ -24,7 +24,7 @@ from pydantic import Field
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
-from tiebreak.errors import ConfigError, RunError
+from tiebreak.errors import ConfigError, RunError, counted
 from tiebreak.hashing import hash_file
 from tiebreak.process.ending import exit_with_message
 from tiebreak.runs import checkpoints
@@ -301,7 +301,7 @@ def details(one: Inspection) -> list[str]:
     if one.last_metrics:
         step = one.last_metrics.get("step")
         figures = [(k, _value(v)) for k, v in sorted(one.last_metrics.items()) if k not in _NOT_FIGURES]
-        lines += ["", f"last metrics ({one.logged_rows} rows, step {_value(step)})", *_table(figures)]
+        lines += ["", f"last metrics ({counted(one.logged_rows, 'row')}, step {_value(step)})", *_table(figures)]
     if one.facts:
         lines += ["", "facts", *_table(_flat(one.facts))]
     return lines

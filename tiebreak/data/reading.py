@@ -132,7 +132,7 @@ class Reading:
     def lines(self) -> list[str]:
         """Lines to report: the shape, rows left out, and ignored columns."""
         shape = ", ".join(name if len(self.shapes) == 1 else f"{name}: {n}" for name, n in self.shapes.most_common())
-        made = "" if self.found == self.rows - len(self.bad) else f", {self.found} {self.wanted}"
+        made = "" if self.found == self.rows - len(self.bad) else f", {counted(self.found, self.wanted[:-1])}"
         lines = [f"{self.source}: {counted(self.rows, 'row')} read as {shape or 'nothing'}{made}"]
         lines += [f"{self.source}: {count} left out: {reason}" for reason, count in self.left_out.most_common()]
         if self.ignored:

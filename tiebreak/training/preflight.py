@@ -105,7 +105,8 @@ def steps_check(config: Any, rows: int, placement: Placement) -> Check:
     factors = f"{placement} × {size} × {parts} = {batch:,} a step"
     if hasattr(config, "episodes_per_rollout"):
         updates = config.ppo_epochs * (config.episodes_per_rollout // batch)
-        return Check("steps", f"{factors}: {config.episodes_per_rollout:,} episodes a rollout make {updates:,} steps")
+        episodes = f"{config.episodes_per_rollout:,} episodes"
+        return Check("steps", f"{factors}: {episodes} a rollout make {counted(updates, 'step')}")
     if rows < world:
         raise DataError(
             f"{counted(rows, 'row')} to train on for {placement}: give each process at least one, or start fewer "
@@ -116,7 +117,7 @@ def steps_check(config: Any, rows: int, placement: Placement) -> Check:
     rest = rows - left_out - (steps - 1) * batch
     last = "" if rest == batch else f", the last of them of {counted(rest, 'row')}"
     dropped = f"{counted(left_out, 'row')} of each epoch left out, so that all processes have as many"
-    text = f"{factors}: {steps:,} steps an epoch{last}; {dropped if left_out else 'no row is dropped'}"
+    text = f"{factors}: {counted(steps, 'step')} an epoch{last}; {dropped if left_out else 'no row is dropped'}"
     return Check("steps", text, "warn" if rows < batch else "ok")
 
 

@@ -1418,7 +1418,7 @@ def test_what_is_reported_of_a_reading(tmp_path: Path) -> None:
     assert [bad.where for bad in mixed.bad] == [f"{start[:-2]}:4", f"{start[:-2]}:5"]
     ties = [{"prompt": "q", "response_a": "x", "response_b": "y", "winner": w} for w in ("a", "tie", "tie")]
     assert reading_of(tmp_path, ties, "preferences").lines() == [
-        f"{start}3 rows read as pairs (response_a, response_b, winner), 1 preferences",
+        f"{start}3 rows read as pairs (response_a, response_b, winner), 1 preference",
         f"{start}2 left out: a tie",
     ]
     assert reading_of(tmp_path, [{"title": "x"}]).lines()[0] == f"{start}1 row read as nothing"
