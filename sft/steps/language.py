@@ -37,7 +37,17 @@ class Language(RowStep):
             ledger.now.count("too short to judge")
             return row
         found, probability = self._identifier.classify(text)
-        if found in self.settings.keep or probability < self.min_probability:
-            ledger.now.count(f"{found}: kept")
-            return row
-        return Drop(f"language is {found}")
+        if found not in self.settings.keep and probability >= self.min_probability:
+            return Drop(f"language is {found}")
+        ledger.now.count(f"{found}: kept")
+        asked, answered = (self._surely(part) for part in (row.prompt.messages[-1].text, row.answer_text))
+        if asked and answered and asked != answered:
+            ledger.flag(row, f"the prompt is {asked}, the answer {answered}", "prompt and answer in two languages")
+        return row
+
+    def _surely(self, text: str) -> str:
+        """A text's language; empty if it is too short, or not clear."""
+        if len(text) < self.settings.min_characters:
+            return ""
+        found, probability = self._identifier.classify(text)
+        return str(found) if probability >= self.min_probability else ""

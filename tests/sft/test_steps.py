@@ -264,6 +264,42 @@ def test_quality_flags_or_drops(tmp_path: Path, tiny_model: Path) -> None:
 # --- contradictions and contamination ------------------------------------------------------------------------------------
 
 
+@given(st.text())
+def test_symbols_are_what_is_neither_letter_digit_nor_space(text: str) -> None:
+    shown = [character for character in text if not character.isspace()]
+    assert symbol_share(text) == sum(not character.isalnum() for character in shown) / max(1, len(shown))
+
+
+def test_bad_input_mixed_languages_and_a_test_set_in_the_training_folder(tmp_path: Path, tiny_model: Path) -> None:
+    """An answer in another language than its prompt is listed; a test set that is read as training data is dropped."""
+    german = "Die Lampe flackert, und ich möchte sie zurückgeben, weil sie seit Montag kaputt ist."
+    english = "Please send the lamp back within fourteen days, and we will refund what you have paid for it."
+    french = "La lampe clignote depuis lundi, et je voudrais la rendre, car elle est cassée."
+    both = ["Bitte schicken Sie die Lampe zurück.", english]
+    rows = [{"prompt": german, "completion": answer} for answer in both]
+    rows += [{"prompt": f"{french} Que faire ?", "completion": french}, {"prompt": english, "completion": german}]
+    tests = [{"prompt": "Which bulb is right for a cold room in winter, and how many lumens?", "completion": "800."}]
+    write_rows(tmp_path / "data" / "rows.jsonl", rows)
+    benchmark = write_rows(tmp_path / "data" / "benchmark.jsonl", tests)
+    values = {
+        "output": str(tmp_path / "run"),
+        "policy": str(tiny_model),
+        "demonstrations": [str(tmp_path / "data")],
+        "near_duplicate": 1,
+        "steps": ["language", "contamination"],
+        "language": {"keep": ["de", "en"]},
+        "contamination": {"against": [str(benchmark)]},
+    }
+    prepare(PrepareConfig.model_validate(values))
+    final = tmp_path / "run" / "final"
+    assert sorted(completions(final)) == sorted([*both, german])
+    flagged = [row["reason"] for row in read_rows(final / "flagged.jsonl")]
+    assert flagged == ["the prompt is de, the answer en", "the prompt is en, the answer de"]
+    dropped = {row["where"].rpartition("/")[2]: row["reason"] for row in read_rows(final / "dropped.jsonl")}
+    assert dropped["rows.jsonl:3"] == "language is fr"
+    assert "benchmark.jsonl" in dropped["benchmark.jsonl:1"]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [

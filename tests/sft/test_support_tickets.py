@@ -1,4 +1,4 @@
-"""The commands of docs/data.md take the dirty tickets to anonymous, split data."""
+"""The commands of docs/data.md take the dirty tickets to reviewed, anonymous, split data."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import REPOSITORY, read_rows, run_here
 
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.store import Store
+from tiebreak.data.reading import read_demonstrations
 from tiebreak.data.single import read_single_answers
+from tiebreak.records import Demonstration
+from tiebreak.runs.run import identify_input
 
 TICKETS = REPOSITORY / "data" / "support-tickets" / "tickets.json"
 VALUES = re.compile(
@@ -78,3 +84,27 @@ def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypat
     tests = {row["prompt"] for row in questions if row["split"] == "test"}
     kept = [row for row in read_rows(run / "final" / "prompts.jsonl") if row["split"] == "test"]
     assert {row["messages"][0]["content"] for row in kept} == tests
+    reviewed = review_in_a_store(tmp_path, str(run))
+    assert [one.prompt.tags[-1] for one in reviewed].count("reviewed:edited") == 1
+    assert len(reviewed) == len(answers) - 1
+    assert {one.prompt.split for one in reviewed} == {"train", "validation"}
+
+
+def review_in_a_store(folder: Path, run: str) -> list[Demonstration]:
+    """The rows after a person edited the first, rejected the second and accepted the others."""
+    store = Store.open(f"sqlite:///{folder}/labels.sqlite", create=True)
+    store.require(["anonymised"])
+    about: dict[str, Any] = {"source": run, "source_id": identify_input(run).id}
+    store.add_pairs(read_single_answers(run, "review"), overlap=1, seed=0, **about)
+    store.add_rater("r0", rater_id="r0")
+    verdicts = iter(
+        [{"value": "edit", "edited_text": "As a person wrote it."}, {"value": "reject", "rationale": "No."}]
+    )
+    given: list[str] = []
+    while (assignment := store.claim("r0", given)) is not None:
+        given.append(assignment.item_id)
+        verdict: dict[str, Any] = next(verdicts, {"value": "accept"})
+        store.submit("r0", Submission(client_id=f"r0 {len(given)}", pair_id=assignment.item_id, **verdict))
+    status, err = run_here("label", "export", "--store", store.url, "--output", folder / "reviewed")
+    assert status == 0, err
+    return read_demonstrations(str(folder / "reviewed"))
