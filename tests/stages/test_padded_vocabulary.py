@@ -59,14 +59,14 @@ def test_ids_without_text_are_never_drawn(padded_model: Path, tmp_path: Path) ->
 def test_no_policy_is_trained_on_another_distribution_than_it_draws_from(
     algorithm: str, padded_model: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "reward.py").write_text("def score(prompts, completions, **_):\n    return [0.0] * len(prompts)\n")
+    (tmp_path / "constant.py").write_text("def score(prompts, completions, **_):\n    return [0.0] * len(prompts)\n")
     config = write_config(
         tmp_path / "ppo.yaml",
         output=tmp_path / "ppo",
         algorithm=algorithm,
         policy=padded_model,
         prompts=write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {n}?"} for n in range(4)]),
-        rewards=[{"function": "reward:score"}],
+        rewards=[{"function": "constant:score"}],
         validation_share=0.0,
         episodes_per_rollout=4,
         rollouts=1,
