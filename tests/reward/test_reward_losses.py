@@ -241,6 +241,7 @@ def test_columns_that_the_settings_leave_unused(
         ([{}, {"margin": 0.5}], Settings("margin"), []),
         ([{}, {"strength": 2}], Settings("margin"), []),
         ([{}, {"margin": 0.5}], Settings("weight"), ["strength_as: weight has no effect: no preference has a strength"]),
+        ([{}, {"strength": 2.0}], Settings("weight"), []),
         ([{}, {}], Settings(soft_labels=True), ["soft_labels: true has no effect: no preference has a confidence or "
                                                 "an agreement"]),
         ([{}, {"agreement": 0.7}], Settings(soft_labels=True), []),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from support import REPOSITORY
 
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts, read_records
+from tiebreak.errors import DataError
 from tiebreak.records import (
     Completion,
     Demonstration,
@@ -111,6 +112,14 @@ def test_thinking_is_reasoning_content() -> None:
 )  # fmt: skip
 def test_what_would_be_lost_is_refused_by_name(message: dict[str, Any], fault: str) -> None:
     assert fault in faults_of(message)
+
+
+@pytest.mark.parametrize("key", ["prompt", "chosen", "rejected"])
+def test_a_list_of_texts_is_no_conversation_and_no_answer(key: str, tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "x", "rejected": "y", key: ["one", "two", "three"]}
+    with pytest.raises(DataError) as caught:
+        read_preferences(write(tmp_path / "p.jsonl", [row]), NOTHING_HELD_OUT)
+    assert caught.value.faults[0].endswith("a list of texts, not of messages: write a row for each text")
 
 
 # --- parts -----

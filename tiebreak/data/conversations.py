@@ -66,8 +66,10 @@ def to_messages(value: object, role: str = "user", keys: Mapping[str, str | None
         return _turns(value) if is_transcript(value) else (Message.model_validate({"role": role, "content": value}),)
     if isinstance(value, Mapping | Message):
         value = [value]
-    if not isinstance(value, Sequence) or not value:
+    if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
         raise ValueError("neither a string nor a list of messages")
+    if all(isinstance(one, str) for one in value):
+        raise ValueError("a list of texts, not of messages: write a row for each text")
     messages = []
     for number, message in enumerate(value, start=1):
         try:

@@ -361,6 +361,10 @@ def _with_system(cells: Cells, messages: Messages) -> Messages:
     """The messages, preceded by a `system` column."""
     name = _one_of(cells, SYSTEMS, "system")
     text = cells.values.get(name) if name else None
+    if isinstance(text, list | dict):
+        raise ValueError(
+            f"column {name!r} holds a {type(text).__name__}, not text; columns: {{{name}: null}} leaves it out"
+        )
     if name is None or not isinstance(text, str):
         return messages
     cells.used.add(name)

@@ -258,6 +258,15 @@ def test_a_system_column_is_the_first_message(tmp_path: Path, name: str) -> None
     assert [message.role for message in one.prompt] == ["system", "user"]
 
 
+@pytest.mark.parametrize("system", [["Be brief."], {"role": "system", "content": "Be brief."}])
+def test_a_system_column_that_is_no_text_is_not_passed_over(tmp_path: Path, system: Any) -> None:
+    kind = type(system).__name__
+    assert fault(tmp_path, {**PAIR, "system": system}) == (
+        f"column 'system' holds a {kind}, not text; columns: {{system: null}} leaves it out"
+    )
+    assert len(preferences(tmp_path, {**PAIR, "system": system}, columns={"system": None})) == 1
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
 def test_a_column_of_thoughts_is_the_answers(tmp_path: Path, name: str) -> None:
     [one] = demonstrations(tmp_path, {"prompt": "Why?", "completion": "Iron.", name: "Pale is hungry."})
