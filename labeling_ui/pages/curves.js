@@ -55,5 +55,5 @@ function personCurve(id) {
 
 // How many more pairs would halve the interval of the agreement.
 function powerNote({ to_halve: more }) {
-  return more ? say('lead.power', { n: whole(more.items), raters: more.raters.toLocaleString(words.language) }) : '';
+  return more ? say('lead.power', { n: whole(more.items), raters: Math.max(2, Math.round(more.raters)) }) : '';
 }

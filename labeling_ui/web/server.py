@@ -31,6 +31,7 @@ from labeling_ui.store.store import Store
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer
 from labeling_ui.web.login.accounts import LoginLimit, needs_login
 from labeling_ui.web.mail.sending import Mailer
+from labeling_ui.web.memory import share_arenas
 from labeling_ui.web.metrics import Metrics, may_read
 from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.refusals import malformed, refused, unavailable
@@ -203,6 +204,7 @@ def run_server(app: ASGIApp, listening: socket.socket, proxies: Sequence[str] = 
         proxies: addresses whose `X-Forwarded-*` headers are trusted.
         prefix: the path that the server is under, such as /label.
     """
+    share_arenas()
     config = uvicorn.Config(
         ProxyMiddleware(app, proxies, prefix),
         proxy_headers=False,

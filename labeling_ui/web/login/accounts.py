@@ -517,7 +517,7 @@ def hash_password(password: str) -> str:
     """argon2id. Raises ConfigError for a password that is empty or too long."""
     if not password.strip() or len(password) > MAX_PASSWORD_CHARACTERS:
         raise ConfigError(f"a password must have 1 to {MAX_PASSWORD_CHARACTERS} characters")
-    return _HASHER.hash(password)
+    return _HASHING.submit(_HASHER.hash, password).result()
 
 
 def check_name(name: str) -> str:
