@@ -272,7 +272,7 @@ def _against_the_rest(report: Report) -> Markup | None:
 
 def _judged_by(row: Row) -> str:
     names = [str(one) for one in row["raters"] or ()]
-    place = f"pair {row['pair_id'][:12]}" if row["pair_id"] else ""
+    place = str(row["pair_id"] or "")[:17]
     return ", ".join(part for part in (place, f"judged by {', '.join(names)}" if names else "") if part)
 
 

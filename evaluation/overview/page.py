@@ -733,6 +733,7 @@ def _cost(report: Overview) -> Markup | None:
     if not rows:
         return None
     most = max(one.cost.seconds or 0.0 for one in rows) or 1.0
+    measured = sum(one.cost.energy_kwh is not None for one in rows)
     drawn = [
         el(
             "tr",
@@ -741,18 +742,24 @@ def _cost(report: Overview) -> Markup | None:
             figure("Time", one.cost.seconds, duration),
             figure("With all before it", one.cost.seconds_in_all, duration),
             figure("Peak memory", one.cost.peak_memory_bytes, memory),
-            figure("Energy, kWh", one.cost.energy_kwh, energy),
+            figure("Energy, kWh", one.cost.energy_kwh, energy) if measured else None,
             figure("Tokens", one.cost.tokens, number),
             figure("Judgments", one.cost.judgments, number),
             data_run=one.name,
         )
         for one in rows
     ]
-    titles = ("Time", "With all before it", "Peak memory", "Energy, kWh", "Tokens", "Judgments")
+    titles = [
+        "Time",
+        "With all before it",
+        "Peak memory",
+        *(["Energy, kWh"] if measured else []),
+        "Tokens",
+        "Judgments",
+    ]
     headings = [heading("Run"), el("th"), *(heading(title, numeric=True) for title in titles)]
     machines = sorted({one.cost.machine for one in rows if one.cost.machine})
     total = sum(one.cost.seconds or 0.0 for one in rows)
-    measured = sum(one.cost.energy_kwh is not None for one in rows)
     unmeasured = (
         "Energy was not measured" if not measured else f"Energy was measured for {measured} of {len(rows)} runs"
     )

@@ -103,6 +103,19 @@ def test_completions_at_every_evaluation_beside_the_references_change_no_weight(
     assert ids[0] == ids[1]  # the same run to whatever is made from it
 
 
+@pytest.mark.proof
+def test_completions_under_ppo_change_no_weight(finished_recipe: Path, tmp_path: Path) -> None:
+    config = finished_recipe / "runs" / "ppo" / "config.resolved.yaml"
+    for name, count in (("shown", 2), ("plain", 0)):
+        words = ("ppo", "--config", config, "--output", tmp_path / name, "--training.eval_steps", "1")
+        status, printed = run_here(*words, "--tracking.completions", str(count), "--tracking.mode", "disabled")
+        assert status == 0, printed
+    rows = read_rows(tmp_path / "shown" / "completions.jsonl")
+    assert [row["step"] for row in rows] == [0, 0, 2, 2, 4, 4, 6, 6]
+    for weights in ("final/adapter_model.safetensors", "final/value_head.safetensors"):
+        assert (tmp_path / "shown" / weights).read_bytes() == (tmp_path / "plain" / weights).read_bytes()
+
+
 def test_an_alert_reaches_wandb_and_a_webhook_that_fails_ends_nothing(
     tmp_path: Path, tiny_model: Path, raw_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
