@@ -303,6 +303,18 @@ def test_what_cannot_be_rounds(tmp_path: Path, keys: dict[str, Any], message: st
     assert message in found
 
 
+def test_a_budget_of_less_than_a_pair_is_refused(tmp_path: Path) -> None:
+    folders = {"select": "rounds"}
+    stages = [
+        {"stage": name, "config": f"configs/{folders.get(name, 'quickstart')}/{name}.yaml"}
+        for name in ("sample", "select", "label", "dpo", "evaluate")
+    ]
+    config = write_config(tmp_path / "r.yaml", name="r", root=str(tmp_path / "x"), policy="p", budget=2, stages=stages)
+    status, found = run_here("rounds", "--config", config)
+    assert (status, "budget: 2, but a pair takes 3 judgments (overlap of label)" in found) == (2, True), found
+    assert not (tmp_path / "x").exists()
+
+
 def one_round(low: float, previous: float, kl: float = 1.0) -> dict[str, Any]:
     rate = {"value": 0.6, "n": 9, "interval": [low, 0.9]}
     return {"over_start": rate, "over_previous": {**rate, "interval": [previous, 0.9]}, "kl": kl}

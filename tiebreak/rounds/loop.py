@@ -84,6 +84,11 @@ def run_rounds(config: RoundsConfig) -> None:
 def _run_rounds(config: RoundsConfig) -> None:
     for entry in config.stages:
         check_entry(entry)
+    if pairs_within_budget(config, 0) < 1:
+        overlap = own_keys(config, "label")["overlap"]
+        raise ConfigError(
+            f"budget: {config.budget}, but a pair takes {overlap} judgments (overlap of label): not one pair can be judged"
+        )
     root, state, started = Path(config.root), State(config.policy), time.monotonic()
     group = group_in(root, config.name)
     why = ""
