@@ -621,6 +621,8 @@ def _two_sides(cells: Cells, *, judged: bool = True) -> Interpretation | None:
     if sides is None:
         return None
     chosen, rejected = (cells.get(name) for name in sides)
+    if _is_texts(chosen) or _is_texts(rejected):
+        return _one_better_than_several(cells, sides, judged=judged)
     name = _one_of(cells, PROMPTS, "prompt")
     if name is None and isinstance(chosen, str) and not is_transcript(chosen):
         name = _one_of(cells, LATE_PROMPTS, "prompt")
@@ -643,6 +645,27 @@ def _two_sides(cells: Cells, *, judged: bool = True) -> Interpretation | None:
     system = ", system" if {*SYSTEMS} & cells.used else ""
     shape = f"preferences ({name}{system}, {sides[0]}, {sides[1]})"
     return Interpretation(shape, [PreferenceRow(prompt, _tools(cells), better, worse)])
+
+
+def _is_texts(side: object) -> bool:
+    return isinstance(side, list) and bool(side) and all(isinstance(text, str) for text in side)
+
+
+def _one_better_than_several(cells: Cells, sides: tuple[str, str], *, judged: bool) -> Interpretation:
+    """A preference for each text in the list of worse answers.
+
+    Raises:
+        ValueError: the better answer is no text.
+    """
+    better, worse = sides
+    if not isinstance(cells.values[better], str):
+        raise ValueError(f"{better}: give one text: only {worse} may be a list of texts, each a worse answer")
+    texts, each = cells.values[worse], []
+    for text in texts:
+        cells.values[worse] = text
+        each += [one for one in [_two_sides(cells, judged=judged)] if one is not None]
+    cells.values[worse] = texts
+    return Interpretation(f"{each[0].shape}, each of {worse}", [result for one in each for result in one.results])
 
 
 def _check_side_scores(cells: Cells) -> str:
@@ -866,9 +889,9 @@ def _answers_to_judge(cells: Cells) -> tuple[str, PromptRow, list[Messages]]:
         sides = [_messages(cells, cells.get(name), "assistant") for name in names]
         return f"pairs ({', '.join(names)})", _prompt_row(cells), sides
     if (preferences := _two_sides(cells, judged=False)) is not None:
-        [row] = _preference_rows(preferences)
-        answers = sorted([row.chosen, row.rejected], key=repr)
-        return f"{preferences.shape}, to judge anew", PromptRow(row.prompt, row.tools), answers
+        first, *others = _preference_rows(preferences)
+        answers = sorted([first.chosen, first.rejected, *(row.rejected for row in others)], key=repr)
+        return f"{preferences.shape}, to judge anew", PromptRow(first.prompt, first.tools), answers
     name = next((name for name in LISTS if isinstance(cells.values.get(name), list)), None)
     if name is None or len(cells.values[name]) < 2:
         raise ValueError(

@@ -299,6 +299,26 @@ def test_every_pair_of_a_ranking(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "10 rows read as rankings (prompt, answers by rank), 50 preferences" in capsys.readouterr().err
 
 
+def test_a_list_of_worse_answers_is_a_preference_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def make(_: int, q: str, good: str, bad: str) -> Any:
+        return {"prompt": q, "chosen": good, "rejected": [bad, "Never.", "Perhaps."]}
+
+    source = source_of(tmp_path, make)
+    wanted = [(q, good, other) for q, good, bad in QUESTIONS for other in (bad, "Never.", "Perhaps.")]
+    assert pairs_in(read_preferences(source, KEEP)) == wanted
+    shape = "preferences (prompt, chosen, rejected), each of rejected, 30 preferences"
+    assert f"10 rows read as {shape}" in capsys.readouterr().err
+    _, _, answers = answers_to_judge(Cells({"prompt": "q", "chosen": "x", "rejected": ["z", "a"]}, {}))
+    assert sorted(answer[0].content for answer in answers) == ["a", "x", "z"]
+    tied = results_of({"prompt": "q", "chosen": "x", "rejected": ["y", "z"], "tie": True}, "preferences")
+    assert tied == 2 * results_of({"prompt": "q", "chosen": "x", "rejected": "y", "tie": True}, "preferences")
+    for chosen in (["x"], ["x", "w"], [{"role": "assistant", "content": "x"}]):
+        with pytest.raises(ValueError, match=r"^chosen: give one text: only rejected may be a list of texts"):
+            results_of({"prompt": "q", "chosen": chosen, "rejected": ["y"]}, "preferences")
+    with pytest.raises(ValueError, match=r"^chosen: give one text"):
+        results_of({"prompt": "q", "chosen": ["x"], "rejected": "y"}, "preferences")
+
+
 def test_lists_beside_their_scores(tmp_path: Path) -> None:
     def make(_: int, q: str, good: str, bad: str) -> Any:
         return {"prompt": q, "generations": [bad, good], "ratings": [2.0, 4.5]}
