@@ -93,7 +93,7 @@ function progressChart(days, wanted, ahead) {
   const endShare = cut ? (span - days.length) / ahead : 1;
   const mostInDay = Math.max(...days.map(([, n]) => n), 1);
   const chart = drawn('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': say('lead.progress.aria', { done: whole(sum), total: whole(wanted), days: days.length }) });
-  const step = Math.max(1, Math.ceil(days.length / 6));
+  const step = Math.ceil(days.length / Math.max(1, Math.floor((6 * days.length) / span))); // the days may fill a part of the chart
   chart.append(
     ...[0, 0.5, 1].flatMap((share) => [
       drawn('line', { class: 'grid', x1: left, x2: width - 8, y1: y(share * top), y2: y(share * top) }),
@@ -255,12 +255,14 @@ function gatherRaters() {
   return Object.values(rows).sort(compareRaters);
 }
 
+const byName = new Intl.Collator(words.language, { numeric: true }).compare; // Rater 2 before Rater 10
+
 // Rows without a figure come last in either direction.
 function compareRaters(one, other) {
   const value = (row) => (sorting.column === 'rater' || row.judgments ? COLUMNS[sorting.column].by(row) : null) ?? null;
   const [a, b] = [value(one), value(other)];
   if (a === null || b === null) return (a === null) - (b === null) || one.rater.name.localeCompare(other.rater.name);
-  return (sorting.down ? -1 : 1) * (typeof a === 'string' ? a.localeCompare(b) : a - b) || one.rater.name.localeCompare(other.rater.name);
+  return (sorting.down ? -1 : 1) * (typeof a === 'string' ? byName(a, b) : a - b) || byName(one.rater.name, other.rater.name);
 }
 
 function showRaters() {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from test_label_api import PAGE, PASSWORD, Session, begin, no_pages, routes, run
 
 from labeling_ui.label import main
 from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
 from labeling_ui.web.campaigns import Campaign, CampaignServer, path_of
 from labeling_ui.web.context import SESSION_COOKIE
 from labeling_ui.web.login.accounts import LoginLimit, add_account, log_in
@@ -41,14 +42,16 @@ ROLES = ("one", "lead")
 class Server:
     """Two campaigns under a prefix, `red` and `blue`, each with a rater and a lead, as a proxy reaches them."""
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path, prefix: str, new_url: Callable[[], str] | None = None) -> None:
+        """`new_url`: of each campaign's store; None: a SQLite file."""
         self.prefix = prefix
         self.stores: dict[str, Store] = {}
         self.sessions: dict[tuple[str, str], Session] = {}
         campaigns, limit = [], LoginLimit()
         for name in ("red", "blue"):
             (folder / name).mkdir()
-            store = self.stores[name] = open_store(folder / name, [make_pair(n) for n in range(3)], raters=0)
+            where = new_url() if new_url else folder / name
+            store = self.stores[name] = open_store(where, [make_pair(n) for n in range(3)], raters=0)
             for who in ROLES:
                 self.sessions[name, who] = begin(store, who)
             page = replace(PAGE, title=f"The {name} one", prefix=prefix + path_of(name))
@@ -77,6 +80,23 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     made = Server(tmp_path, request.param)
     yield made
     for store in made.stores.values():
+        store.close()
+
+
+def test_two_schemas_of_one_postgres_are_two_campaigns(
+    tmp_path: Path, postgres: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labeling_ui.web.campaigns.mount_login", lambda _app, _page: None)
+    server = Server(tmp_path, "", postgres)
+    red, blue = (server.sessions[name, "one"] for name in ("red", "blue"))
+    pair = server.call("GET", "/c/red/api/next", session=red).json()["pair_id"]
+    judged = {"client_id": "x", "pair_id": pair, "answer": 1}
+    assert server.call("POST", "/c/blue/api/judgments", judged, red).status_code == 401
+    assert server.call("POST", "/c/red/api/judgments", judged, red).status_code == 200
+    assert [store.judged() for store in server.stores.values()] == [1, 0]
+    assert server.call("GET", "/c/blue/api/me", session=blue).json()["progress"]["done"] == 0
+    for store in server.stores.values():
+        assert verify(store).faults == []
         store.close()
 
 

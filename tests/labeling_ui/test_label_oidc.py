@@ -393,6 +393,27 @@ async def _get(app: FastAPI, path: str) -> httpx.Response:
         return await client.get(path)
 
 
+def test_accounts_are_made_linked_and_unlinked_on_either_database(url: str) -> None:
+    store = Store.open(url, create=True)
+    issuer, ada = "https://id.example", add_account(store, "Ada", "rater", PASSWORD)
+    invite_all(store, None, ["Ben <ben@example.org>"])
+    claims = {"sub": "2", "name": "Ben", "email": "BEN@example.org", "email_verified": True}
+    assert enter(store, issuer, {"sub": "1"}) is None
+    entered = [enter(store, issuer, claims) for _ in range(2)]
+    assert len({one.rater.id for one in entered if one is not None}) == 1
+    link_identity(store, issuer, {"sub": "1"}, ada.id)
+    for subject, rater in (("2", ada.id), ("1", ada.id), ("1", entered[0].rater.id if entered[0] else "")):
+        with pytest.raises(RefusedError):
+            link_identity(store, issuer, {"sub": subject}, rater)
+    found = enter(store, issuer, {"sub": "1"})
+    assert found is not None
+    assert found.rater.id == ada.id
+    unlink(store, ada.id, None)
+    assert enter(store, issuer, {"sub": "1"}) is None
+    assert verify(store).faults == []
+    store.close()
+
+
 def test_a_store_of_such_accounts_alone_needs_a_login(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite", create=True)
     invite_all(store, None, ["<sub:1>"], role="lead")
