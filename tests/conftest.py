@@ -23,7 +23,7 @@ SLOW = """
     test_reward_stage test_init_runs test_wheel test_thinking test_extras test_guard_stage test_export test_gguf test_server
     test_label_hostile test_rounds test_adapter_start test_methods test_label_saying test_label_standing test_label_backup
     test_label_single test_label_page test_shared_batches test_label_second_factor test_label_review test_label_synthetic
-    test_synthesise test_virtual_tokens
+    test_synthesise test_virtual_tokens test_label_on_screen test_canaries test_padded_vocabulary
     test_new_stage test_monitors test_evaluate_yardsticks test_yardsticks test_benchmarks test_explain
 """.split()
 """Files of more than five seconds, the longest first: each file is one worker's, so at the end none must be left alone with

@@ -208,6 +208,7 @@ def test_a_store_of_before_finds_its_disagreements(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_leads_settle_single_answers_and_set_gold_on_the_page(tmp_path: Path, axe: str) -> None:  # noqa: F811
     from playwright.sync_api import sync_playwright
