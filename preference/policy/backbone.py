@@ -99,6 +99,11 @@ class Backbone(nn.Module):
             say(f"completions are padded: {type(base).__name__} does not support packing, because {reason}")
 
     @property
+    def models_beside(self) -> Sequence[nn.Module]:
+        """The reference, where it is a model of its own."""
+        return self._copy
+
+    @property
     def device(self) -> torch.device:
         """Its device."""
         device: torch.device = self.value_head.weight.device

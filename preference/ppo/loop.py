@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from preference.policy.adapters import trainable_names
 from preference.policy.backbone import Backbone
-from preference.policy.rewards import Reward, saved_scale
+from preference.policy.rewards import Reward, SeparateReward, saved_scale
 from preference.policy.rollout import Draw, Episodes, Shaping, draw_seeded, roll_out, to_rewards
 from preference.policy.vllm import VLLMSampler
 from tiebreak.config import SamplingConfig
@@ -99,6 +99,12 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
     def backbone(self) -> Backbone:
         """The policy for rollouts."""
         raise NotImplementedError
+
+    @property
+    def models_beside(self) -> Sequence[nn.Module]:
+        """Models that hold weights of their own besides the policy's: the reference, reward models."""
+        apart = [reward.model for reward in self.rewards if isinstance(reward, SeparateReward)]
+        return [*self.backbone.models_beside, *apart]
 
     def _begin(
         self, settings: PPOSettings, prompts: Sequence[list[int]], validation_prompts: Sequence[list[int]]

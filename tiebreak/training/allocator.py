@@ -31,7 +31,8 @@ def give_back_memory() -> None:
 def leave_training(trainer: Trainer) -> None:
     """Free the weights and the optimizer of a training whose model is saved: the process that checks it loads it again,
     often on the same device. Sharded and quantised weights stay."""
-    for module in (trainer.model, getattr(trainer, "ref_model", None)):
+    beside = getattr(trainer, "models_beside", ())
+    for module in (trainer.model, getattr(trainer, "ref_model", None), *beside):
         if isinstance(module, nn.Module):
             for tensor in (*module.parameters(), *module.buffers()):
                 _empty(tensor)
