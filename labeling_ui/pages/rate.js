@@ -278,6 +278,13 @@ desk.addEventListener('click', (event) => {
 
 desk.addEventListener('input', changed);
 
+// A field takes no more than its limit, and the browser cuts what is pasted without a word.
+desk.addEventListener('paste', ({ target, clipboardData }) => {
+  const most = target.maxLength || 0;
+  const pasted = clipboardData ? clipboardData.getData('text').length : 0;
+  if (most > 0 && target.value.length - (target.selectionEnd - target.selectionStart) + pasted > most) flash(say('cut', { n: most.toLocaleString(words.language) }), BREAK_SHOWN_MS);
+});
+
 // --- keys: ignored while typing, with modifiers, on repeat and during input-method composition
 
 const typing = 'input:not([type=checkbox]), textarea, select, [contenteditable=true]';

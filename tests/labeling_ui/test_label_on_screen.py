@@ -204,6 +204,28 @@ def test_a_notice_says_that_there_is_work_again(site: Site, tmp_path: Path, axe:
     page.wait_for_function("window.noticed.length === 1")
 
 
+def test_a_new_pair_is_seen_before_its_fields_and_a_cut_paste_is_reported(site: Site) -> None:
+    page = site.open("small windows", after=1, viewport={"width": 683, "height": 384})
+    page.wait_for_selector(".desk[aria-busy=false]:not([data-pair=''])")
+    assert page.locator(".details").is_hidden()
+    press(page, "r")
+    page.keyboard.type("kept")
+    paste = "document.activeElement.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }))"
+    for count, said in (
+        (3_996, ""),
+        (3_997, "The field takes 4,000 characters: the rest of what you pasted is not in it."),
+    ):
+        page.evaluate(f"const data = new DataTransfer(); data.setData('text', 'x'.repeat({count})); {paste};")
+        assert page.inner_text(".saved") == said
+    before = page.get_attribute(".desk", "data-pair")
+    press(page, "Escape", "4")
+    page.wait_for_function(f"document.querySelector('.desk').dataset.pair !== '{before}'")
+    assert page.locator(".details").is_hidden(), "the fields are folded away again"
+    press(page, "u")
+    page.wait_for_function(f"document.querySelector('.desk').dataset.pair === '{before}'")
+    assert page.locator(".details").is_visible(), "what was written is seen"
+
+
 def test_a_password_can_be_shown(site: Site, axe: str) -> None:  # noqa: F811
     page = site.window().new_page()
     page.goto(f"{site.address}/login/")
