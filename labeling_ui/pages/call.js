@@ -152,7 +152,6 @@ function switchTheme() {
 }
 
 document.documentElement.lang = words.language;
-desk.dir = /^(ar|arc|ckb|dv|fa|he|ks|ps|sd|ug|ur|yi)(-|$)/.test(words.language) ? 'rtl' : 'ltr'; // the document's own is Gradio's
 const chosenTheme = storage.getItem('tiebreak-theme');
 if (chosenTheme) document.body.classList.toggle('dark', chosenTheme === 'dark');
 for (const title of all('.title')) title.textContent = props.value.title;

@@ -1,5 +1,7 @@
 // The lead's page: progress, label quality, raters, and disagreements to settle.
 // Refreshes every 20 s; every 2 s while the figures are being computed.
+// The document's own direction is Gradio's. Sides of a pair and figures stay as they are (lead.css).
+desk.dir = /^(ar|arc|ckb|dv|fa|he|ks|ps|sd|ug|ur|yi)(-|$)/.test(words.language) ? 'rtl' : 'ltr';
 const REFRESH_MS = 20000;
 const MEASURING_MS = 2000;
 const OLD_SECONDS = 90; // figures older than this show their age

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import yaml
-from label_support import CHROMIUM, make_pair, needs_chromium, open_store, serving
+from label_support import CHROMIUM, make_pair, needs_chromium, open_store, serving, write_words
 from test_label_browser import axe, faults_of_both  # noqa: F401
 from test_label_single import assess, export_of, give_all, make_single, rows_of
 
@@ -291,4 +291,40 @@ def test_leads_settle_single_answers_and_set_gold_on_the_page(tmp_path: Path, ax
         assess(store, new, answers[3].id, "medicine")
         assert store.gold_agreements()[new] == (0, 1)
         assert verify(store).faults == []
+        store.close()
+
+
+@needs_chromium
+def test_a_page_from_the_right_keeps_the_sides_of_a_pair(tmp_path: Path) -> None:
+    """`left` is stored as shown: on a page in Arabic, A stays on the left, for raters and for leads."""
+    from playwright.sync_api import sync_playwright
+
+    words = write_words(tmp_path, {"language": "ar"})
+    pairs, overlap = [make_pair(0), make_pair(1)], ("--overlap", "2", "--words", str(words))
+    with serving(tmp_path, pairs, *overlap) as (address, _), sync_playwright() as playwright:
+        store = Store.open(f"sqlite:///{tmp_path}/label.sqlite")
+        for n in range(2):
+            store.add_rater(f"r{n}", rater_id=f"r{n}")
+            given = store.claim(f"r{n}")
+            assert given is not None
+            side = 1 if given.left_id.endswith("-0") == bool(n) else -1
+            store.submit(f"r{n}", Submission(client_id=given.id, pair_id=given.item_id, answer=side))
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_context(viewport={"width": 1366, "height": 768}).new_page()
+
+        def left_of(selector: str) -> float:
+            box = page.locator(selector).bounding_box()
+            assert box is not None
+            return float(box["x"])
+
+        page.goto(f"{address}/rate/")
+        page.wait_for_selector(".desk[data-pair]")
+        assert left_of("[data-side=left]") < left_of("[data-side=right]")
+        page.goto(f"{address}/lead/#view=disputes")
+        page.wait_for_selector(".case .side-left")
+        assert page.evaluate("getComputedStyle(document.querySelector('.desk')).direction") == "rtl"
+        assert left_of(".queue") > left_of(".case")
+        assert left_of(".case .side-left") < left_of(".case .side-right")
+        assert left_of(".case [data-answer='-3']") < left_of(".case [data-answer='3']")
+        browser.close()
         store.close()
