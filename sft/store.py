@@ -24,6 +24,8 @@ from tiebreak.records import Demonstration, Message, Prompt, write_json, write_t
 from tiebreak.terminal.progress import progress
 
 WORK = "work"
+LAYOUT = 2
+"""of the rows and summaries: what another version left behind is not resumed"""
 PART_ROWS = 4_000
 MANY_ROWS = 10_000
 """rows from which a pass takes two processes and shows its progress"""
@@ -141,7 +143,7 @@ class Store:
         """
         self.folder = folder
         self.count = 0
-        marker = folder / "key.json"
+        marker, key = folder / "key.json", f"{key} {LAYOUT}"
         if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != key:
             self.remove()
             folder.mkdir(parents=True)

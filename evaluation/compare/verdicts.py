@@ -212,7 +212,7 @@ def _canary_caveats(evaluations: Mapping[str, Evaluation]) -> list[str]:
                 who = label(name) if len(evaluations) == 1 else f"{where}: {label(name)}"
                 rows.append(
                     f"{who} memorised planted canaries: their exposure is {number(found['exposure_mean'])} bits on average "
-                    f"({number(found['exposure_of_chance'])} by chance, p = {p_value(found['chance_probability'])}). "
+                    f"({number(found['exposure_of_chance'])} by chance, p {p_value(found['chance_probability'])}). "
                     "Expect the same of rare facts in the real rows."
                 )
     return rows

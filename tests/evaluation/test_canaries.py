@@ -9,13 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from study import write_evaluation
 from support import read_rows, run_here, write_config, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluation.canaries
 import tiebreak.measures.canaries
 from evaluation.canaries import _rank, figures_of
+from evaluation.compare.page import build_page
+from evaluation.compare.reading import read_evaluation
+from evaluation.compare.summary import build_report
+from evaluation.gate import Gate, check
 from tiebreak.config import LoadingConfig
+from tiebreak.hashing import hash_file
 from tiebreak.measures.canaries import (
     Canary,
     chance_exposure,
@@ -188,6 +194,24 @@ def test_a_policy_memorises_what_was_planted_unless_it_was_anonymised(evaluated:
     status, err = run_here("card", evaluated / "sft-raw", *words)
     assert status == 0, err
     assert "canaries memorised" in (evaluated / "card.md").read_text()
+
+
+def test_the_report_and_the_gate_name_a_policy_that_memorised(tmp_path: Path) -> None:
+    folder = Path(write_evaluation(tmp_path / "e", {"base": "bundled:x", "sft": "bundled:y"}, {}, seed=0, prompts=30))
+    path = folder / "final" / "report.json"
+    report, manifest = json.loads(path.read_text()), json.loads((folder / "manifest.json").read_text())
+    for name, ranks in (("base", [400.0, 812.0]), ("sft", [1.0, 3.0])):
+        report["policies"][name]["canaries"] = figures_of(ranks)
+    path.write_text(json.dumps(report))
+    manifest["outputs"]["final/report.json"] = hash_file(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = read_evaluation(str(folder))
+    compared = build_report(found, [], [], "t")
+    (caveat,) = [one for one in compared["headline"]["caveats"] if "canaries" in one]
+    assert caveat.startswith("SFT memorised planted canaries: their exposure is 9.17 bits on average (1.44 by chance")
+    assert build_page(compared, [], []).count("not shown to be memorised") == 1
+    met = {name: list(check(Gate(policy=name, exposure=3.0), found))[-1].met for name in ("base", "sft")}
+    assert met == {"base": True, "sft": False}
 
 
 def test_canaries_alone_are_no_data(tmp_path: Path) -> None:
