@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from label_support import CHROMIUM, FLAGS, needs_chromium, serving_config
 from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, eventually, faults_of_both, press  # noqa: F401
+from test_label_mail import StandIn
 from test_label_media import asked, png, wav
 
 from labeling_ui.configuration import LabelConfig
@@ -42,7 +44,14 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def mail_server() -> Iterator[StandIn]:
+    server = StandIn(None)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, mail_server: StandIn) -> Iterator[Site]:
     from playwright.sync_api import sync_playwright
 
     folder = tmp_path_factory.mktemp("screen")
@@ -62,6 +71,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "classes": ["law", "medicine"],
         "overlap": 60,
         "repeat_share": 0.0,
+        "mail": {
+            "server": "127.0.0.1",
+            "port": mail_server.port,
+            "security": "none",
+            "sender": "labels@example.org",
+            "link": "https://labels.example.org/rate/",
+        },
         "guidelines": "Be fair.",
         "consent": "What you say trains a model.",
     }
@@ -224,6 +240,28 @@ def test_a_new_pair_is_seen_before_its_fields_and_a_cut_paste_is_reported(site: 
     press(page, "u")
     page.wait_for_function(f"document.querySelector('.desk').dataset.pair === '{before}'")
     assert page.locator(".details").is_visible(), "what was written is seen"
+
+
+def test_an_address_is_confirmed_and_removed_on_the_page(site: Site, mail_server: StandIn, axe: str) -> None:  # noqa: F811
+    page = site.open("wants mail")
+    press(page, "w")
+    page.wait_for_selector(".work[aria-busy=false] .mail [name=email]")
+    page.fill(".mail [name=email]", "ada@example.org")
+    page.press(".mail [name=email]", "Enter")
+    page.wait_for_selector(".mail [name=code]:focus")
+    assert "ada@example.org" in page.inner_text(".mail .note")
+    eventually(page, lambda: len(mail_server.mails) == 1, "the code is on its way")
+    code = re.search(r"Subject: (\d{6})", mail_server.mails[0])
+    assert code is not None
+    page.fill(".mail [name=code]", f"{(int(code[1]) + 1) % 1_000_000:06}")
+    page.press(".mail [name=code]", "Enter")
+    page.wait_for_function("document.querySelector('.mail .note').textContent.includes('wrong')")
+    assert faults_of_both(page, axe) == []
+    page.fill(".mail [name=code]", code[1])
+    page.press(".mail [name=code]", "Enter")
+    page.wait_for_function("document.querySelector('.mail').innerText.includes('Mails go to ada@example.org.')")
+    page.click(".mail [data-mail=forget]")
+    page.wait_for_selector(".mail [name=email]")
 
 
 def test_a_password_can_be_shown(site: Site, axe: str) -> None:  # noqa: F811
