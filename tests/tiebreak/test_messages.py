@@ -114,11 +114,21 @@ def test_what_would_be_lost_is_refused_by_name(message: dict[str, Any], fault: s
     assert fault in faults_of(message)
 
 
-def test_a_list_of_texts_is_no_conversation(tmp_path: Path) -> None:
-    row = {"prompt": ["one", "two", "three"], "chosen": "x", "rejected": "y"}
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        (["one", "two"], "a list of texts, not of messages: write a row for each text"),
+        (
+            ["one", {"role": "user", "content": "q"}],
+            "message 1: Input should be a valid dictionary or instance of Message",
+        ),
+    ],
+)
+def test_a_list_of_texts_is_no_conversation(prompt: list[Any], fault: str, tmp_path: Path) -> None:
+    row = {"prompt": prompt, "chosen": "x", "rejected": "y"}
     with pytest.raises(DataError) as caught:
         read_preferences(write(tmp_path / "p.jsonl", [row]), NOTHING_HELD_OUT)
-    assert caught.value.faults[0].endswith("a list of texts, not of messages: write a row for each text")
+    assert caught.value.faults[0].endswith(fault)
 
 
 # --- parts -----
