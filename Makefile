@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 MINUTES ?= 60
 THINK_SECONDS ?= 1
 
-.PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel labels votes bench clean help
+.PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel labels synthetic votes bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
@@ -23,6 +23,7 @@ help:
 	@echo "make wheel        the wheel in an environment of its own, without the training packages: it labels, exports, compares"
 	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
 	@echo "make labels       win rates by judgments bought, after the quickstart: an hour, or MINUTES=30 and again later"
+	@echo "make synthetic    what synthetic demonstrations are worth, after the quickstart: 45 minutes, or MINUTES=20 and again later"
 	@echo "make votes        DPO losses with wrong votes, in worlds whose best policy is known: about a minute"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make room         prepare on 1,000,000 generated tickets, killed once: time, memory, the same bytes"
@@ -37,6 +38,9 @@ smoke: setup
 
 labels: setup
 	$(BIN)/python benchmarks/labels.py --minutes $(MINUTES)
+
+synthetic: setup
+	$(BIN)/python benchmarks/synthetic.py --minutes $(MINUTES)
 
 votes: setup
 	$(BIN)/python benchmarks/wrong_votes.py

@@ -49,9 +49,9 @@ def test_a_prepare_run_with_the_step_passes_and_its_manifest_says_how(
 ) -> None:
     run = prepared(tmp_path / "a", tiny_model, steps=["anonymise"], anonymise={"kinds": ["EMAIL"]})
     require(["anonymised"], run)
-    said = capsys.readouterr().err
-    assert "names of people were not looked for" in said
-    assert "only EMAIL was looked for (anonymise.kinds)" in said
+    printed = capsys.readouterr().err
+    assert "names of people were not looked for" in printed
+    assert "only EMAIL was looked for (anonymise.kinds)" in printed
     assert read_manifest(run)["anonymised"]["mode"] == "tag"
     assert read_manifest(run)["anonymised"]["names"].startswith("names of people were not looked for")
 
