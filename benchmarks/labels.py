@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiebreak.command.pipeline import PipelineConfig, StageEntry, run_pipeline
+from tiebreak.errors import counted
 from tiebreak.measures.ratings import outcomes_of, share_interval
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import quiet_upstream, settle_process
@@ -74,6 +75,8 @@ SECONDS = {"select": 2, "label": 2, "reward": 35, "dpo": 50, "evaluate": 22, "sa
 SCORING_SECONDS = 18
 """more, of a selection that scores the pool"""
 RESAMPLES = 2_000
+SMALLEST_SLOPE = 1e-9
+"""of the win rate by a doubling of the labels; below, labels do not help"""
 PAGES = ("README.md", "docs/benchmarks.md")
 BEGIN, END = "<!-- labels: begin -->", "<!-- labels: end -->"
 """in the pages, around the tables"""
@@ -389,7 +392,7 @@ def labels_saved(rows: Sequence[Outcomes], arm: str) -> dict[str, Any] | None:
     outcomes = np.stack([row.by_prompt for row in both])
     solve = np.linalg.pinv(design)
     _, slope, gain = solve @ outcomes.mean(axis=1)
-    if slope <= 0:
+    if slope < SMALLEST_SLOPE:
         return None
     chance = np.random.default_rng(0)
     drawn = chance.integers(0, outcomes.shape[1], size=(RESAMPLES, outcomes.shape[1]))
@@ -476,7 +479,7 @@ class Plan:
 
     def line(self) -> str:
         seconds = self.shared_seconds + sum(each for _, each in self.cells)
-        return f"{len(self.cells)} cells, about {seconds / 60:.0f} minutes on two quiet cores"
+        return f"{counted(len(self.cells), 'cell')}, about {seconds / 60:.0f} minutes on two quiet cores"
 
 
 def plan(cases: Sequence[str], world: World, seeds: Sequence[int]) -> Plan:

@@ -42,6 +42,8 @@ def test_labels_saved_by_hand(labels: Any) -> None:
     assert labels.labels_saved(random, "active") is None
     falling = [row for arm in ("random", "active") for row in rows_of(labels, arm, {40: 0.6, 80: 0.5})]
     assert labels.labels_saved(falling, "active") is None
+    level = [row for arm in ("random", "active") for row in rows_of(labels, arm, {4: 0.46, 8: 0.46})]
+    assert labels.labels_saved(level, "active") is None  # whatever the rounding of its slope
 
 
 def test_tables_of_unfinished_benchmarks(labels: Any) -> None:
