@@ -68,7 +68,7 @@ def refused(line: str) -> list[str]:
     if command.positional:
         several = command.positional.endswith("…")
         bare = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
-        rest = rest[len(bare) if several else min(1, len(bare)) :]
+        rest = rest[len(bare) if several else min(len(command.positional.split()), len(bare)) :]
     faults = []
     if path is not None and path.parts[0] == "configs" and not find_shipped(path).is_file():
         faults.append(f"no such file: {path}")
