@@ -98,10 +98,12 @@ def test_commands_are_the_stages_in_order_and_what_stands_beside_them() -> None:
         "chat",
         "explain",
         "export",
+        "push",
         "card",
         "audit",
         "serve",
         "wandb",
+        "track",
     ]
     assert names == ["init", "run", "rounds", *STAGES, *beside]
     recipe = read_yaml(REPOSITORY / "configs/quickstart/pipeline.yaml")
