@@ -216,7 +216,7 @@ def test_a_notice_says_that_there_is_work_again(site: Site, tmp_path: Path, axe:
     assert page.evaluate("window.noticed") == []
     page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
     (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "more?", "response_a": "a", "response_b": "b"}) + "\n")
-    site.store.add_pairs(read_pairs(str(tmp_path / "more.jsonl")), overlap=1, seed=0, source="more", source_id="more")
+    site.store.add_pairs(read_pairs(str(tmp_path / "more.jsonl")), overlap=60, seed=0, source="more", source_id="more")
     page.wait_for_function("window.noticed.length === 1")
 
 
