@@ -38,6 +38,7 @@ from tiebreak.records import (
     assistant,
     check_prompt,
     check_side,
+    comparison_key,
     content_id,
     explain,
     first_line,
@@ -816,3 +817,15 @@ def test_a_probability_of_selection_is_above_0_and_at_most_1(probability: float,
     else:
         with pytest.raises(ValidationError, match="probability"):
             Selection.model_validate(values)
+
+
+def test_a_comparison_is_one_in_any_order_and_spelling() -> None:
+    asked, decomposed = ((Message(role="user", content=text),) for text in ("caf\u00e9?", "cafe\u0301?\r\n"))
+    one = comparison_key(asked, (), ["a", "b\u00e9 "])
+    assert one == comparison_key(decomposed, (), ["be\u0301", "a"])
+    for other in (
+        (asked, (), ["a", "c"]),
+        ((USER,), (), ["a", "b\u00e9"]),
+        (asked, ({"type": "function"},), ["a", "b\u00e9"]),
+    ):
+        assert one != comparison_key(*other)
