@@ -128,6 +128,14 @@ def test_the_pieces_of_a_source_are_the_whole(name: str, tmp_path: Path) -> None
     assert joined(tmp_path / name, 4) == (whole, [4, 4, 2])
 
 
+@pytest.mark.parametrize(("name", "form"), [("rows.jsonl", "lines"), ("rows.csv", "again"), ("rows.parquet", "again")])
+def test_large_files_are_never_held_whole(name: str, form: str, tmp_path: Path) -> None:
+    """JSON Lines are cut into lines that are not parsed yet; tables are read again, piece by piece."""
+    FORMS[name](tmp_path / name)
+    pieces = list(pieces_of(str(tmp_path / name), "preferences", 4))
+    assert [(bool(piece.lines), piece.is_read_again) for piece in pieces] == [(form == "lines", form == "again")] * 3
+
+
 def test_pieces_of_a_folder_are_those_of_its_files_with_their_splits(tmp_path: Path) -> None:
     for folder, names in (("one", ["train-0", "train-1"]), ("two", ["test-0", "train-0"])):
         for name in names:
