@@ -200,7 +200,7 @@ def test_every_broken_line_is_listed_with_its_number(tmp_path: Path) -> None:
         ({"prompt": [{"role": "user"}]}, "content: Field required"),
         ({"prompt": [{"content": "hi"}]}, "role: Field required"),
         ({"prompt": ASK + GOOD}, "the last message is the assistant's"),
-        ({"prompt": ["hi"]}, "Message"),
+        ({"prompt": ["hi"]}, "a list of texts, not of messages"),
         ('{"prompt": "\\ud800"}', "surrogate"),
     ],
 )
