@@ -309,6 +309,11 @@ def test_a_prompt_is_one_however_its_characters_are_written(tmp_path: Path) -> N
     split = [{**row, "split": name} for row, name in zip(rows, ("train", "test"), strict=True)]
     with pytest.raises(DataError, match="1 prompt in two splits"):
         read_preferences(str(write_rows(tmp_path / "rows.jsonl", split)))
+    named = [one.model_copy(update={"split": name}) for one, name in zip(read, ("train", "test"), strict=True)]
+    write_jsonl(tmp_path / "run" / "final" / "preferences.jsonl", named)
+    with pytest.raises(DataError) as caught:
+        read_preferences(str(tmp_path / "run"))
+    assert caught.value.faults[0].endswith(f"train at {tmp_path}/run row 1, test at {tmp_path}/run row 2")
 
 
 def test_evaluate_refuses_what_its_policy_was_trained_on(tmp_path: Path, tiny_model: Path) -> None:
