@@ -33,7 +33,7 @@ from evaluation.measuring import (
 )
 from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.config import StageConfig
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.measures.compared import answer_id
 from tiebreak.measures.yardsticks.registry import build_measure, parse
 from tiebreak.packed.generation import row_seed
@@ -600,3 +600,18 @@ def test_criteria_are_of_the_last_question() -> None:
     answers: dict[str, list[dict[str, Any]]] = {"sft": [{"text": "a", "yardsticks": {"refusal": 1.0}}]}
     assert leave_out_unmeasured([measure], drawn, answers, []) == drawn
     assert answers["sft"][0]["measured"] == {"value": 1.0, "criteria": {"last: a": True}}
+
+
+def test_bits_per_byte_by_hand() -> None:
+    """½ and ⅛ are four bits, of two bytes."""
+    logps = [math.log(1 / 2), math.log(1 / 8)]
+    assert _of_logps("bits_per_byte", logps, "ab") == pytest.approx(2.0)
+    assert _of_logps("bits_per_byte", logps, "é€") == pytest.approx(4 / 5)
+    assert _of_logps("perplexity", logps, "ab") == pytest.approx(4.0)
+
+
+def test_why_the_first_yardstick_measured_nothing_is_its_own_failure() -> None:
+    answers: dict[str, list[dict[str, Any]]] = {"sft": [{"text": "a", "yardsticks": {"refusal": None}}]}
+    failures = [Failure("length", "sft", "p", "another's"), Failure("refusal", "sft", "p", "its own")]
+    with pytest.raises(HandoffError, match="measured no prompt for all policies: its own"):
+        leave_out_unmeasured([build_measure(parse("refusal"))], asked("one"), answers, failures)
