@@ -3,6 +3,7 @@ let written = { document: 'guidelines', versions: [] }; // what is on the screen
 
 async function showDocuments(document = written.document) {
   const form = find('[data-form=document]');
+  form.elements.text.readOnly = true; // what is typed before the text is here would be lost
   try {
     written = { document, ...await call(`/api/lead/documents/${document}`) };
   } catch (error) {
@@ -11,6 +12,7 @@ async function showDocuments(document = written.document) {
   }
   for (const button of all('[data-document]')) button.setAttribute('aria-pressed', String(button.dataset.document === document));
   form.elements.text.value = written.text;
+  form.elements.text.readOnly = false;
   form.elements.version.value = nextVersion(written.versions[0]);
   find('.preview').hidden = true;
   find('.versions').hidden = !written.versions.length;

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from bigrams import EOS, Language, Script, build_bigrams
+from bigrams import EOS, TEMPLATE, Language, Script, build_bigrams
 from support import read_rows, run_here, write_config, write_rows
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
@@ -25,6 +26,7 @@ from evaluation.measuring import (
     _file_name,
     _measure_by_model,
     _of_logps,
+    _try,
     add_yardsticks,
     compare_answers,
     facts,
@@ -35,7 +37,10 @@ from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.config import StageConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.measures.compared import answer_id
+from tiebreak.measures.yardsticks.inputs import YardstickInput
 from tiebreak.measures.yardsticks.registry import build_measure, parse
+from tiebreak.models.find import find_model
+from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.generation import row_seed
 from tiebreak.records import Message, Prompt, prompt_id
 from tiebreak.runs.run import start_run
@@ -615,3 +620,44 @@ def test_why_the_first_yardstick_measured_nothing_is_its_own_failure() -> None:
     failures = [Failure("length", "sft", "p", "another's"), Failure("refusal", "sft", "p", "its own")]
     with pytest.raises(HandoffError, match="measured no prompt for all policies: its own"):
         leave_out_unmeasured([build_measure(parse("refusal"))], asked("one"), answers, failures)
+
+
+def test_a_yardstick_that_raises_leaves_all_answers_of_its_prompt_without_a_value() -> None:
+    def fail(*_: Any) -> list[float | None]:
+        raise ZeroDivisionError("no words")
+
+    measure = replace(build_measure(parse("length")), function=fail)
+    found = _try(measure, YardstickInput(asked("one")[0], ()), ["a", "b", "c"])
+    assert found["values"] == [None, None, None]
+    assert found["failure"].startswith("ZeroDivisionError: no words (")
+    assert found["failure"].endswith(f" on prompt {asked('one')[0].id}")
+
+
+def test_perplexity_under_a_model_that_cannot_read_a_prompt_or_an_answer(bench: Path, tmp_path: Path) -> None:
+    """The model's template refuses the word two; each token of its own answer to one has probability 1/2."""
+    shutil.copytree(bench / "sft", tmp_path / "reader")
+    refusing = "{% if messages[0].content == 'two' %}{{ raise_exception('no two') }}{% endif %}"
+    (tmp_path / "reader" / "chat_template.jinja").write_text(refusing + TEMPLATE)
+    source = f"perplexity:{tmp_path / 'reader'}"
+    config = settings(output=str(tmp_path / "run"), prompts=str(bench / "prompts.jsonl"), yardsticks=["rubric", source])
+    inputs = {
+        "prompts": str(bench / "prompts.jsonl"),
+        f"yardstick_model_{tmp_path / 'reader'}": str(tmp_path / "reader"),
+    }
+    drawn = LANGUAGE.tokens.index(FEED), LANGUAGE.tokens.index(EOS)
+    chat = load_chat(find_model(str(bench / "sft")))
+    prompts = asked("two", "one", "three", "four")
+    texts = (FEED, FEED, "", "  ")
+    ids: tuple[list[int], ...] = ([*drawn], [*drawn], [drawn[1]], [])
+    answers: dict[str, list[dict[str, Any]]] = {
+        "sft": [
+            {"prompt_ids": chat.encode_prompt(prompt.messages), "ids": own, "text": text, "finished": bool(own)}
+            for prompt, own, text in zip(prompts, ids, texts, strict=True)
+        ]
+    }
+    with start_run(config, "evaluate", inputs) as run:
+        (failure,) = add_yardsticks(config, run, [build_measure(parse(source))], prompts, answers, {})
+    assert (failure.yardstick, failure.policy, failure.prompt_id) == (source, "sft", prompts[0].id)
+    assert "no two" in failure.message
+    values = [one["yardsticks"][source] for one in answers["sft"]]
+    assert values == [None, pytest.approx(2.0, abs=1e-3), None, None]

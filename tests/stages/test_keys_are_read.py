@@ -43,6 +43,8 @@ UNREAD = {
     "benchmark_limit": "tests/evaluation/test_benchmarks.py",
     "benchmark_chat": "tests/evaluation/test_benchmarks.py",
     "anonymise": "tests/sft/test_personal_data.py",
+    "canaries": "tests/evaluation/test_canaries.py",
+    "mail": "tests/labeling_ui/test_label_mail.py",
     "criteria": "tests/labeling_ui/test_label_saying.py",
     "qualify": "read as raters judge; tests/labeling_ui/test_label_standing.py",
     "stop": "read as raters judge; tests/labeling_ui/test_label_standing.py",

@@ -34,7 +34,7 @@ def test_the_example_of_the_documentation_runs(finished_recipe: Path, capsys: py
     page = (REPOSITORY / "docs" / "library.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert code
-    exec(code[1].replace("runs/quickstart", str(finished_recipe / "runs")).replace("96", "8"), {})
+    exec(code[1].replace("runs/quickstart", str(finished_recipe / "runs")).replace("tokens=96", "tokens=8"), {})
     lines = re.findall(r"^[+-]\d+\.\d\d  (.*\?)  ", capsys.readouterr().out, re.MULTILINE)
     assert lines == ["Why are my basil leaves pale?", "How warm may the nutrient solution be?"]
 

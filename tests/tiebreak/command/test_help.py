@@ -139,6 +139,7 @@ SAMPLES = {
     "--monitors.N.webhook": "https://example.org/hook",
     "--webhook.url": "https://example.org/hook",
     "--oidc.issuer": "https://example.org",
+    "--mail.sender": "ada@example.org",
     "--since": "2026-01-01",
     "--until": "2026-01-01",
     "--policies": "first second",

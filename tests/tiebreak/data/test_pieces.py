@@ -75,6 +75,60 @@ def test_an_array_is_read_alike_wherever_its_blocks_end(rows: list[Any], indent:
     assert found == json.loads(json.dumps(rows).encode("utf-8", "replace"))
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 1000])
+def test_places_in_an_array_are_lines_of_its_file(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "BLOCK", block)
+    path = tmp_path / "x.json"
+    path.write_text('\n[\n{"a": 1},\n\n{"b":\n2}, 12,\n {"c": 3}\n]\n')
+    (table,) = text.array_batches(path, 9)
+    assert table.rows == [(f"{path}:3", {"a": 1}), (f"{path}:5", {"b": 2}), (f"{path}:7", {"c": 3})]
+    assert [(bad.where, bad.reason) for bad in table.bad] == [(f"{path}:6", "a int, not an object")]
+    assert [len(one.rows) + len(one.bad) for one in text.array_batches(path, 3)] == [3, 1]
+    path.write_bytes(b'\n[\n{"a": 1},\n{"b": "\xff"}]')
+    with pytest.raises(DataError, match=r"x\.json:4: not UTF-8"):
+        list(text.array_batches(path, 9))
+
+
+def test_small_elements_of_a_long_array_are_not_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "BLOCK", 100)
+    monkeypatch.setattr(text, "LONGEST_LINE_BYTES", 150)
+    path = tmp_path / "x.json"
+    rows = [{"prompt": f"Why is it {n:02d}?"} for n in range(40)]
+    path.write_text(json.dumps(rows))
+    assert [row for table in text.array_batches(path, 7) for _, row in table.rows] == rows
+
+
+def test_batches_of_a_table_count_its_bad_rows_and_hold_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    long = "why? " * 40_000  # more than the csv module's own limit of a cell
+    path.write_text(f"prompt,tag\n1,a\n2\n3,c\n4,d\n{long},e\n")
+    csv.field_size_limit(131_072)
+    tables = list(text.table_batches(path, 2))
+    assert [(len(table.rows), len(table.bad)) for table in tables] == [(1, 1), (2, 0), (1, 0)]
+    assert all(table.of_text for table in tables)
+    assert tables[2].rows == [(f"{path}:6", {"prompt": long, "tag": "e"})]
+    path.write_text("prompt,tag\n")
+    (table,) = text.table_batches(path, 2)
+    assert (table.rows, table.bad) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("size", "ends", "fine"), [(30, "\n", True), (30, "", True), (31, "\n", False), (31, "", False)]
+)
+def test_a_line_of_a_table_may_be_as_long_as_the_limit(
+    size: int, ends: str, fine: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "LONGEST_LINE_BYTES", 30)
+    path = tmp_path / "x.csv"
+    path.write_text("prompt\n" + "x" * size + ends)
+    if fine:
+        assert [row for table in text.table_batches(path, 9) for _, row in table.rows] == [{"prompt": "x" * size}]
+    else:
+        with pytest.raises(DataError, match=r"x\.csv:2: a line of more than 0 MB"):
+            list(text.table_batches(path, 9))
+    csv.field_size_limit(131_072)
+
+
 @pytest.mark.parametrize("name", ["x.json", "x.json.zst", "x.csv", "x.tsv", "x.csv.gz"])
 def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "BLOCK", 32 * 1024)

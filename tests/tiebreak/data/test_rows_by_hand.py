@@ -26,11 +26,21 @@ from tiebreak.data.reading import (
     read_preferences,
     read_prompts,
 )
-from tiebreak.data.shapes import LabelRow, Omission, PreferenceRow, check, guess, interpret, unsettled_winner
+from tiebreak.data.shapes import (
+    AnswerRow,
+    LabelRow,
+    Omission,
+    PreferenceRow,
+    PromptRow,
+    check,
+    guess,
+    interpret,
+    unsettled_winner,
+)
 from tiebreak.data.sources import pieces_of
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, HandoffError, RunError
-from tiebreak.records import LabelledAnswer, Message, Preference, RecordKind, write_jsonl
+from tiebreak.records import FunctionCall, LabelledAnswer, Message, Preference, RecordKind, ToolCall, write_jsonl
 
 KEEP: dict[str, Any] = {"validation_share": 0.0}
 SIDES = {"prompt": "q", "chosen": "x", "rejected": "y"}
@@ -242,6 +252,27 @@ def test_a_call_and_an_image_can_be_seen() -> None:
     for seen in ({"content": "\u200b", "tool_calls": [{"name": "f"}]}, {"content": [CAT, "\u200b"]}):
         _, [found], _ = read_row({"prompt": "q", "completion": [{"role": "assistant", **seen}]}, "demonstrations")
         check(found)
+
+
+def test_only_the_last_question_and_the_last_answer_must_be_seen() -> None:
+    """A tool may return nothing, and a template's own system message may be blank."""
+    asked, unseen = Message(role="user", content="q"), Message(role="assistant", content="\u200b")
+    called = Message(role="assistant", content="", tool_calls=(ToolCall(function=FunctionCall(name="f")),))
+    answer = (called, Message(role="tool", content="\u200b"), Message(role="assistant", content="a"))
+    blank = (*answer[:2], unseen)
+    prompt = (asked, unseen, asked)
+    check(PromptRow(prompt))
+    check(AnswerRow(prompt, answer=answer))
+    check(PreferenceRow(prompt, chosen=answer, rejected=answer))
+    system = Message(role="system", content="Be brief.")
+    for row, name in (
+        (PromptRow((system, Message(role="user", content="\u200b"))), "the prompt"),
+        (AnswerRow(prompt, answer=blank), "the completion"),
+        (PreferenceRow(prompt, chosen=blank, rejected=answer), "chosen"),
+        (PreferenceRow(prompt, chosen=answer, rejected=blank), "rejected"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} is empty but for characters"):
+            check(row)
 
 
 # --- synthetic rows

@@ -14,6 +14,9 @@ from hub_stand_in import TOKEN, HubServer
 from support import run_here
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's upload
+"""such warnings are errors in these tests"""
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:

@@ -95,7 +95,7 @@ def test_nvidia_smi_is_read_while_a_run_lasts(tmp_path: Path, monkeypatch: pytes
     (run.final / "x").write_text("x")
     time.sleep(1)
     found = run.finish()["energy"]
-    assert 30 < found["gpu_joules"] < 100 * run.seconds
+    assert 30 < found["gpu_joules"] < 100 * run.seconds + 10  # seconds are rounded
     assert found["measured"] == "gpu: 1 by nvidia-smi's watts"
     process = run._meter._watts._process
     assert process is not None
