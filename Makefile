@@ -64,7 +64,7 @@ test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 unit: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=4
 
 proofs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --proofs -m proof

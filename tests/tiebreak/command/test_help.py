@@ -140,6 +140,7 @@ SAMPLES = {
     "--webhook.url": "https://example.org/hook",
     "--oidc.issuer": "https://example.org",
     "--mail.sender": "ada@example.org",
+    "--mail.link": "https://labels.example.org/rate/",
     "--since": "2026-01-01",
     "--until": "2026-01-01",
     "--policies": "first second",
