@@ -58,6 +58,25 @@ def test_pieces_of_every_form_are_the_rows_of_the_whole(
     pieces = list(pieces_of(str(source), "demonstrations", 7))
     assert [piece.size for piece in pieces] == [7, 7, 7, 7, 7, 5]
     assert [row for piece in pieces for row in piece.table().rows] == whole
+    assert {piece.is_read_again for piece in pieces} == {
+        ".jsonl" not in name
+    }  # a part of a table is parsed from the file
+
+
+def test_pieces_of_several_files_and_of_what_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    for split, rows in (("train", LONG_ROWS[:9]), ("test", LONG_ROWS[9:14])):
+        write_form(tmp_path / "tables" / f"{split}.csv", rows)
+    whole = read_source(str(tmp_path / "tables"), "demonstrations").rows
+    pieces = list(pieces_of(str(tmp_path / "tables"), "demonstrations", 4))
+    assert sorted(piece.size for piece in pieces) == [1, 1, 4, 4, 4]
+    assert [row for piece in pieces for row in piece.table().rows] == whole
+    assert len(whole) == 14
+    (tmp_path / "broken.json").write_text('{"prompt": "Why?"')
+    (piece,) = pieces_of(str(tmp_path / "broken.json"), "prompts", 1)
+    assert (len(piece.table().rows), len(piece.table().bad)) == (0, 1)
+    (tmp_path / "x.txt").write_text("Why are leaves pale?\n")
+    assert "Why are leaves pale?" in str(read_source(str(tmp_path / "x.txt"), "prompts").rows)
 
 
 @settings(max_examples=60, deadline=None)
