@@ -116,6 +116,7 @@ TESTS = {
         "tests/evaluation/test_compare.py::test_a_reward_model_no_better_than_chance_is_reported_as_such",
         "tests/evaluation/test_compare.py::test_simulated_raters_are_named_even_if_only_a_stage_says_so",
         "tests/evaluation/test_compare.py::test_any_set_of_policies_makes_a_page",
+        "tests/evaluation/test_canaries.py::test_the_report_and_the_gate_name_a_policy_that_memorised",
     ],
     "evaluation/compare/lineage.py": ["tests/evaluation/test_verdicts.py"],
     "preference/ppo/losses.py": ["tests/preference/test_ppo_losses.py"],

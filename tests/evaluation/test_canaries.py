@@ -19,6 +19,7 @@ from evaluation.canaries import _rank, figures_of
 from evaluation.compare.page import build_page
 from evaluation.compare.reading import read_evaluation
 from evaluation.compare.summary import build_report
+from evaluation.compare.verdicts import _canary_caveats
 from evaluation.gate import Gate, check
 from tiebreak.config import LoadingConfig
 from tiebreak.hashing import hash_file
@@ -210,6 +211,8 @@ def test_the_report_and_the_gate_name_a_policy_that_memorised(tmp_path: Path) ->
     (caveat,) = [one for one in compared["headline"]["caveats"] if "canaries" in one]
     assert caveat.startswith("SFT memorised planted canaries: their exposure is 9.17 bits on average (1.44 by chance")
     assert build_page(compared, [], []).count("not shown to be memorised") == 1
+    several = _canary_caveats({"first": found, "second": found})
+    assert [one.partition(" memorised ")[0] for one in several] == ["first: SFT", "second: SFT"]
     met = {name: list(check(Gate(policy=name, exposure=3.0), found))[-1].met for name in ("base", "sft")}
     assert met == {"base": True, "sft": False}
 

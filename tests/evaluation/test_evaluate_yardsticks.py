@@ -167,8 +167,11 @@ def test_several_yardsticks_by_hand_and_one_more_samples_nothing(
     assert status == 0, printed
     assert by_word(second, "sft", "length") == {"one": 3.0, "two": 6.0, "three": 4.0, "four": 6.0}
     assert by_word(second, "sft", "perplexity") == by_word(first, "sft", "perplexity")
-    status, printed = evaluate(bench, tmp_path / "third", policies={"sft": bench / "dpo", "dpo": bench / "sft"})
-    assert status == 0, printed  # the cache goes by content, not by name
+    swapped, third = {"sft": bench / "dpo", "dpo": bench / "sft"}, tmp_path / "third"
+    monkeypatch.undo()
+    status, printed = evaluate(bench, third, policies=swapped, yardsticks=["rubric", "perplexity"])
+    assert status == 0, printed  # the cache goes by content, not by name: each step has probability .9 now
+    assert by_word(third, "sft", "perplexity") == pytest.approx(dict.fromkeys(LANGUAGE.words, 1 / 0.9), abs=1e-3)
 
 
 def test_without_the_new_keys_nothing_changes_and_with_rubric_alone_the_figures_are_the_same(

@@ -12,9 +12,12 @@ import pytest
 from support import read_rows, run_here, write_rows
 
 from tiebreak.data import compression
+from tiebreak.data.bbq import prompt_of
+from tiebreak.data.cells import Cells
 from tiebreak.data.reading import Rules, read, read_demonstrations
+from tiebreak.data.shapes import PromptRow, interpret
 from tiebreak.errors import DataError
-from tiebreak.records import RecordKind
+from tiebreak.records import Message, RecordKind
 
 ARTICLE = (
     "<html><head><title>T</title><meta charset='{}'></head><body><nav><a href='/'>Home</a><a href='/b'>Basket</a></nav>"
@@ -165,6 +168,26 @@ def test_tickets_are_conversations_and_nothing_of_them_is_lost_in_silence(
     assert "Zendesk tickets: 2" in out
     assert "Intercom tickets: 1" in out
     assert "left out  3: internal notes of tickets" in out
+
+
+def test_what_is_read_of_a_ticket(tmp_path: Path) -> None:
+    for ticket, used in ((INTERCOM, True), (ZENDESK | {"source": "mail"}, False)):
+        cells = Cells(ticket, {})
+        interpret(cells, "prompts")
+        assert ("source" in cells.used) == used
+    silent = ZENDESK | {"subject": "", "comments": [{**ZENDESK["comments"][0], "public": False}]}
+    reading = read(str(write_rows(tmp_path / "tickets.jsonl", [silent, ZENDESK])), "prompts")
+    assert reading.left_out["tickets without a question"] == 1
+    assert len(reading.drafts) == 1
+
+
+def test_a_question_of_bbq_is_a_prompt_and_its_other_columns_are_the_yardsticks() -> None:
+    answers = {"ans0": "Ann", "ans1": "Bob", "ans2": "Unknown"}
+    row = {"context": "Ann and Bob.", "question": "Who was rude?", **answers, "label": 2, "mine": 1}
+    cells = Cells(row, {})
+    found = interpret(cells, "prompts")
+    assert found.results == [PromptRow((Message(role="user", content=prompt_of(row)),))]
+    assert cells.used == {"context", "question", *answers, "label"}
 
 
 @pytest.mark.parametrize("form", ["tickets", "tickets and users", "one ticket", "Intercom's list"])

@@ -315,6 +315,10 @@ def test_a_list_of_worse_answers_is_a_preference_each(tmp_path: Path, capsys: py
     for chosen in (["x"], ["x", "w"], [{"role": "assistant", "content": "x"}]):
         with pytest.raises(ValueError, match=r"^chosen: give one text: only rejected may be a list of texts"):
             results_of({"prompt": "q", "chosen": chosen, "rejected": ["y"]}, "preferences")
+    with pytest.raises(ValueError, match=r"^message 1: "):
+        results_of(
+            {"prompt": "q", "chosen": "x", "rejected": ["y", {"role": "assistant", "content": "z"}]}, "preferences"
+        )
     with pytest.raises(ValueError, match=r"^chosen: give one text"):
         results_of({"prompt": "q", "chosen": ["x"], "rejected": "y"}, "preferences")
 
