@@ -670,6 +670,7 @@ def test_a_yardstick_is_a_part_of_a_finished_runs_identity(
     assert (status, "holds another run" in printed) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_recipe_finds_the_yardstick_beside_the_stages_file_and_sees_when_it_changes(
     bench: Bench, tmp_path: Path
 ) -> None:

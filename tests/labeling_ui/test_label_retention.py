@@ -58,6 +58,7 @@ def test_it_is_done_again_and_a_fault_does_not_end_it(tmp_path: Path, capsys: py
     store.close()
 
 
+@pytest.mark.slow
 def test_the_server_begins_with_it(tmp_path: Path) -> None:
     long_ago = [1_500_000_000_000]
     store = open_store(tmp_path, [make_pair(0)], raters=0, clock=lambda: long_ago[0])

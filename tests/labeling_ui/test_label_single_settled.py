@@ -294,6 +294,7 @@ def test_leads_settle_single_answers_and_set_gold_on_the_page(tmp_path: Path, ax
         store.close()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_page_from_the_right_keeps_the_sides_of_a_pair(tmp_path: Path) -> None:
     """`left` is stored as shown: on a page in Arabic, A stays on the left, for raters and for leads."""

@@ -231,6 +231,7 @@ def test_a_changed_function_is_another_run(world: World, tmp_path: Path, monkeyp
         sys.path.remove(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_checkable_instructions_are_a_reward(world: World, tmp_path: Path) -> None:
     """Paid for saying "more" at least once: the share of answers with it is the logged score."""
     file = tmp_path / "instructions.jsonl"

@@ -31,6 +31,7 @@ def train(stage: str, world: World, output: Path, data: Path, *words: str) -> tu
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", "reward"])
 def test_edits_are_learned_from_by_key(stage: str, world: World, tmp_path: Path) -> None:
     raw = read_rows(write_preferences(tmp_path / "preferences.jsonl", count=8))

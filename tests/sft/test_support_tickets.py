@@ -39,6 +39,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = TICKETS.read_text(encoding="utf-8")
     assert len(set(VALUES.findall(raw))) > 90

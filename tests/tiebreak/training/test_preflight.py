@@ -253,6 +253,7 @@ def test_preflight_only_fails_where_the_stage_would(tmp_path: Path, tiny_model: 
     assert "trains nothing" in printed
 
 
+@pytest.mark.slow
 def test_a_recipe_checks_what_it_can_and_names_what_waits(tmp_path: Path, tiny_model: Path) -> None:
     files = stage_files(tmp_path, tiny_model)
     values = json.loads(json.dumps({"policy": str(tmp_path / "sft"), "adapter": None}))
