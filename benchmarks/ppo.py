@@ -229,9 +229,26 @@ def our_config(job: Job) -> Any:
 def ours(job: Job, folder: Path) -> Measurement:
     """Train in this process, as the stage does."""
     from preference.policy import rollout
+
+    config = our_config(job)
+    trainer = our_trainer(job, config, folder)
+    with trainer.accelerator.autocast():
+        require_same_scores(trainer.rewards[0].scores(job.prompts, [[]] * len(job.prompts)), job)
+    clock = RolloutClock(job.rollouts, config.rollouts, trainer.steps_per_rollout)
+    first = time_rollouts(trainer, clock, job.response_tokens)
+    rollout.sample_completions = clock.generating(rollout.sample_completions)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss/policy_avg" in row]
+    losses = mean_of_each([row["loss/policy_avg"] for row in rows], trainer.steps_per_rollout)
+    if not first:
+        sys.exit("no rollout was drawn")
+    return report(job, clock, losses, rows[0]["objective/kl"], first[0].scores[0].tolist())
+
+
+def our_trainer(job: Job, config: Any, folder: Path) -> Any:
+    """The stage's trainer, with the job's models and prompts."""
     from preference.policy.backbone import load_backbone
     from preference.policy.rewards import Conversations, load_reward
-    from preference.policy.rollout import Episodes
     from preference.ppo.train import build_ppo_args, ppo_settings
     from preference.ppo.trainer import PPOTrainer
     from tiebreak.chat.chat import build_chat
@@ -240,24 +257,6 @@ def ours(job: Job, folder: Path) -> Measurement:
     from tiebreak.packed.products import use_products
     from tiebreak.runs.run import Run, identify
 
-    class TimedTrainer(PPOTrainer):
-        """Tells the clock when a rollout is done with, and keeps the first one."""
-
-        first: Episodes | None = None
-
-        def _sample_and_assess(self, *arguments: Any) -> Episodes:
-            episodes: Episodes = super()._sample_and_assess(*arguments)
-            self.first = episodes if self.first is None else self.first
-            if {len(completion) for completion in episodes.completions} != {job.response_tokens}:
-                sys.exit(f"a completion of ours is not of {job.response_tokens} tokens")
-            return episodes
-
-        def _to_micro_batches(self, *arguments: Any) -> Any:
-            batches = super()._to_micro_batches(*arguments)
-            clock.assessed()
-            return batches
-
-    config = our_config(job)
     training = config.training
     use_products(training.matrix_products)
     args = build_ppo_args(config, Run(folder, identify(config, "ppo", {})))
@@ -267,7 +266,7 @@ def ours(job: Job, folder: Path) -> Measurement:
     backbone = load_backbone(source, training, config.adapter, tokenizer)
     reward = replace(source, name="reward", kind="reward", folder=Path(job.reward_adapter))
     conversations = Conversations(build_chat(tokenizer), {})
-    trainer = TimedTrainer(
+    trainer = PPOTrainer(
         backbone,
         args,
         ppo_settings(config, (NO_TOKEN,)),
@@ -276,17 +275,29 @@ def ours(job: Job, folder: Path) -> Measurement:
         rewards=lambda host: [load_reward(reward, 1.0, host, source, conversations, training, "reward")],
     )
     backbone.eval()
-    with trainer.accelerator.autocast():
-        require_same_scores(trainer.rewards[0].scores(job.prompts, [[]] * len(job.prompts)), job)
-    clock = RolloutClock(job.rollouts, config.rollouts, trainer.steps_per_rollout)
+    return trainer
+
+
+def time_rollouts(trainer: Any, clock: RolloutClock, response_tokens: int) -> list[Any]:
+    """Have the clock read when a rollout is assessed; returns a list that gets the first rollout's episodes."""
+    first: list[Any] = []
+    sample_and_assess, to_micro_batches = trainer._sample_and_assess, trainer._to_micro_batches
+
+    def sampled(*arguments: Any) -> Any:
+        episodes = sample_and_assess(*arguments)
+        first.extend([episodes] if not first else [])
+        if {len(completion) for completion in episodes.completions} != {response_tokens}:
+            sys.exit(f"a completion of ours is not of {response_tokens} tokens")
+        return episodes
+
+    def batched(*arguments: Any) -> Any:
+        batches = to_micro_batches(*arguments)
+        clock.assessed()
+        return batches
+
+    trainer._sample_and_assess, trainer._to_micro_batches = sampled, batched
     trainer.add_callback(clock)
-    rollout.sample_completions = clock.generating(rollout.sample_completions)
-    trainer.train()
-    rows = [row for row in trainer.state.log_history if "loss/policy_avg" in row]
-    losses = mean_of_each([row["loss/policy_avg"] for row in rows], trainer.steps_per_rollout)
-    if trainer.first is None:
-        sys.exit("no rollout was drawn")
-    return report(job, clock, losses, rows[0]["objective/kl"], trainer.first.scores[0].tolist())
+    return first
 
 
 def mean_of_each(values: list[float], count: int) -> list[float]:

@@ -278,7 +278,7 @@ MAIL_ADDRESSES = Table(
     Column("code_until_ms", BigInteger),
     Column("tries", Integer),
     Column("confirmed_at_ms", BigInteger),  # NULL: nothing but the code is sent to it
-    Column("waits", Integer),  # 1: nothing was left for this rater, so they are told when something is
+    Column("waits", Integer),  # 1: had nothing left to judge, and gets a notice when there is work
     Column("sent_at_ms", BigInteger),
 )
 SECOND_FACTORS = Table(

@@ -139,7 +139,7 @@ PURR = {"type": "audio", "audio": "purr.wav"}
 
 
 def test_numbered_text_puts_a_number_in_the_place_of_each_image_and_recording() -> None:
-    """A blank stands beside a number unless the text has one there."""
+    """A number is set off by a blank, unless the text already has one there."""
     for content, shown in (
         (["Look ", CAT, " and", CAT, PURR, "hear"], "Look [image 1] and [image 2] [audio 3] hear"),
         ([CAT, CAT], "[image 1] [image 2]"),

@@ -55,7 +55,7 @@ class Canary:
 
 
 def written(number: int) -> str:
-    """One of the possible numbers, as it stands in a text."""
+    """One of the possible numbers, as written in a text."""
     return f"07700 900{number:03d}"
 
 

@@ -1,5 +1,7 @@
-"""The plain form of a text, in which patterns look: full-width and other digits as ASCII, characters of no width removed,
-unusual spaces as spaces, HTML entities, `%40` and `[.]` as what they stand for. Findings go back to the text as it is.
+"""The plain form of a text, in which patterns search.
+
+Full-width and other digits become ASCII, characters of no width are removed, unusual spaces become spaces, and HTML
+entities, `%40` and `[.]` become the characters they encode. Findings are mapped back to the original text.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ _IS_UNSEEN, _IS_SPACE, _IS_HYPHEN = (re.compile(f"[{one}]") for one in (_UNSEEN,
 
 @dataclass(frozen=True)
 class Plain:
-    """A text's plain form, and where each of its characters stands in the text."""
+    """A text's plain form, and the position of each of its characters in the text."""
 
     text: str
     starts: list[int]
@@ -59,7 +61,7 @@ def plain(text: str) -> Plain | None:
 
 
 def _put(odd: str) -> str:
-    """What stands for something odd."""
+    """The plain form of an odd spelling."""
     if odd[0] == "&":
         return _put_all(html.unescape(odd))
     if odd == "%40":

@@ -1,6 +1,6 @@
 """Energy that a run's machine used while it ran, by the machine's own counters; nothing is estimated.
 
-Processors: RAPL's counters below /sys/class/powercap, which Linux lets only root read unless it is told otherwise. They
+Processors: RAPL's counters below /sys/class/powercap, which by default only root may read on Linux. They
 count whole packages and memory, so other programs' work too. GPUs: the power that nvidia-smi reports, integrated over time,
 of the GPUs that the run may use. What has no counter is `not_measured`: an estimate from a processor's name would be a
 figure that nobody measured.

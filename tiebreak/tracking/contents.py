@@ -243,6 +243,35 @@ def read_json(path: Path) -> Row:
         return {}
 
 
+class NewRows:
+    """The rows that a run's metrics.jsonl has got since the last look, each with its names for a tracker.
+
+    An incomplete line waits for its end; one that was cut off and written on is left out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._offset = 0
+        self._counted: Row = {}
+        """the last row with a count of tokens"""
+
+    def __iter__(self) -> Iterator[tuple[Row, Row]]:
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                row = read_line(line.decode("utf-8", errors="replace"))
+                if "step" not in row:
+                    continue
+                named = row_of(row, self._counted)
+                self._counted = row if row.get("num_tokens") is not None else self._counted
+                yield row, named
+
+
 def read_line(text: str) -> Row:
     """A JSON object; {} if the text is none."""
     with contextlib.suppress(ValueError):

@@ -18,12 +18,11 @@ from typing import Any
 from tiebreak.tracking.contents import (
     ALERTS,
     STEP,
+    NewRows,
     model_files,
     read_json,
-    read_line,
     read_rows,
     reports_in,
-    row_of,
     summary_of,
     tables_in,
 )
@@ -51,9 +50,7 @@ class TrackerCopy:
         self.folder, self.name, self.tracker = folder, name, tracker
         self._facts = read_json(facts_file(folder, name))
         self._state = read_json(state_file(folder, name))
-        self._offset = 0
-        self._counted: dict[str, Any] = {}
-        """the last row with a count of tokens"""
+        self._new = NewRows(folder)
         self.rows = 0
         self._alerts = 0
 
@@ -74,24 +71,9 @@ class TrackerCopy:
             self.note(state="running")
 
     def _new_points(self) -> Iterator[Point]:
-        path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                row = read_line(line.decode("utf-8", errors="replace"))
-                if "step" not in row:  # a line that was cut off and written on
-                    continue
-                named = row_of(row, self._counted)
-                self._counted = row if row.get("num_tokens") is not None else self._counted
-                yield Point(
-                    self.rows, row["step"], {key: value for key, value in named.items() if _is_figure(key, value)}
-                )
-                self.rows += 1
+        for row, named in self._new:
+            yield Point(self.rows, row["step"], {key: value for key, value in named.items() if _is_figure(key, value)})
+            self.rows += 1
 
     def end(self) -> dict[str, Any]:
         """Send the rest, and close the run; returns the finished run's manifest, {} of an interrupted one."""

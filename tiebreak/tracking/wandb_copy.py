@@ -28,13 +28,13 @@ from tiebreak.tracking.contents import (
     STATE_FILE,
     STEP,
     SUMMARIES,
+    NewRows,
     best_policy,
     model_files,
     read_json,
     read_line,
     read_rows,
     reports_in,
-    row_of,
     summary_of,
     tables_in,
 )
@@ -79,9 +79,7 @@ class Copy:
         self.facts = read_json(folder / FOLDER / FACTS_FILE)
         self.sent = 0
         """rows of metrics.jsonl"""
-        self._offset = 0
-        self._counted: dict[str, Any] = {}
-        """the last row with a count of tokens"""
+        self._new = NewRows(folder)
         self._alerts = 0
         """alerts sent"""
         self.run: Any = None
@@ -128,20 +126,10 @@ class Copy:
     def send_rows(self) -> None:
         """The rows added since the last call. An incomplete line waits for its end."""
         self._end_if_replaced()
-        path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset += len(line)
-                row = json.loads(line)
-                if self.sent >= self.already:
-                    self.run.log(row_of(row, self._counted), step=self.sent)
-                self._counted = row if row.get("num_tokens") is not None else self._counted
-                self.sent += 1
+        for _, named in self._new:
+            if self.sent >= self.already:
+                self.run.log(named, step=self.sent)
+            self.sent += 1
         self._send_alerts()
 
     def _send_alerts(self) -> None:
