@@ -21,7 +21,7 @@ from wandb_stand_in import KEY, WandbServer
 
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.runs.run import read_metrics, start_run
-from tiebreak.tracking.contents import in_order, judgments_by_rater, read_json, summary_of
+from tiebreak.tracking.contents import NewRows, in_order, judgments_by_rater, read_json, summary_of
 from tiebreak.tracking.facts import facts_of, round_of, wanted_mode
 from tiebreak.tracking.recorder import LONGEST_WAIT, RunRecorder, is_copied, track_again, tracked
 from tiebreak.tracking.wandb_copy import records_in, rows_lacking
@@ -700,3 +700,17 @@ def test_judgments_by_rater_by_hand() -> None:
         "skips": 1,
         "seconds_median": 5.5,
     }
+
+
+def test_rows_are_followed_as_the_file_grows(tmp_path: Path) -> None:
+    """Each row once; an incomplete line waits, and one that was cut off and written on is left out. Tokens a second are
+    (900 − 500) tokens in 2 steps of half a second."""
+    new, file = NewRows(tmp_path), tmp_path / "metrics.jsonl"
+    assert list(new) == []
+    file.write_text('{"step": 2, "num_tokens": 500}\n{"step": 3, "lo')
+    assert [row["step"] for row, _ in new] == [2]
+    assert list(new) == []
+    with file.open("a") as stream:
+        stream.write('{"step": 3, "loss": 1.5}\n{"step": 4, "num_tokens": 900, "step_seconds": 0.5}\n')
+    ((row, named),) = new
+    assert (row["step"], named["train/tokens_per_second"], named["train/global_step"]) == (4, 400.0, 4)
