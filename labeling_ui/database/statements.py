@@ -9,6 +9,7 @@ from labeling_ui.database.prepared import PreparedStatement
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
     ASSIGNMENTS,
+    BATCHES,
     DRAFTS,
     EVENTS,
     GOLD,
@@ -45,6 +46,7 @@ COUNT_JUDGMENT = PreparedStatement(
 
 PAIR_RECORD = PreparedStatement(sa.select(PAIRS.c.record).where(PAIRS.c.id == bindparam("pair")))
 ITEM = PreparedStatement(sa.select(ITEMS).where(ITEMS.c.id == bindparam("item")))
+BATCH_PAUSED = PreparedStatement(sa.select(BATCHES.c.paused).where(BATCHES.c.name == bindparam("batch")))
 
 # --- assignment ---
 
@@ -127,10 +129,13 @@ asking for that too would lead SQLite to the index of all open items.)"""
 _HAD = sa.select(ASSIGNMENTS.c.id).where(
     ASSIGNMENTS.c.item_id == GOLD.c.item_id, ASSIGNMENTS.c.rater_id == bindparam("rater")
 )
+PAUSED = sa.select(BATCHES.c.name).where(BATCHES.c.name == ITEMS.c.batch, BATCHES.c.paused == sa.literal_column("1"))
+"""The item's batch, if it is paused; where `offered` cannot say so, as for gold, which is 0 there anyway."""
 _IN_POOL = sa.select(ITEMS.c.id).where(
     ITEMS.c.id == GOLD.c.item_id,
     ITEMS.c.pool.in_(["", bindparam("pool")]),
     ITEMS.c.withdrawn == sa.literal_column("0"),
+    ~PAUSED.exists(),
 )
 COUNT_GOLD = PreparedStatement(sa.select(sa.func.count().label("n")).select_from(GOLD))
 GOLD_LEFT = PreparedStatement(
@@ -153,6 +158,13 @@ EXPIRED = PreparedStatement(
     .limit(sa.literal_column("100"))
     .with_for_update(skip_locked=True)
 )
+TOO_LONG = PreparedStatement(
+    sa.select(ASSIGNMENTS.c.id)
+    .where(ASSIGNMENTS.c.state == sa.literal_column("'open'"), ASSIGNMENTS.c.lease_until_ms > bindparam("after_ms"))
+    .limit(sa.literal_column("100"))
+    .with_for_update(skip_locked=True)
+)
+"""Leases that end later than any that begins now: they were begun before the clock was set back."""
 ASSIGNMENTS_OF = PreparedStatement(
     sa.select(ASSIGNMENTS)
     .where(ASSIGNMENTS.c.item_id == bindparam("item"), ASSIGNMENTS.c.rater_id == bindparam("rater"))

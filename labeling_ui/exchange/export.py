@@ -37,6 +37,7 @@ from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.votes import KINDS, Comparison, read_votes
 from labeling_ui.store.pairs.changes import Withdrawal
 from labeling_ui.store.pairs.items import items_of
+from labeling_ui.store.pairs.media import described
 from labeling_ui.store.store import Store, count_kinds
 from labeling_ui.store.work.asking import FLAGS
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer
@@ -87,13 +88,15 @@ def read_labels(store: Store) -> Labels:
     judgments, assessments, head = store.exported()
     if not judgments and not adjudications and not assessments:
         raise DataError(f"{store.url} has no judgments yet: there is nothing to export")
+    with store.reading() as connection:
+        pairs, single_answers = described(connection, pairs), described(connection, store.single_answers())
     return Labels(
         pairs,
         judgments,
         adjudications,
         known_answers,
         store.withdrawals(),
-        store.single_answers(),
+        single_answers,
         assessments,
         store.accepted_unseen(),
         head,

@@ -91,7 +91,11 @@ def argilla_records(pairs: Sequence[Pair], judgments: Sequence[ExportedJudgment]
         yield {
             "id": one.id,
             "fields": {"prompt": prompt, FIRST: one.texts[one.first], SECOND: one.texts[one.second]},
-            "metadata": {"split": one.pair.split, "kind": "+".join(sorted({said.kind for said in one.judgments}))},
+            "metadata": {
+                "split": one.pair.split,
+                "kind": "+".join(sorted({said.kind for said in one.judgments})),
+                **_files(one.pair),
+            },
             "suggestions": {},
             "responses": {QUESTION: responses},
             "vectors": {},
@@ -109,8 +113,14 @@ def label_studio_tasks(pairs: Sequence[Pair], judgments: Sequence[ExportedJudgme
             serial += 1
             annotations.append(_annotation(judgment, one.first, serial, numbers[judgment.rater_id]))
         data = {"prompt": _turns(one.pair.messages), FIRST: one.texts[one.first], SECOND: one.texts[one.second]}
-        about = {"tiebreak_id": one.id, "split": one.pair.split}
+        about = {"tiebreak_id": one.id, "split": one.pair.split, **_files(one.pair)}
         yield {"id": n, "data": data, "meta": about, "annotations": annotations, "predictions": []}
+
+
+def _files(pair: Pair) -> dict[str, list[str]]:
+    """Names and descriptions of the pair's files, in order: the texts have `[image 1]` in their place."""
+    files = [f"{part.mark}: {part.alt}" if part.alt else part.mark for part in pair.media]
+    return {"files": files} if files else {}
 
 
 def _annotation(judgment: Judgment, first: str, number: int, rater: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from starlette.types import Message as ASGIMessage
 from labeling_ui.pages import PageConfig
 from labeling_ui.web.context import VIEWERS, lacks_second_factor, session_of
 from labeling_ui.web.metrics import Metrics
+from labeling_ui.web.page_policy import POLICY, WholePage, content_policy
 from labeling_ui.web.security_log import SecurityLog
 
 MAX_BODY_BYTES = 600_000
@@ -34,24 +35,8 @@ CACHED = ("/api/media/", "/fonts/")
 """Images, recordings and a font, which have stricter headers of their own and may be kept by the browser."""
 PAGES = ("/rate", "/lead", "/login")
 
-_POLICY = "; ".join(
-    (
-        "default-src 'self'",
-        # Gradio needs inline scripts and Function(); attributes (onerror) stay forbidden.
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
-        "script-src-attr 'none'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src 'self' data:",
-        "font-src 'self' data:",
-        "connect-src 'self'",
-        "object-src 'none'",
-        "base-uri 'self'",
-        "form-action 'self'",
-        "frame-ancestors 'none'",
-    )
-)
 _HEADERS = {
-    "Content-Security-Policy": _POLICY,
+    POLICY: content_policy(),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
@@ -109,14 +94,19 @@ class Guard:
                         reply_headers[name] = value
             await send(message)
 
-        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
+        reply: Send = send_guarded
+        left_out = {b"x-forwarded-host"}
+        if request.method == "GET" and path.rstrip("/") in PAGES:
+            reply = WholePage(send_guarded, headers, request.headers.get("accept-encoding", ""))
+            left_out.add(b"accept-encoding")
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in left_out]
         uploads = self.has_campaign and path in UPLOADS and await run_in_threadpool(_is_lead, request)
         limits = (MAX_UPLOAD_BYTES, MAX_UPLOAD_SECONDS) if uploads else (MAX_BODY_BYTES, MAX_BODY_SECONDS)
         refusal = _refusal(request, path, self.page, limits[0])
         if refusal is None and path.startswith(PAGES):
             refuse = _page_refusal if self.has_campaign else _door_refusal
             refusal = await run_in_threadpool(refuse, request, path)
-        await (refusal or self.app)(scope, _BoundedBody(receive, *limits), send_guarded)
+        await (refusal or self.app)(scope, _BoundedBody(receive, *limits), reply)
 
 
 def route_path(scope: Scope) -> str:

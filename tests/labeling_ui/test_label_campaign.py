@@ -20,6 +20,7 @@ from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.standing import QualifyConfig
 from tiebreak.records import Judgment, Pair
 
 THREE = ("a", "b", "c")
@@ -105,6 +106,55 @@ def test_a_place_that_was_left_is_taken_by_those_who_are_past_it(url: str) -> No
     assert judge_all(store, "r1") == ["pair-0"]
     assert store.claim("r0") is None
     assert_whole(store)
+
+
+def test_a_lease_ends_in_time_though_the_clock_is_set_back(url: str) -> None:
+    """Two hours back: the lease ends 60 seconds later, not after two hours, and whoever works goes on."""
+    now = [10_000_000]
+    store = open_store(url, [make_pair(n) for n in range(3)], raters=2, clock=lambda: now[0], lease_seconds=60)
+    assert store.claim("r0").item_id == "pair-0"  # type: ignore[union-attr]
+    now[0] -= 7_200_000
+    assert judge_all(store, "r1") == ["pair-1", "pair-2"]
+    assert store.claim("r0").item_id == "pair-0", "it is still theirs"  # type: ignore[union-attr]
+    now[0] += 61_000
+    assert judge_all(store, "r1") == ["pair-0"]
+    assert_whole(store)
+
+
+def test_nothing_of_a_paused_batch_is_given_out(url: str) -> None:
+    """Not its gold, not as a repeat, and not again to a rater whose lease has expired: all of it once it is resumed."""
+    now = [10_000_000]
+    store = open_store(url, [], raters=2, clock=lambda: now[0], lease_seconds=60)
+    add(store, [make_pair(n) for n in range(25)], "stopped", overlap=2)
+    assert len(judge_all(store, "r0")) == 25
+    add(store, [make_pair(n) for n in range(25, 28)], "stopped", overlap=2)
+    gold = {f"pair-{n}" for n in range(25, 28)}
+    for n in range(25, 28):
+        store.set_gold(f"pair-{n}", f"{n}-0")
+    held = store.claim("r1")
+    assert held is not None
+    store.change_batch("stopped", BatchChange(paused=True))
+    now[0] += 61_000
+    for store.rules.gold_share, store.rules.repeat_share in ((1.0, 0.0), (0.0, 1.0)):
+        assert [store.claim(rater) for rater in ("r0", "r1")] == [None, None]
+    store.submit("r1", answer(held.item_id))  # what was on the screen counts, late as it is
+    store.change_batch("stopped", BatchChange(paused=False))
+    assert store.claim("r0").item_id not in gold, "a repeat"  # type: ignore[union-attr]
+    store.rules.gold_share = 1.0
+    assert set(judge_all(store, "r1")) >= gold
+    assert_whole(store)
+
+
+def test_a_paused_test_waits(url: str) -> None:
+    store = open_store(url, [], raters=1)
+    add(store, [make_pair(n) for n in range(3)], "test")
+    for n in range(3):
+        store.set_gold(f"pair-{n}", f"{n}-0")
+    store.rules.qualify = QualifyConfig(batch="test", questions=3, by="accuracy")
+    store.change_batch("test", BatchChange(paused=True))
+    assert store.claim("r0") is None
+    store.change_batch("test", BatchChange(paused=False))
+    assert store.claim("r0") is not None
 
 
 # --- gold ---

@@ -135,12 +135,21 @@ def test_no_cell_of_an_export_begins_a_formula() -> None:
 # --- in a browser ---
 
 
+INJECTED = """() => {
+  const script = document.createElement('script');
+  script.textContent = 'window.pwned = true';
+  document.body.append(script);
+}"""
+
+
 @needs_chromium
 def test_no_browser_runs_any_of_it(served: ServedPage) -> None:
-    """Chromium's parser, without the server's content security policy to help; then the pages themselves."""
+    """Chromium's parser, without the server's content security policy to help; then the pages themselves, whose policy
+    stops nothing of Gradio's or ours, and every script that comes later."""
     from playwright.sync_api import sync_playwright
 
     elsewhere: list[str] = []
+    stopped: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
         page = browser.new_page()
@@ -153,11 +162,16 @@ def test_no_browser_runs_any_of_it(served: ServedPage) -> None:
             assert page.evaluate("window.pwned") is None, CORPUS[at]
             assert page.locator("main > div").count() == len(CORPUS[at : at + 50]), "none closes what it is in"
             page.evaluate("document.querySelector('main').replaceChildren()")
+        page.on("console", lambda one: stopped.append(one.text) if "Content Security Policy" in one.text else None)
         for n in range(6):
             page.goto(f"{served.address}/{('rate', 'lead')[n == 5]}/")
             page.wait_for_selector(".desk[aria-busy=false]")
             assert page.evaluate("window.pwned") is None, n
+            assert stopped == []
             skip = {"client_id": f"skip-{n}", "pair_id": served.next()["pair_id"], "skip": True}
             assert served.call("POST", "/judgments", skip).status_code == 200
+        page.evaluate(INJECTED)
+        assert page.evaluate("window.pwned") is None
+        assert "Executing inline script violates" in stopped[0]
         browser.close()
     assert elsewhere == []

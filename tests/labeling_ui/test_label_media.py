@@ -24,6 +24,7 @@ from labeling_ui.exchange.media import BadMediaError, MediaConfig, add_media, cl
 from labeling_ui.label import add_answers, add_pairs, read_some_answers, read_some_pairs
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.steering import correct
+from labeling_ui.store.pairs.media import describe_media
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.context import SESSION_COOKIE
@@ -212,6 +213,22 @@ def test_a_pair_has_its_files_and_no_name_of_them(campaign: tuple[Campaign, Labe
     assert files[0] in opened["messages"][0]["html"]
     assert not verify(site.store).faults
     the_export_keeps_the_parts(site.store, config, tmp_path / "final")
+    the_export_describes_the_files(site.store, tmp_path / "described")
+
+
+def the_export_describes_the_files(store: Store, folder: Path) -> None:
+    """With the lead's words where the pair has none; in Label Studio's and Argilla's files beside the texts."""
+    folder.mkdir()
+    store.transact(lambda tx: describe_media(tx, "model-y.wav", "a blackbird"))
+    store.transact(lambda tx: describe_media(tx, "model-x.png", "not shown: the pair says blue"))
+    write_labels(store, folder, AggregationConfig(), ("argilla", "label_studio"))
+    (row,) = map(json.loads, (folder / "preferences.jsonl").read_text().splitlines())
+    alts = {part["type"]: part["alt"] for side in ("chosen", "rejected") for part in row[side][0]["content"][1:]}
+    assert alts == {"audio": "a blackbird", "image": "blue"}
+    assert row["prompt_id"] == store.pairs()[0].prompt_id
+    files = ["[image leaf.jpg]: a leaf", "[image model-x.png]: blue", "[audio model-y.wav]: a blackbird"]
+    assert json.loads((folder / "argilla.json").read_text())[0]["metadata"]["files"] == files
+    assert json.loads((folder / "label_studio.json").read_text())[0]["meta"]["files"] == files
 
 
 def the_export_keeps_the_parts(store: Store, config: LabelConfig, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from label_support import free_port, make_pair, open_store, serving
 
 from labeling_ui.configuration import LabelConfig
 from labeling_ui.label import believed_proxies
-from labeling_ui.pages import PageConfig
+from labeling_ui.pages import FILES, PageConfig
 from labeling_ui.store.names import skeleton
 from labeling_ui.store.store import NameTakenError, Store
 from labeling_ui.web import security
@@ -26,6 +27,7 @@ from labeling_ui.web.context import SESSION_COOKIE
 from labeling_ui.web.login import accounts
 from labeling_ui.web.login.accounts import LoginLimit, accept_invitation, add_account, invite, log_in, reset_password
 from labeling_ui.web.metrics import TOKEN
+from labeling_ui.web.page_policy import inline_scripts
 from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.routes.api import DEVICE_COOKIE
 from labeling_ui.web.security import MAX_BODY_BYTES, Guard
@@ -90,6 +92,29 @@ def test_texts_and_the_api_are_for_those_who_have_logged_in(site: tuple[str, Pat
         assert token
         assert all(secret in client.get("/label/api/documents").text for secret in SECRETS)
         assert "/api/next" in client.get("/label/openapi.json").json()["paths"]
+
+
+def test_the_policy_names_the_scripts_of_a_page_and_nothing_else_makes_code_of_text(site: tuple[str, Path]) -> None:
+    address, _ = site
+    with httpx.Client(base_url=address) as client:
+        assert "'unsafe-eval'" not in client.get("/api/documents").headers["content-security-policy"]
+        assert "'unsafe-eval'" not in client.get("/nowhere").headers["content-security-policy"]
+        page = client.get("/label/login/")
+    assert page.headers["content-encoding"] == "gzip"
+    (scripts,) = re.findall("script-src ([^;]*);", page.headers["content-security-policy"])
+    assert "unsafe-inline" not in scripts
+    assert scripts.split() == ["'self'", "'unsafe-eval'", *inline_scripts(page.content)]
+    assert len(re.findall(r"<script(?![^>]* src=)", page.text)) == len(inline_scripts(page.content)) == 5
+    made_of_text = re.compile(r"\beval\(|\bFunction\(|\b(setTimeout|setInterval)\(\s*['\"`]|document\.write")
+    for file in FILES.glob("*.js"):
+        assert not made_of_text.search(file.read_text()), file.name
+
+
+def test_a_scripts_hash_is_that_of_the_standard() -> None:
+    """The example of CSP level 2, 7.17.2."""
+    page = b"<script>alert('Hello, world.');</script><script src='a.js'></script><SCRIPT type=module>\n</SCRIPT>"
+    assert inline_scripts(page)[0] == "'sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng='"
+    assert len(inline_scripts(page)) == 2
 
 
 def test_a_prefix_is_in_every_address_and_cookie(site: tuple[str, Path]) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import sqlalchemy as sa
 
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import MEDIA_FILES, MEDIA_NAMES
+from tiebreak.content import Part, Parts, TextPart
 from tiebreak.records import Pair
 
+PairT = TypeVar("PairT", bound=Pair)
 MediaType = Literal[
     "image/png", "image/jpeg", "image/webp", "image/gif", "audio/wav", "audio/mpeg", "audio/ogg", "audio/flac"
 ]
@@ -97,6 +99,36 @@ def list_media(connection: sa.Connection, after: str, limit: int) -> list[MediaN
         MediaName(row.name, row.sha256, cast(MediaType, row.media_type), row.width, row.height, row.alt)
         for row in connection.execute(query)
     ]
+
+
+def described(connection: sa.Connection, pairs: Sequence[PairT]) -> list[PairT]:
+    """The pairs as raters see them: a file without a description of the pair's own has the one that a lead gave it.
+
+    Ids stay: a prompt's is that of the messages without such descriptions.
+    """
+    if not any(pair.media for pair in pairs):
+        return list(pairs)
+    query = sa.select(MEDIA_NAMES.c.name, MEDIA_NAMES.c.alt).where(MEDIA_NAMES.c.alt != "")
+    alts = {row.name: row.alt for row in connection.execute(query)}
+    return [_described(pair, alts) if pair.media else pair for pair in pairs]
+
+
+def _described(pair: PairT, alts: Mapping[str, str]) -> PairT:
+    def fill(content: str | Parts) -> str | Parts:
+        return content if isinstance(content, str) else tuple(_with_alt(part, alts) for part in content)
+
+    messages = tuple(one.model_copy(update={"content": fill(one.content)}) for one in pair.messages)
+    completions = tuple(
+        one if one.content is None else one.model_copy(update={"content": fill(one.content)})
+        for one in pair.completions
+    )
+    return pair.model_copy(update={"messages": messages, "completions": completions})
+
+
+def _with_alt(part: Part, alts: Mapping[str, str]) -> Part:
+    if isinstance(part, TextPart) or part.alt or not part.file:
+        return part
+    return part.model_copy(update={"alt": alts.get(_key(part.file))})
 
 
 def describe_media(tx: Transaction, name: str, alt: str) -> bool:

@@ -18,6 +18,7 @@ from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import CONSENT_WITHDRAWALS, MAIL_ADDRESSES, RATER_HOURS, RATERS
+from labeling_ui.store.work.assigning import is_paused
 from labeling_ui.store.work.standing import HELD
 
 CODE_MINUTES = 30
@@ -113,7 +114,9 @@ def has_work(connection: Connection, rater_id: str) -> bool:
 def _is_theirs_still(connection: Connection, row: Any) -> bool:
     """Whether an unanswered assignment can be answered: its lease may have passed to others since."""
     item = st.ITEM.one(connection, item=row.item_id)
-    return not item.withdrawn and (row.state == "open" or row.occasion > 0 or item.taken < item.overlap)
+    if item.withdrawn or row.state == "open":
+        return not item.withdrawn
+    return not is_paused(connection, item.id) and (row.occasion > 0 or item.taken < item.overlap)
 
 
 def recipients(connection: Connection) -> list[tuple[Recipient, bool]]:

@@ -32,6 +32,8 @@ MAX_HELD = 3
 """Pairs a rater may hold at once: the one on the screen and the prefetched ones."""
 PAIRS_IN_MEMORY = 5_000
 SWEEP_EVERY_MS = 500
+CLOCKS_DIFFER_MS = 60_000
+"""The clocks of servers that share a store may differ by this much."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,14 @@ def claim_for(tx: Transaction, rules: Rules, rater: Any, holding: Sequence[str])
     """`claim`, given the rater's row."""
     if rules.time_to_sweep(tx.now()):
         _lapse_expired(tx)
+        _shorten_leases(tx, rules)
     if rater.standing in HELD:
         return None
     waiting = st.WAITING.all(tx.connection, rater=rater.id)
     for row in waiting:
-        if row.item_id not in holding and resume(tx, rules, row):
+        if row.item_id in holding or (row.state == "lapsed" and is_paused(tx.connection, row.item_id)):
+            continue
+        if resume(tx, rules, row):
             return load_assignment(tx.connection, rules, row)
     if sum(row.state == "open" for row in waiting) >= MAX_HELD:
         return None
@@ -164,6 +169,12 @@ def resume(tx: Transaction, rules: Rules, row: Any) -> bool:
 def is_withdrawn(tx: Transaction, item_id: str) -> bool:
     """Whether a lead has withdrawn or corrected the item's pair. Nobody holds an item that was."""
     return bool(st.ITEM.one(tx.connection, item=item_id).withdrawn)
+
+
+def is_paused(connection: Connection, item_id: str) -> bool:
+    """Whether the item's batch is paused: it is given to nobody, and not again to those whose lease has expired."""
+    batch = st.BATCH_PAUSED.one(connection, batch=st.ITEM.one(connection, item=item_id).batch)
+    return batch is not None and bool(batch.paused)
 
 
 def renew(tx: Transaction, rules: Rules, assignment: str) -> None:
@@ -266,7 +277,7 @@ def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Ran
         is_single(item.task) and not read_judgment(first.record).skip
     ):  # a skip, or a ranking
         return None
-    if len(assignments) > 1 or item.task == "ranking" or item.withdrawn:
+    if len(assignments) > 1 or item.task == "ranking" or item.withdrawn or is_paused(tx.connection, item.id):
         return None
     return assign(tx, rules, item, rater.id, occasion=1)
 
@@ -315,3 +326,9 @@ def _lapse_expired(tx: Transaction) -> None:
         st.SET_STATE.do(tx.connection, assignment=row.id, to_state="lapsed")
         if not row.occasion:
             st.FREE_PLACE.do(tx.connection, item=row.item_id)
+
+
+def _shorten_leases(tx: Transaction, rules: Rules) -> None:
+    """After the clock was set back, a lease would hold its item for longer than others do: end it when theirs end."""
+    for row in st.TOO_LONG.all(tx.connection, after_ms=tx.now() + rules.lease_ms + CLOCKS_DIFFER_MS):
+        renew(tx, rules, row.id)

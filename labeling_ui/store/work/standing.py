@@ -145,7 +145,8 @@ def next_question(tx: Transaction, rater: Any, config: QualifyConfig, seed: int)
     if given >= attempt.number * config.questions:
         return None
     items = sa.select(GOLD.c.item_id).join(ITEMS, ITEMS.c.id == GOLD.c.item_id)
-    rows = tx.connection.scalars(items.where(ITEMS.c.batch == config.batch, ITEMS.c.withdrawn == 0)).all()
+    given_out = sa.and_(ITEMS.c.batch == config.batch, ITEMS.c.withdrawn == 0, ~st.PAUSED.exists())
+    rows = tx.connection.scalars(items.where(given_out)).all()
     left = [name for name in rows if name not in had]
     return min(left, key=lambda name: content_id("question", seed, rater.id, name), default=None)
 
