@@ -145,6 +145,9 @@ class LabelConfig(StageConfig):
     """hours after which everybody must log in again, however active"""
     session_idle_minutes: int | None = Field(default=None, ge=5, exclude_if=lambda minutes: minutes is None)
     """minutes without any action after which one must log in again; null: as long as `session_hours`"""
+    unsent_in_browser: bool = Field(default=True, exclude_if=bool)
+    """keep judgments, drafts and messages that the server does not have yet in the browser's storage, where they outlive a
+    closed window; false: only while the window is open, which warns before it closes"""
     retention_days: int | None = Field(default=None, ge=1, exclude_if=lambda days: days is None)
     """erase the personal data of raters who have not worked for so many days, leads excepted, daily while the page is
     served; their judgments stay; null: never"""

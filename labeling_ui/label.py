@@ -498,6 +498,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         show_gold_agreement=config.show_gold_agreement,
         goal_per_day=config.goal_per_day,
         break_after_minutes=config.break_after_minutes,
+        unsent_in_browser=config.unsent_in_browser,
         security_log=config.security_log,
         second_factor_for_leads=config.second_factor_for_leads,
         asked=config.asked,

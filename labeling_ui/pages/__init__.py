@@ -28,10 +28,11 @@ from tiebreak.measures.sequential import SMALLEST_GAP
 
 FILES = Path(__file__).parent
 SCRIPTS = {
-    "login": ("call.js", "login.js"),
+    "login": ("call.js", "strength.js", "login.js"),
     "rate": (
         "call.js",
         "outbox.js",
+        "strength.js",
         "keys.js",
         "media.js",
         "reading.js",
@@ -105,6 +106,8 @@ class PageConfig:
     """host names that requests may use, against DNS rebinding; (): any"""
     goal_per_day: int | None = None
     """judgments that a rater is asked for a day"""
+    unsent_in_browser: bool = True
+    """whether what the server does not have yet may be in the browser's storage"""
     break_after_minutes: int | None = None
     """work without a break after which one is suggested"""
     security_log: str | None = None
@@ -190,6 +193,7 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
         **describe_asked(page.asked, page.words),
         "reason": page.reason,
         "break_after_minutes": page.break_after_minutes or 0,
+        "unsent_in_browser": page.unsent_in_browser,
         "converse": bool(page.policies),
         "skip_reasons": list(SKIP_REASONS),
     }

@@ -5,7 +5,9 @@ const { base } = props.value; // the path that the server is under, behind a pro
 const find = (selector) => desk.querySelector(selector);
 const all = (selector) => [...desk.querySelectorAll(selector)];
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const storage = openStorage();
+const settings = openStorage(); // how the pages look, and keys
+// What was typed or judged and is not on the server yet: never in the browser's storage if the campaign says so.
+const storage = props.value.unsent_in_browser === false ? openMemory() : settings;
 let csrfToken = '';
 
 // The browser's local storage; memory where that is forbidden.
@@ -14,12 +16,18 @@ function openStorage() {
     localStorage.setItem('tiebreak', '');
     return localStorage;
   } catch (error) {
-    return Object.create({
-      getItem(key) { return this[key] ?? null; },
-      setItem(key, value) { this[key] = String(value); },
-      removeItem(key) { delete this[key]; },
-    });
+    return openMemory();
   }
+}
+
+// The same for as long as the window is open.
+function openMemory() {
+  return Object.create({
+    ends: true,
+    getItem(key) { return this[key] ?? null; },
+    setItem(key, value) { this[key] = String(value); },
+    removeItem(key) { delete this[key]; },
+  });
 }
 
 // A request's JSON; an ended session redirects to the login page. `refused` marks errors that a retry cannot fix.
@@ -46,9 +54,9 @@ async function call(path, { method = 'GET', body, file, patience_ms = 60000 } = 
 let mayLeave = () => true; // whether nothing would be lost with this window
 
 // Put text into the browser's storage; false if it is full.
-function keep(key, text) {
+function keep(key, text, place = storage) {
   try {
-    storage.setItem(key, text);
+    place.setItem(key, text);
     return true;
   } catch (error) {
     return false;
@@ -148,11 +156,11 @@ function leave() {
 
 function switchTheme() {
   const dark = document.body.classList.toggle('dark');
-  keep('tiebreak-theme', dark ? 'dark' : 'light');
+  keep('tiebreak-theme', dark ? 'dark' : 'light', settings);
 }
 
 document.documentElement.lang = words.language;
-const chosenTheme = storage.getItem('tiebreak-theme');
+const chosenTheme = settings.getItem('tiebreak-theme');
 if (chosenTheme) document.body.classList.toggle('dark', chosenTheme === 'dark');
 for (const title of all('.title')) title.textContent = props.value.title;
 

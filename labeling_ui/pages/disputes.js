@@ -3,7 +3,7 @@ const SETTLING_KEYS = { t: '[data-answer="0"]', b: '[data-both_bad]', n: '[data-
 let disputes = [];
 let opened = null; // the dispute on the screen; null also while its answer is being sent
 let requested = ''; // id of the last one requested: replies about others are late
-let blind = storage.getItem('tiebreak-blind') === 'true'; // votes are hidden until the lead has answered
+let blind = settings.getItem('tiebreak-blind') === 'true'; // votes are hidden until the lead has answered
 let settled = false; // whether settled disputes are listed
 
 async function showDisputes(openNext = true) {
@@ -137,7 +137,7 @@ desk.addEventListener('submit', (event) => {
 find('[data-blind]').checked = blind;
 find('[data-blind]').addEventListener('change', (event) => {
   blind = event.target.checked;
-  keep('tiebreak-blind', String(blind));
+  keep('tiebreak-blind', String(blind), settings);
   opened = null;
   showDisputes();
 });

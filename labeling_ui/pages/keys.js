@@ -20,13 +20,13 @@ function pressedKey(event) {
 
 function restoreKeys() {
   card('bindings').addEventListener('close', stopAsking);
-  const kept = parsed(storage.getItem(ownKey())) || {};
+  const kept = parsed(settings.getItem(ownKey())) || {};
   own = Object.fromEntries(Object.entries(kept).filter(([key, bound]) => CHANGEABLE.includes(key) && bound && bound.code && bound.label));
   paintKeys();
 }
 
 function keepKeys() {
-  keep(ownKey(), JSON.stringify(own));
+  keep(ownKey(), JSON.stringify(own), settings);
   paintKeys();
 }
 
@@ -76,7 +76,7 @@ function stopAsking() {
 function resetKeys() {
   stopAsking();
   own = {};
-  storage.removeItem(ownKey());
+  settings.removeItem(ownKey());
   paintKeys();
   bindNote(words['bind.reset.done']);
 }

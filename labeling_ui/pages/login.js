@@ -7,6 +7,7 @@ if (token) {
   form.querySelector('.invited').hidden = false;
   form.querySelector('button').textContent = words['invited.begin'];
   form.elements.password.autocomplete = 'new-password';
+  showStrength(form.elements.password, (password) => call('/api/invitations/strength', { method: 'POST', body: { token, username: form.elements.username.value, password } }));
 }
 
 // The campaigns in which this account is, where the server has several.

@@ -64,13 +64,13 @@ const lastAnswer = (threads) => Math.max(0, ...threads.flatMap(({ notes }) => no
 const workButton = () => find('[data-open=work]');
 
 function markSeen(threads) {
-  keep(seenKey(), String(lastAnswer(threads)));
+  keep(seenKey(), String(lastAnswer(threads)), settings);
   workButton().classList.remove('new');
 }
 
 async function lookForAnswers() {
   const threads = await call('/api/notes').catch(() => []);
-  if (lastAnswer(threads) <= Number(storage.getItem(seenKey()) || 0)) return;
+  if (lastAnswer(threads) <= Number(settings.getItem(seenKey()) || 0)) return;
   workButton().classList.add('new');
   flash(say('note.answered', { key: labelOf('w') }), BREAK_SHOWN_MS);
 }
@@ -81,7 +81,7 @@ setInterval(() => { if (!document.hidden) lookForAnswers(); }, ANSWERS_MS);
 
 const noticeKey = () => `tiebreak-notices:${raterId}`;
 const canNotify = () => 'Notification' in window && window.isSecureContext;
-const wantsNotices = () => canNotify() && storage.getItem(noticeKey()) === 'on' && Notification.permission === 'granted';
+const wantsNotices = () => canNotify() && settings.getItem(noticeKey()) === 'on' && Notification.permission === 'granted';
 
 function noticeSwitch() {
   if (!canNotify()) return [];
@@ -91,7 +91,7 @@ function noticeSwitch() {
     const granted = box.checked && await Notification.requestPermission() === 'granted';
     if (box.checked && !granted) state.textContent = words['notice.denied'];
     box.checked = granted;
-    keep(noticeKey(), granted ? 'on' : 'off');
+    keep(noticeKey(), granted ? 'on' : 'off', settings);
   });
   return [make('h3', {}, words.notice), make('p', {}, make('label', { class: 'notice' }, box, words['notice.want']), ' ', state)];
 }

@@ -9,9 +9,12 @@ let draining = null;
 let failing = false; // the server has not replied to the latest request
 const failures = new Set(); // called when it does not
 const unstored = new Map(); // judgments for which the storage had no room
+const leavesNothing = () => !(storage.ends ? unsent().length : unstored.size); // whether all that is unsent outlives the window
 
 const outboxKey = (id) => `${OUTBOX}${raterId}:${id}`;
-const entries = (prefix) => Object.keys(storage).filter((key) => key.startsWith(prefix)).map((key) => [key, parsed(storage.getItem(key))]).filter(([, value]) => value);
+// Judgments from before the campaign said that none may stay in the browser are still there, and are sent.
+const places = () => (storage === settings ? [storage] : [storage, settings]);
+const entries = (prefix) => places().flatMap((place) => Object.keys(place).filter((key) => key.startsWith(prefix)).map((key) => [key, parsed(place.getItem(key))])).filter(([, value]) => value);
 
 function parsed(text) {
   try {
@@ -39,7 +42,7 @@ function post(body, arrived, turnedDown) {
 }
 
 function forget(key) {
-  storage.removeItem(key);
+  for (const place of places()) place.removeItem(key);
   unstored.delete(key);
 }
 
@@ -57,8 +60,8 @@ async function sendAll(arrived, turnedDown) {
       arrived(reply, body);
     } catch (error) {
       if (!FINAL.includes(error.status)) { // stays stored: sent after the next login
-        warn(unstored.size ? words['session.memory'] : error.message, 'refused');
-        if (!unstored.size) {
+        warn(leavesNothing() ? error.message : words['session.memory'], 'refused');
+        if (leavesNothing()) {
           if (error.status === 403) startAgain();
           return;
         }
@@ -87,8 +90,8 @@ async function drained(arrived, turnedDown) {
 
 // Reload the page, which asks for missing consent (new guidelines, say); at most once a minute.
 function startAgain() {
-  const lately = Number(storage.getItem('tiebreak-started')) > Date.now() - 60000;
-  keep('tiebreak-started', Date.now());
+  const lately = Number(settings.getItem('tiebreak-started')) > Date.now() - 60000;
+  keep('tiebreak-started', Date.now(), settings);
   if (!lately) window.location.reload();
 }
 
@@ -104,11 +107,11 @@ async function insist(path, options) {
       failing = !error.refused;
       if (error.refused) throw error;
       for (const tell of failures) tell();
-      warn(words[unstored.size ? 'lost.memory' : unsent().length ? 'lost' : 'waiting'], 'lost');
+      warn(words[!leavesNothing() ? 'lost.memory' : unsent().length ? 'lost' : 'waiting'], 'lost');
       await pause(wait);
     }
   }
 }
 
-mayLeave = () => !unstored.size;
-window.addEventListener('beforeunload', (event) => { if (unstored.size) event.preventDefault(); });
+mayLeave = leavesNothing;
+window.addEventListener('beforeunload', (event) => { if (!leavesNothing()) event.preventDefault(); });

@@ -13,11 +13,11 @@ function applyView() {
 function changeView(changes) {
   Object.assign(view, changes);
   applyView();
-  keep(viewKey(), JSON.stringify(view));
+  keep(viewKey(), JSON.stringify(view), settings);
 }
 
 function restoreView() {
-  const kept = parsed(storage.getItem(viewKey())) || {};
+  const kept = parsed(settings.getItem(viewKey())) || {};
   if (SIZES.includes(kept.size)) Object.assign(view, { size: kept.size, wrap: Boolean(kept.wrap), linked: Boolean(kept.linked) });
   applyView();
 }

@@ -42,6 +42,15 @@ class LoggedIn(Reply):
     role: Role
 
 
+class PasswordStrength(Reply):
+    """How hard a password is to guess."""
+
+    score: int
+    """from 0 to 4"""
+    refusal: str
+    """why an account cannot have it; empty: it can"""
+
+
 class FactorState(Reply):
     """Whether an account has a second factor, and whether it must."""
 

@@ -120,12 +120,14 @@ def test_health_needs_no_login_and_follows_the_store(campaign: Campaign, monkeyp
     monkeypatch.undo()
 
 
+BEFORE_A_LOGIN = {"/api/login", "/api/invitations/accept", "/api/invitations/strength"}
+
+
 def test_every_route_asks_who_it_is(campaign: Campaign) -> None:
-    open_to_all = {"/api/login", "/api/invitations/accept"}
     for method, path in routes():
         body = None if method == "GET" else {}
         reply = campaign.call("nobody", method, path, body)
-        assert (reply.status_code == 401) is (path not in open_to_all), (method, path, reply.text)
+        assert (reply.status_code == 401) is (path not in BEFORE_A_LOGIN), (method, path, reply.text)
 
 
 def test_every_lead_route_is_for_leads_and_every_change_needs_the_token(campaign: Campaign) -> None:
@@ -141,7 +143,7 @@ def test_every_lead_route_is_for_leads_and_every_change_needs_the_token(campaign
                 assert (campaign.call(who, method, path, body).status_code != 403) is may, (who, method, path)
         if path in JUDGING:
             assert campaign.call("observer", method, path, body).status_code == 403, path
-        if method != "GET" and path not in ("/api/login", "/api/invitations/accept"):
+        if method != "GET" and path not in BEFORE_A_LOGIN:
             headers = {"X-CSRF-Token": "wrong"}
             assert campaign.call("lead", method, path, body, **headers).status_code == 403, path
 

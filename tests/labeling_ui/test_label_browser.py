@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, processes, serving, write_words
 
 from labeling_ui.database.schema import EVENTS
+from labeling_ui.pages import PageConfig, describe_page
 from labeling_ui.store.store import Store, Submission
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work import conversations
@@ -460,11 +461,53 @@ def test_judging_goes_on_where_the_storage_is_full(site: Site) -> None:
     page.evaluate(REPLY, [503, {}])
     press(page, "6")
     on(page, 5)
-    page.wait_for_selector(".banner >> text=storage is full")
+    page.wait_for_selector(".banner >> text=this browser cannot keep it")
     assert page.inner_text(".count").startswith("5 judged")
     page.evaluate("window.fetch = plainFetch")
     eventually(page, lambda: len(site.judgments("full", 4)) == 1, "sent from memory")
     page.wait_for_selector(".banner", state="hidden")
+
+
+NOTHING_UNSENT = """{
+  let config;
+  const change = (text) => JSON.parse(text.replaceAll('"unsent_in_browser":true', '"unsent_in_browser":false'));
+  const set = (given) => { config = change(JSON.stringify(given)); };
+  Object.defineProperty(window, 'gradio_config', { get: () => config, set });
+}"""
+"""The page as a campaign with `unsent_in_browser: false` serves it."""
+
+
+def test_nothing_typed_or_judged_is_in_the_browsers_storage_if_the_campaign_says_so(site: Site) -> None:
+    assert describe_page(PageConfig("t"))["unsent_in_browser"] is True
+    assert describe_page(PageConfig("t", unsent_in_browser=False))["unsent_in_browser"] is False
+    page = site.open("shares a computer", after=4)
+    before = (
+        "{client_id: 'from-before', pair_id: document.querySelector('.desk').dataset.pair, answer: 2, client_at_ms: 1}"
+    )
+    rater_id = next(one.id for one in site.store.raters() if one.name == "shares a computer")
+    page.evaluate(f"localStorage.setItem('tiebreak-judgment:{rater_id}:from-before', JSON.stringify({before}))")
+    page.add_init_script(NOTHING_UNSENT)
+    page.reload()
+    page.wait_for_selector(".desk[aria-busy=false]")
+    eventually(page, lambda: [one.answer for one in site.judgments("shares a computer", 4)] == [2], "sent")
+    on(page, 5)
+    page.evaluate(REPLY, [503, {}])
+    press(page, "r")
+    page.keyboard.type("a secret reason")
+    press(page, "Enter", "6")
+    on(page, 6)
+    page.wait_for_selector(".banner >> text=this browser cannot keep it")
+    page.evaluate("window.dispatchEvent(new Event('pagehide'))")
+    kept = page.evaluate(
+        "Object.keys(localStorage).filter((key) => !/^tiebreak(-(theme|started|view|keys|notes|notices)|$)/.test(key))"
+    )
+    assert kept == []
+    closing = "window.dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+    assert page.evaluate(closing) is False, "it warns"
+    page.evaluate("window.fetch = plainFetch")
+    eventually(page, lambda: len(site.judgments("shares a computer", 5)) == 1, "sent from memory")
+    assert site.judgments("shares a computer", 5)[0].rationale == "a secret reason"
+    assert page.evaluate(closing) is True
 
 
 def test_undo_without_the_server_says_so_and_freezes_nothing(site: Site) -> None:
@@ -636,9 +679,14 @@ def test_code_is_copied_and_a_password_changed_on_the_page(site: Site) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == CODE
     press(page, "w")
     page.fill("[name=current]", PASSWORD)
+    page.fill("[name=new]", "password1234")
+    page.wait_for_selector(".account + .strength >> text=too easy to guess")
     page.fill("[name=new]", "another long password")
+    page.wait_for_selector(".account + .strength >> text=Hard to guess")
+    assert page.evaluate("document.querySelector('.strength meter').value") == 4
     page.keyboard.press("Enter")
     page.wait_for_selector(".account .note >> text=Changed")
+    assert page.is_hidden(".strength")
     assert log_in(site.store, "copies", "another long password") is not None
     page.context.close()
 
@@ -962,6 +1010,8 @@ def rater_states(site: Site) -> Iterator[tuple[str, Any]]:
     yield "invitation", page
     page.fill("[name=username]", "newcomer")
     page.fill("[name=password]", PASSWORD)
+    page.wait_for_selector(".strength >> text=ard to guess")
+    yield "invitation, with a password", page
     press(page, "Enter")
     page.wait_for_selector("[data-card=consent].asking[open]")
     yield "consent", page

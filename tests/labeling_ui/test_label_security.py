@@ -324,6 +324,34 @@ def test_a_password_that_is_easy_to_guess_is_refused(tmp_path: Path, password: s
         reset_password(store, "anna the rater", password)
 
 
+@pytest.mark.usefixtures("no_pages")
+def test_strength_is_for_the_invited_and_those_who_have_logged_in(tmp_path: Path) -> None:
+    """zxcvbn's score, and the refusal that the account itself would meet."""
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    add_account(store, "lead", "lead", PASSWORD)
+    app, token = create_app(store, PageConfig("t")), invite(store, None)
+    path, body = "/api/invitations/strength", {"token": token, "username": "Anna-Magdalena"}
+    for password, score, refusal in (
+        ("", 0, "at least 12"),
+        ("correct horse", 3, ""),
+        ("x7!kQz", 1, "at least 12"),
+        ("password1234", 1, "easy to guess"),
+        ("annamagdalena", 1, "easy to guess"),
+        ("trestle violet anvil moss", 4, ""),
+        ("p" * 129, 0, "at most 128"),
+    ):
+        reply = send(app, "POST", path, body | {"password": password}).json()
+        assert (reply["score"], bool(reply["refusal"])) == (score, bool(refusal)), (password, reply)
+        assert refusal in reply["refusal"]
+    assert send(app, "POST", path, {"token": "guessed", "password": "a"}).status_code == 403
+    assert send(app, "POST", "/api/password/strength", {"password": "a"}).status_code == 401
+    account = {"username": "anna", "password": PASSWORD, "token": token}
+    joined = send(app, "POST", "/api/invitations/accept", account)
+    assert send(app, "POST", path, body | {"password": "a"}).status_code == 403, "the invitation is used"
+    mine = {"cookies": dict(joined.cookies), "headers": {"X-CSRF-Token": joined.json()["csrf_token"]}}
+    assert send(app, "POST", "/api/password/strength", {"password": "anna anna anna"}, **mine).json()["score"] < 3
+
+
 def test_a_password_is_any_text_and_none_of_it_is_cut_off(tmp_path: Path) -> None:
     store = open_store(tmp_path, [make_pair(0)], raters=0)
     for n, password in enumerate(

@@ -749,6 +749,13 @@ class PassagePlace(TypedDict):
     end: int | None
 
 
+class PasswordStrength(TypedDict):
+    """How hard a password is to guess."""
+
+    score: int
+    refusal: str
+
+
 class PastJudgmentOpened(TypedDict):
     """A judgment with its pair."""
 
@@ -940,6 +947,14 @@ class SinceLastExport(TypedDict):
     settled: int
 
 
+class StrengthOfInvited(TypedDict):
+    """A password for an invited account, as far as it is typed."""
+
+    token: str
+    username: NotRequired[str]
+    password: str
+
+
 class TakeBack(TypedDict):
     """Rejected judgments that are to count again."""
 
@@ -979,6 +994,12 @@ class TurnReply(TypedDict):
     judged: bool
     messages: list[ShownMessage]
     pair: ShownPair | None
+
+
+class TypedPassword(TypedDict):
+    """A new password, as far as it is typed."""
+
+    password: str
 
 
 class Undone(TypedDict):
@@ -1075,6 +1096,11 @@ class Operations(Connection):
         reply: LoggedIn = self.request("POST", "/api/invitations/accept", body=body)
         return reply
 
+    def strength_of_invited(self, body: StrengthOfInvited) -> PasswordStrength:
+        """How hard a password is to guess, for those with an invitation."""
+        reply: PasswordStrength = self.request("POST", "/api/invitations/strength", body=body)
+        return reply
+
     def logout(self) -> Done:
         """End the session."""
         reply: Done = self.request("POST", "/api/logout")
@@ -1083,6 +1109,11 @@ class Operations(Connection):
     def set_password(self, body: NewPassword) -> Done:
         """Change one's own password; one's other sessions end."""
         reply: Done = self.request("POST", "/api/password", body=body)
+        return reply
+
+    def strength(self, body: TypedPassword) -> PasswordStrength:
+        """How hard a new password is to guess."""
+        reply: PasswordStrength = self.request("POST", "/api/password/strength", body=body)
         return reply
 
     def has_second_factor(self) -> FactorState:

@@ -351,9 +351,7 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
 
     def take(tx: Transaction) -> Session | None:
         mine = INVITATIONS.c.token_hash == _token_hash(token)
-        open_still = sa.and_(mine, INVITATIONS.c.used_by.is_(None), INVITATIONS.c.expires_at_ms > wall_clock_ms())
-        open_still = sa.and_(open_still, INVITATIONS.c.revoked == 0)
-        row = tx.connection.execute(sa.select(INVITATIONS).where(open_still).with_for_update()).first()
+        row = tx.connection.execute(sa.select(INVITATIONS).where(*_open_still(token)).with_for_update()).first()
         if row is None:
             return None
         rater = Rater(f"rater-{secrets.token_hex(4)}", name, "human", row.role, pool=row.pool)
@@ -362,6 +360,21 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
         return begin_session(tx, rater, store.sessions)
 
     return store.transact(take)
+
+
+def is_invitation(store: Store, token: str) -> bool:
+    """Whether an invitation with this token can still be accepted."""
+    with store.reading() as connection:
+        return connection.execute(sa.select(INVITATIONS.c.token_hash).where(*_open_still(token))).first() is not None
+
+
+def _open_still(token: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        INVITATIONS.c.token_hash == _token_hash(token),
+        INVITATIONS.c.used_by.is_(None),
+        INVITATIONS.c.expires_at_ms > wall_clock_ms(),
+        INVITATIONS.c.revoked == 0,
+    )
 
 
 class CodeNeededError(Exception):
@@ -501,16 +514,35 @@ def log_out(store: Store, token: str) -> None:
         tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.token_hash == _token_hash(token)))
 
 
-def check_password(password: str, name: str) -> None:
-    """Raises ConfigError for a new password that is short, common, or easy to guess."""
-    if len(password) < MIN_PASSWORD_CHARACTERS:
-        raise ConfigError(f"a password must have at least {MIN_PASSWORD_CHARACTERS} characters")
-    if len(password) > MAX_PASSWORD_CHARACTERS:
-        raise ConfigError(f"a password must have at most {MAX_PASSWORD_CHARACTERS} characters")
+@dataclass(frozen=True)
+class Strength:
+    """How hard a password is to guess."""
+
+    score: int
+    """zxcvbn's, from 0 to 4"""
+    refusal: str
+    """why an account cannot have it; empty: it can"""
+
+
+def password_strength(password: str, name: str) -> Strength:
+    """How hard a new password is to guess, and whether an account can have it."""
     from zxcvbn import zxcvbn  # its lists of passwords take a moment to load
 
-    if zxcvbn(password[:ESTIMATED_CHARACTERS], [name])["score"] < LEAST_STRENGTH:
-        raise ConfigError("this password is too easy to guess: choose another one, such as four unrelated words")
+    score = int(zxcvbn(password[:ESTIMATED_CHARACTERS], [name])["score"]) if password else 0
+    refusal = ""
+    if len(password) < MIN_PASSWORD_CHARACTERS:
+        refusal = f"a password must have at least {MIN_PASSWORD_CHARACTERS} characters"
+    elif len(password) > MAX_PASSWORD_CHARACTERS:
+        refusal = f"a password must have at most {MAX_PASSWORD_CHARACTERS} characters"
+    elif score < LEAST_STRENGTH:
+        refusal = "this password is too easy to guess: choose another one, such as four unrelated words"
+    return Strength(score, refusal)
+
+
+def check_password(password: str, name: str) -> None:
+    """Raises ConfigError for a new password that is short, common, or easy to guess."""
+    if refusal := password_strength(password, name).refusal:
+        raise ConfigError(refusal)
 
 
 def hash_password(password: str) -> str:

@@ -2,6 +2,7 @@
 
 POST /api/login, /api/logout            username and password in, a session cookie and `csrf_token` out
 POST /api/invitations/accept            create an account from a lead's link
+POST /api/invitations/strength          how hard a password is to guess; /api/password/strength for those who have logged in
 POST /api/password                      change one's password; GET /api/sessions, POST /api/sessions/end-others
 GET  /api/me                            the rater, their progress, and today's work
 POST /api/guidelines/accept             accept the guidelines; /api/consent/accept likewise
@@ -67,10 +68,12 @@ from labeling_ui.web.login.accounts import (
     device_mark,
     end_other_sessions,
     has_account,
+    is_invitation,
     knows_device,
     list_sessions,
     log_in,
     log_out,
+    password_strength,
     remove_factor,
 )
 from labeling_ui.web.replies import (
@@ -83,6 +86,7 @@ from labeling_ui.web.replies import (
     LoggedIn,
     Me,
     PassagePlace,
+    PasswordStrength,
     PastJudgmentOpened,
     RejectedJudgment,
     SessionListed,
@@ -213,6 +217,26 @@ def accept(desk: DeskOf, request: Request, response: Response, body: InvitationL
     return _begin(desk, session, request, response)
 
 
+class StrengthOfInvited(_Body):
+    """A password for an invited account, as far as it is typed."""
+
+    token: str = Field(max_length=200)
+    username: str = Field(default="", max_length=200)
+    password: str = Field(max_length=2_000)
+
+
+@router.post("/invitations/strength", **replies(PasswordStrength))
+def strength_of_invited(desk: DeskOf, request: Request, body: StrengthOfInvited) -> dict[str, Any]:
+    """How hard a password is to guess, for those with an invitation."""
+    address = request.client.host if request.client else ""
+    if not desk.limit.attempt(address):
+        raise HTTPException(429, "too many attempts: wait five minutes")
+    if not is_invitation(desk.store, body.token):
+        raise HTTPException(403, "This invitation has been used or has expired. Ask for a new one.")
+    desk.limit.forgive(address)
+    return asdict(password_strength(body.password, body.username))
+
+
 def _begin(desk: Desk, session: Session, request: Request, response: Response) -> dict[str, str]:
     set_cookies(desk, session, request, response)
     return {"csrf_token": session.csrf_token, "rater_id": session.rater.id, "role": session.rater.role}
@@ -262,6 +286,18 @@ def set_password(desk: DeskOf, session: WritingSession, request: Request, body: 
     desk.limit.forgive(address, name)
     desk.warn(session.rater.id, "password")
     return {"ok": True}
+
+
+class TypedPassword(_Body):
+    """A new password, as far as it is typed."""
+
+    password: str = Field(max_length=2_000)
+
+
+@router.post("/password/strength", **replies(PasswordStrength))
+def strength(session: WritingSession, body: TypedPassword) -> dict[str, Any]:
+    """How hard a new password is to guess."""
+    return asdict(password_strength(body.password, session.rater.name))
 
 
 @router.get("/second-factor", **replies(FactorState))
