@@ -5,13 +5,17 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from label_support import answer, before_withdrawals, make_pair, open_store
 
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.words import phrases_of, words_of
 from labeling_ui.store.answers import Submission
+from labeling_ui.store.figures import progress
 from labeling_ui.store.leads.finding import Search
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import BatchChange
@@ -205,3 +209,25 @@ def test_words() -> None:
     assert words_of("don\u2019t O(n\u00b2)") == ["don", "t", "o", "n2"]
     assert phrases_of('a "b c" "" !') == [["a"], ["b", "c"]]
     assert words_of("y" * 100) == ["y" * 60]
+
+
+def test_the_dashboard_reads_all_items_once_and_no_judgment_with_a_vote(tmp_path: Path) -> None:
+    """By SQLite's own plans: in a store of a million judgments, each pass more takes a tenth of a second."""
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=2)
+    asked: list[tuple[str, Any]] = []
+    with store.reading() as connection:
+        sa.event.listen(
+            connection, "before_cursor_execute", lambda _c, _k, text, given, *_: asked.append((text, given))
+        )
+        progress.status(connection)
+        progress.judged_since(connection, 0)
+        progress.judged_by_day(connection)
+        plans = [
+            row.detail
+            for text, given in list(asked)
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given)
+        ]
+    assert len(plans) > 15
+    assert len([one for one in plans if one == "SCAN items"]) == 1
+    of_judgments = {one for one in plans if one.startswith("SCAN judgments")}
+    assert of_judgments == {"SCAN judgments USING INDEX judgments_without_vote"}
