@@ -9,11 +9,11 @@
     http      10 and 30 raters in a closed loop over HTTP, without thought: the time from sending a judgment to having
               the next pair
     think     30 raters with 5 to 15 seconds of thought
-    kills     the server is killed (SIGKILL) 20 times in the middle of 10 raters' work, and started again
+    kills     the server is killed (SIGKILL) 20 times (--kills) in the middle of 10 raters' work, and started again
     million   one rater and a lead in a store of a million judgments (its rows are written directly): next pair, searches,
               dashboard; then the server's start, memory, and processor time without requests
 
-Every part on a running store ends with a check that nothing was lost, doubled or given to too many raters, and that the
+Two servers on one Postgres, with 200 raters: labeling_shared.py. Every part on a running store ends with a check that nothing was lost, doubled or given to too many raters, and that the
 log is whole. Prints a table and, with --json FILE, writes the figures.
 """
 
@@ -175,6 +175,8 @@ class Load:
     address: str
     think: tuple[float, float] = (0.0, 0.0)
     drafts: bool = False
+    prefix: str = ""
+    """of the judgments' ids, where one store has two runs"""
     times: list[float] = field(default_factory=list)
     acknowledged: set[str] = field(default_factory=set)
     latest_draft: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -247,7 +249,9 @@ async def rate(load: Load, name: str, over: Callable[[], bool]) -> None:
             await asyncio.sleep(random.uniform(*load.think))
             judgment = {"pair_id": pair["pair_id"], "answer": random.randint(-3, 3), "seconds_active": 1.0}
             begun = time.perf_counter()
-            reply = await browser.send("POST", "/api/judgments", {"client_id": f"{name}-{count}", **judgment})
+            reply = await browser.send(
+                "POST", "/api/judgments", {"client_id": f"{load.prefix}{name}-{count}", **judgment}
+            )
             load.times.append(time.perf_counter() - begun)
             load.acknowledged.add(reply["judgment_id"])
             load.latest_draft.pop(name, None)
@@ -276,9 +280,10 @@ def serving(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
         server[-1].wait(20)
 
 
-def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """Returns when it answers."""
+def start_server(folder: Path, port: int, store: str | None = None) -> subprocess.Popen[bytes]:
+    """Returns when it answers. `store`: its URL, if it is not the folder's own."""
     words = ["--output", str(folder / "label"), "--pairs", str(folder / "pairs.jsonl"), "--port", str(port)]
+    words += ["--store", store] if store else []
     command = [sys.executable, "-m", "tiebreak.command.cli", "label", *words, "--overlap", str(OVERLAP)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(1_200):
@@ -586,7 +591,7 @@ def most_memory(process: int) -> float:
 # --- all of it ---
 
 
-def measure(part: str, folder: Path, seconds: float) -> list[Row]:
+def measure(part: str, folder: Path, seconds: float, kills: int) -> list[Row]:
     """One part's lines."""
     match part:
         case "store":
@@ -596,7 +601,7 @@ def measure(part: str, folder: Path, seconds: float) -> list[Row]:
         case "think":
             return measure_thinking(folder, max(seconds, 30.0))
         case "kills":
-            return measure_kills(folder, KILLS)
+            return measure_kills(folder, kills)
         case _:
             return measure_million(folder, seconds)
 
@@ -606,6 +611,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each part runs")
+    parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--kept", default=None, help="where the store of a million judgments stays")
     parser.add_argument("--folder", default=None, help="where the stores lie; a temporary folder if not given")
     parser.add_argument("--json", default=None, help="a file for the figures")
@@ -617,14 +623,19 @@ def main() -> None:
             Path(kept).mkdir(parents=True, exist_ok=True)
         with contextlib.nullcontext(kept) if kept else tempfile.TemporaryDirectory(dir=given.folder) as name:
             begun = time.monotonic()
-            rows += measure(part, Path(name), given.seconds)
+            rows += measure(part, Path(name), given.seconds, given.kills)
             print(f"{part}: {time.monotonic() - begun:.0f} s", flush=True)
+    report(rows, given.json)
+
+
+def report(rows: Sequence[Row], file: str | None) -> None:
+    """Print the table, and write the figures to a file if one is named."""
     print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for row in rows:
         figures = ", ".join(f"{name} {value}" for name, value in row.measured.items())
         print(f"{'reached' if row.reached else 'MISSED ':<8} {row.what}: {figures}   (target {row.target})")
-    if given.json:
-        Path(given.json).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    if file:
+        Path(file).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
