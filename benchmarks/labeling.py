@@ -13,8 +13,9 @@
     million   one rater and a lead in a store of a million judgments (its rows are written directly): next pair, searches,
               dashboard; then the server's start, memory, and processor time without requests
 
-Two servers on one Postgres, with 200 raters: labeling_shared.py. Every part on a running store ends with a check that nothing was lost, doubled or given to too many raters, and that the
-log is whole. Prints a table and, with --json FILE, writes the figures.
+Two servers on one Postgres, with 200 raters: labeling_shared.py. Every part on a running store ends with a check that
+nothing was lost, doubled or given to too many raters, and that the log is whole. Prints a table and, with --json FILE,
+writes the figures.
 """
 
 from __future__ import annotations

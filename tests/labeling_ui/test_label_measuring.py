@@ -99,6 +99,8 @@ def test_a_process_that_died_is_told_and_started_again(store: Store, monkeypatch
     wait_for(figures, lambda one: not one["measuring"])
     first = figures._process
     assert first is not None
+    session = Path(f"/proc/{first.pid}/autogroup")
+    assert not session.exists() or session.read_text().split()[-1] == str(measuring.NICE), "it yields to the server"
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     store.add_pairs([make_pair(50)], overlap=3, seed=0, source="test", source_id="more")
