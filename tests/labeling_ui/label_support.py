@@ -209,7 +209,7 @@ def processes(module: str, about: str) -> list[int]:
 
 def wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
     """Wait for a server that has been started."""
-    for _ in range(300):
+    for _ in range(1_200):
         if process.poll() is not None:
             raise RuntimeError(f"the server ended: {process.communicate()}")
         try:
