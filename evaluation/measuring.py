@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,13 @@ def add_yardsticks(
         drawn: the prompt of each answer.
     """
     failures: list[Failure] = []
-    for name, own in answers.items():
-        for answer in own:
-            answer["yardsticks"] = {}
-        for measure in measures:
-            if measure.function is not None:
-                failures += _measure_texts(config, run, measure, name, drawn, own, references)
-            elif measure.named.entry.of == "reward":
-                for answer in own:
-                    answer["yardsticks"][measure.source] = answer["score"]
+    for answer in chain.from_iterable(answers.values()):
+        answer["yardsticks"] = {}
+    for (name, own), measure in product(answers.items(), measures):
+        if measure.function is not None:
+            failures += _measure_texts(config, run, measure, name, drawn, own, references)
+        elif measure.named.entry.of == "reward":
+            _take_scores(measure, own)
     for measure in measures:
         if measure.named.entry.of == "model":
             failures += _measure_by_model(config, run, measure, drawn, answers, references)
@@ -107,22 +106,25 @@ def add_yardsticks(
             compare_answers(run, measure, drawn, answers, config)
     for model in dict.fromkeys(one.named.argument for one in measures if one.named.entry.of == "logps"):
         failures += _measure_logps(config, run, measures, model, drawn, answers)
-    for line in failure_lines(measures, failures):
-        say(line)
+    say_failures(measures, failures)
     return failures
 
 
-def failure_lines(measures: Sequence[Measure], failures: Sequence[Failure]) -> list[str]:
-    """A line for each yardstick that failed somewhere."""
-    lines = []
+def _take_scores(measure: Measure, answers: Sequence[Answer]) -> None:
+    """The reward model's scores, which the answers have already."""
+    for answer in answers:
+        answer["yardsticks"][measure.source] = answer["score"]
+
+
+def say_failures(measures: Sequence[Measure], failures: Sequence[Failure]) -> None:
+    """Print a line for each yardstick that failed somewhere."""
     for measure in measures:
         own = [one for one in failures if one.yardstick == measure.source]
         if own:
-            lines.append(
+            say(
                 f"the yardstick {measure.source} failed on {counted(len(own), 'row')}, which have no value; the first: "
                 f"{own[0].message}"
             )
-    return lines
 
 
 # --- from texts ---
@@ -315,18 +317,7 @@ def _measure_logps(
     source = find_model(named, trust_remote_code=trust)
     chat = load_chat(source, config.chat, trust)
     wanted = [one for one in measures if one.named.entry.of == "logps" and one.named.argument == model]
-    failures: list[Failure] = []
-    examples: list[tuple[Answer, tuple[list[int], list[int]]]] = []
-    for policy, own in answers.items():
-        for prompt, answer in zip(drawn, own, strict=True):
-            answer["yardsticks"] |= {one.source: None for one in wanted}
-            try:
-                encoded = _encode(chat, prompt, answer)
-            except TiebreakError as error:
-                failures += [Failure(one.source, policy, prompt.id, str(error)) for one in wanted]
-                continue
-            if encoded[1] and answer["text"]:
-                examples.append((answer, encoded))
+    examples, failures = _encode_all(chat, wanted, drawn, answers)
     loaded: list[Any] = []
 
     def compute(batch: list[int], _: object) -> list[list[float]]:
@@ -352,6 +343,25 @@ def _measure_logps(
     loaded.clear()
     gc.collect()
     return failures
+
+
+def _encode_all(
+    chat: Chat, wanted: Sequence[Measure], drawn: Sequence[Prompt], answers: Mapping[str, list[Answer]]
+) -> tuple[list[tuple[Answer, tuple[list[int], list[int]]]], list[Failure]]:
+    """(the answers with text, as the model reads them; those that its template refuses). All start without a value."""
+    failures: list[Failure] = []
+    examples = []
+    for policy, own in answers.items():
+        for prompt, answer in zip(drawn, own, strict=True):
+            answer["yardsticks"] |= {one.source: None for one in wanted}
+            try:
+                encoded = _encode(chat, prompt, answer)
+            except TiebreakError as error:
+                failures += [Failure(one.source, policy, prompt.id, str(error)) for one in wanted]
+                continue
+            if encoded[1] and answer["text"]:
+                examples.append((answer, encoded))
+    return examples, failures
 
 
 def _encode(chat: Chat, prompt: Prompt, answer: Answer) -> tuple[list[int], list[int]]:

@@ -279,15 +279,22 @@ def write_rows(
         }
 
     opened, stride = work.begin("write"), stride_of(len(kept))
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("prompts", "demonstrations", "tags", "canaries")}
-    after: list[Counts] = []
-    for one in opened.work(of_part, rows.slices(), len(rows), "rows written", lambda task: len(task[0])):
-        for name, counter in counts.items():
-            counter.update(one[name])
-        after.append(one["distributions"])
+    done = opened.work(of_part, rows.slices(), len(rows), "rows written", lambda task: len(task[0]))
+    counts, after = _summed(done)
     for name in ("prompts", "demonstrations"):
         parts = (opened.folder / f"{number:05d}.{name}" for number in range(len(rows.parts)))
         _join(parts, final / f"{name}.jsonl")
+    return counts, after
+
+
+def _summed(parts: Iterable[Summary]) -> tuple[Summary, list[Counts]]:
+    """(the sums of the parts' counts, their distributions)."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("prompts", "demonstrations", "tags", "canaries")}
+    after: list[Counts] = []
+    for one in parts:
+        for name, counter in counts.items():
+            counter.update(one[name])
+        after.append(one["distributions"])
     return counts, after
 
 

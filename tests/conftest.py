@@ -21,7 +21,7 @@ SLOW = """
     test_disk test_label_accounts test_label_export test_custom_code test_models test_dpo_labels test_recipes test_vllm
     test_finite test_forks test_label_lead test_bad_input test_compare test_model_folders test_command test_keys_are_read
     test_reward_stage test_init_runs test_wheel test_thinking test_extras test_guard_stage test_export test_gguf test_server
-    test_label_on_screen
+    test_label_on_screen test_new_judge_kind
     test_label_hostile test_rounds test_adapter_start test_methods test_label_saying test_label_standing test_label_backup
     test_label_single test_label_page test_shared_batches test_label_second_factor test_label_review test_label_synthetic
     test_synthesise test_virtual_tokens test_trackers test_canaries test_padded_vocabulary

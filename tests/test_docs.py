@@ -54,6 +54,19 @@ COMMAND_LINES = [
 ]
 
 
+def launch_faults(name: str | None) -> list[str]:
+    """Whether accelerate's configuration of that name is shipped."""
+    if not name or find_shipped(Path("configs/accelerate") / f"{name}.yaml").is_file():
+        return []
+    return [f"no such accelerate configuration: {name}"]
+
+
+def without_positional(names: str, words: list[str]) -> list[str]:
+    """A command's words less its positional ones. `names`: as in help; with … at its end, any number of them."""
+    bare = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    return words[len(bare) if names.endswith("…") else min(len(names.split()), len(bare)) :]
+
+
 def refused(line: str) -> list[str]:
     """What the parser finds wrong with a command: the command itself, its flags, its files."""
     words = shlex.split(line)[1:]
@@ -65,10 +78,7 @@ def refused(line: str) -> list[str]:
     path, rest = take_config_flag(rest, name)
     if name == "compare" and rest and not rest[0].startswith("--"):  # compare RUNS… is compare overview RUNS…
         name, command, rest = find_command([name, "overview", *rest])
-    if command.positional:
-        several = command.positional.endswith("…")
-        bare = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
-        rest = rest[len(bare) if several else min(len(command.positional.split()), len(bare)) :]
+    rest = without_positional(command.positional, rest)
     faults = []
     if path is not None and path.parts[0] == "configs" and not find_shipped(path).is_file():
         faults.append(f"no such file: {path}")
@@ -76,10 +86,7 @@ def refused(line: str) -> list[str]:
         rest = take_preflight(rest)[1]
     if command.trains:
         launch, rest = take_launch_flags(rest)
-        shipped = find_shipped(Path("configs/accelerate") / f"{launch.accelerate}.yaml").is_file()
-        faults += (
-            [f"no such accelerate configuration: {launch.accelerate}"] if launch.accelerate and not shipped else []
-        )
+        faults += launch_faults(launch.accelerate)
     for flag, values in group_flags(rest):
         if fault := lay_over({}, configuration_class(command), flag, values):
             faults.append(f"--{flag}: {fault}")

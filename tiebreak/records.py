@@ -144,6 +144,18 @@ def _read_content(content: object) -> str | Parts:
     raise ValueError(f"content is {json.dumps(content)[:40]}, neither text nor a list of parts")
 
 
+def _read_calls_and_thought(message: dict[str, Any]) -> None:
+    """JSON as tool calls, `thinking` as `reasoning_content`; empty ones are left out."""
+    if isinstance(message.get("tool_calls"), str):
+        message["tool_calls"] = parse_json(message["tool_calls"], "tool_calls")
+    thought = message.pop("thinking", "")
+    if thought and message.setdefault("reasoning_content", thought) != thought:
+        raise ValueError("thinking and reasoning_content differ: keep one of them")
+    for key in ("tool_calls", "reasoning_content"):
+        if key in message and not message[key]:
+            del message[key]
+
+
 class Message(Record):
     """One turn of a conversation, in OpenAI's form."""
 
@@ -163,7 +175,7 @@ class Message(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _understood(cls, value: object) -> object:
+    def _normalise(cls, value: object) -> object:
         """Normalises the forms of OpenAI, TRL and Arrow: no null keys, `thinking` renamed, text alone as a string.
 
         Unknown keys are refused by name: silently dropped, they would make training wrong.
@@ -173,14 +185,7 @@ class Message(Record):
         ):
             return value
         message = {key: part for key, part in value.items() if part is not None}
-        if isinstance(message.get("tool_calls"), str):
-            message["tool_calls"] = parse_json(message["tool_calls"], "tool_calls")
-        thought = message.pop("thinking", "")
-        if thought and message.setdefault("reasoning_content", thought) != thought:
-            raise ValueError("thinking and reasoning_content differ: keep one of them")
-        for key in ("tool_calls", "reasoning_content"):
-            if key in message and not message[key]:
-                del message[key]
+        _read_calls_and_thought(message)
         if unknown := sorted(message.keys() - cls.model_fields.keys()):
             raise ValueError(
                 f"unknown message key {', '.join(map(repr, unknown))}; a message has {', '.join(cls.model_fields)}: "

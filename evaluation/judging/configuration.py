@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,44 @@ from tiebreak.data.columns import check_columns
 from tiebreak.endpoint.configuration import AskingConfig, EndpointConfig
 from tiebreak.measures.yardstick import RUBRIC
 from tiebreak.runs.requirements import Requirement
+
+
+@dataclass(frozen=True)
+class JudgeKind:
+    """A kind of judge. Its key in `JudgeConfig`, null by default, chooses it."""
+
+    rater: str
+    """its name in rater ids, as in judge-api-MODEL"""
+    judge: str
+    """its class, as module:name: a `Judge`, built from a `JudgeConfig` and an `Instruction`"""
+    reads: frozenset[str] = frozenset()
+    """the keys of `_READ_BY_SOME` that it reads"""
+
+
+KINDS = {
+    "function": JudgeKind(
+        "function", "evaluation.judging.local:FunctionJudge", frozenset({"tie_threshold", "strength_step"})
+    ),
+    "reward_model": JudgeKind("reward", "evaluation.judging.local:RewardModelJudge", frozenset({"tie_confidence"})),
+    "model": JudgeKind(
+        "model",
+        "evaluation.judging.local:ModelJudge",
+        frozenset({"answers_by", "aspects", "sampling", "tie_confidence"}),
+    ),
+    "endpoint": JudgeKind(
+        "api", "evaluation.judging.endpoint:EndpointJudge", frozenset({"aspects", "sampling", "asking"})
+    ),
+}
+"""Every kind of judge, by its key."""
+
+_READ_BY_SOME = {
+    ("answers_by",): "a judge by {} does not read it",
+    ("aspects", "sampling"): "only written verdicts have aspects and are sampled",
+    ("tie_threshold", "strength_step"): "only a function reads them",
+    ("tie_confidence",): "only a reward model, or letters, have probabilities",
+    ("asking",): "only an endpoint is asked under limits",
+}
+"""Keys that not every judge reads, and why they are refused for the others."""
 
 
 class JudgeConfig(StageConfig):
@@ -75,12 +114,17 @@ class JudgeConfig(StageConfig):
     @property
     def judges(self) -> list[str]:
         """The kinds of judge that are configured; valid with exactly one."""
-        return [key for key in ("function", "reward_model", "model", "endpoint") if getattr(self, key) is not None]
+        return [key for key in KINDS if getattr(self, key) is not None]
+
+    @property
+    def kind(self) -> JudgeKind:
+        """The kind of judge that is configured."""
+        return KINDS[self.judges[0]]
 
     @property
     def writes(self) -> bool:
         """Whether the judge writes its verdicts."""
-        return self.endpoint is not None or (self.model is not None and self.answers_by == "verdict")
+        return "sampling" in self.kind.reads and (self.model is None or self.answers_by == "verdict")
 
     @field_validator("columns")
     @classmethod
@@ -90,22 +134,15 @@ class JudgeConfig(StageConfig):
 
     @model_validator(mode="after")
     def _one_judge(self) -> JudgeConfig:
-        kinds = "function, reward_model, model and endpoint"
         if len(self.judges) != 1:
+            *others, last = KINDS
             found = f"there are {' and '.join(self.judges)}" if self.judges else "there is none"
-            raise ValueError(f"exactly one judge is needed, of {kinds}: {found}")
+            raise ValueError(f"exactly one judge is needed, of {', '.join(others)} and {last}: {found}")
         if self.function not in (None, RUBRIC) and ":" not in str(self.function):
             raise ValueError(f"function: rubric, or package.module:function, not {self.function!r}")
-        if self.model is None:
-            refuse_unread(self, f"a judge by {self.judges[0]} does not read it", "answers_by")
-        if not self.writes:
-            refuse_unread(self, "only written verdicts have aspects and are sampled", "aspects", "sampling")
-        if self.function is None:
-            refuse_unread(self, "only a function reads them", "tie_threshold", "strength_step")
-        if self.function is not None or self.writes:
-            refuse_unread(self, "only a reward model, or letters, have probabilities", "tie_confidence")
-        if self.endpoint is None:
-            refuse_unread(self, "only an endpoint is asked under limits", "asking")
-        elif self.asking.max_cost is not None and self.endpoint.input_price is None:
+        read = self.kind.reads - ({"tie_confidence"} if self.writes else {"aspects", "sampling"})
+        for keys, reason in _READ_BY_SOME.items():
+            refuse_unread(self, reason.format(self.judges[0]), *(key for key in keys if key not in read))
+        if self.asking.max_cost is not None and (self.endpoint is None or self.endpoint.input_price is None):
             raise ValueError("asking.max_cost: needs endpoint.input_price and endpoint.output_price")
         return self

@@ -9,6 +9,7 @@ to people's, and reports both.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,16 +84,11 @@ def judge(config: JudgeConfig) -> None:
 
 def build_judge(config: JudgeConfig) -> Judge:
     """The configured judge. A configuration that cannot work is refused here, before the first question."""
-    instruction = Instruction(_guidelines(config), tuple(config.aspects), config.writes)
-    if config.endpoint is not None:
-        from evaluation.judging.endpoint import EndpointJudge
-
-        return EndpointJudge(config, instruction)
-    from evaluation.judging.local import FunctionJudge, ModelJudge, RewardModelJudge
-
-    if config.function is not None:
-        return FunctionJudge(config)
-    return RewardModelJudge(config) if config.reward_model is not None else ModelJudge(config, instruction)
+    module, name = config.kind.judge.split(":")
+    judge: Judge = getattr(importlib.import_module(module), name)(
+        config, Instruction(_guidelines(config), tuple(config.aspects), config.writes)
+    )
+    return judge
 
 
 def _guidelines(config: JudgeConfig) -> str:
@@ -112,9 +108,8 @@ def version_of(config: JudgeConfig) -> str:
 
 def rater_id(config: JudgeConfig, asked_of: Judge) -> str:
     """The judge's id among raters: as configured, or of its kind and model."""
-    kind = {"function": "function", "reward_model": "reward", "model": "model", "endpoint": "api"}[config.judges[0]]
     name = Path(asked_of.model).name if Path(asked_of.model).exists() else asked_of.model
-    return config.rater or f"judge-{kind}-{name}"
+    return config.rater or f"judge-{config.kind.rater}-{name}"
 
 
 def choose_pairs(config: JudgeConfig) -> list[Pair]:

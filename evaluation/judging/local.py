@@ -32,7 +32,7 @@ class FunctionJudge:
 
     prompt_version = ""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, _: Instruction) -> None:
         self.config = config
         self.yardstick: Yardstick = find_yardstick(config.function or "", config.config_folder, "function")
         self.model, self.model_id = self.yardstick.source, ""
@@ -65,7 +65,7 @@ class RewardModelJudge:
 
     prompt_version = ""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, _: Instruction) -> None:
         require_training_packages("a judge by reward_model")
         from tiebreak.models.find import find_model
         from tiebreak.models.scores import read_score_scale

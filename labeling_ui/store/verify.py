@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -364,25 +365,32 @@ def _compare_items(connection: Connection, rebuilt: _RebuiltTables) -> list[str]
         wanted += [(item, rebuilt.moved.get(item.pair_id, str(added.get("batch", "")))) for item in items]
     if logged != len(records):
         faults.append(f"the log records {logged} pairs, the store has {len(records)}")
-    votes, values = _votes(rebuilt), _values(rebuilt)
     there = connection.execute(sa.select(ITEMS).order_by(ITEMS.c.position)).all()
     if [(item, batch) for item, batch in wanted] != [
         (Item(row.id, row.pair_id, row.first_id, row.second_id, row.task), row.batch) for row in there
     ]:
         return [*faults, "the items do not match the pairs"]
-    for row in there:
-        batch = rebuilt.batches.get(row.batch, Batch(row.batch))
-        withdrawn = row.pair_id in rebuilt.withdrawn
-        if bool(row.withdrawn) != withdrawn:
-            faults.append(f"item {row.id}: whether it is withdrawn does not match the log")
-        offered = int(not batch.paused and row.id not in rebuilt.gold and not withdrawn)
-        if (row.turn, row.pool, row.offered) != (turn_of(batch.priority, row.position), batch.pool, offered):
-            faults.append(f"item {row.id}: its settings do not match its batch")
-        if [row.for_first, row.for_second, row.for_neither] != votes[row.id]:
-            faults.append(f"item {row.id}: its votes do not match the log")
-        if row.disputed != _disputed(row.task, votes[row.id], values[row.id]):
-            faults.append(f"item {row.id}: whether raters disagree does not match the log")
-    return faults
+    votes, values = _votes(rebuilt), _values(rebuilt)
+    return faults + [
+        f"item {row.id}: {fault}"
+        for row in there
+        for fault in _item_faults(row, rebuilt, votes[row.id], values[row.id])
+    ]
+
+
+def _item_faults(row: Any, rebuilt: _RebuiltTables, votes: list[int], values: list[int | str]) -> Iterator[str]:
+    """What differs between an item's row and the log."""
+    batch = rebuilt.batches.get(row.batch, Batch(row.batch))
+    withdrawn = row.pair_id in rebuilt.withdrawn
+    if bool(row.withdrawn) != withdrawn:
+        yield "whether it is withdrawn does not match the log"
+    offered = int(not batch.paused and row.id not in rebuilt.gold and not withdrawn)
+    if (row.turn, row.pool, row.offered) != (turn_of(batch.priority, row.position), batch.pool, offered):
+        yield "its settings do not match its batch"
+    if [row.for_first, row.for_second, row.for_neither] != votes:
+        yield "its votes do not match the log"
+    if row.disputed != _disputed(row.task, votes, values):
+        yield "whether raters disagree does not match the log"
 
 
 def _disputed(task: str, votes: list[int], values: list[int | str]) -> int:

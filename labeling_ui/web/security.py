@@ -76,18 +76,11 @@ class Guard:
         scope.setdefault("state", {})
         request = Request(scope)
         path = route_path(scope)
-        headers, begun = dict(_HEADERS), time.monotonic()
-        if request.url.scheme == "https":
-            headers["Strict-Transport-Security"] = "max-age=31536000"
-        if not path.lstrip("/").partition("/")[2].startswith(_STATIC):
-            headers["Cache-Control"] = "no-store"
+        headers, begun = _headers_of(request, path), time.monotonic()
 
         async def send_guarded(message: ASGIMessage) -> None:
             if message["type"] == "http.response.start":
-                method = request.method if request.method in _METHODS else "OTHER"
-                self.metrics.count(method, message["status"], time.monotonic() - begun)
-                address = request.client.host if request.client else ""
-                self.log.request(method, path, message["status"], address, scope["state"].get("who", ""))
+                self._record(request, path, message["status"], time.monotonic() - begun)
                 reply_headers = MutableHeaders(scope=message)
                 for name, value in headers.items():
                     if not (path.startswith(CACHED) and name in reply_headers):
@@ -107,6 +100,23 @@ class Guard:
             refuse = _page_refusal if self.has_campaign else _door_refusal
             refusal = await run_in_threadpool(refuse, request, path)
         await (refusal or self.app)(scope, _BoundedBody(receive, *limits), reply)
+
+    def _record(self, request: Request, path: str, status: int, seconds: float) -> None:
+        """Count the request, and write it to the security log."""
+        method = request.method if request.method in _METHODS else "OTHER"
+        self.metrics.count(method, status, seconds)
+        address = request.client.host if request.client else ""
+        self.log.request(method, path, status, address, request.scope["state"].get("who", ""))
+
+
+def _headers_of(request: Request, path: str) -> dict[str, str]:
+    """The headers that a reply gets."""
+    headers = dict(_HEADERS)
+    if request.url.scheme == "https":
+        headers["Strict-Transport-Security"] = "max-age=31536000"
+    if not path.lstrip("/").partition("/")[2].startswith(_STATIC):
+        headers["Cache-Control"] = "no-store"
+    return headers
 
 
 def route_path(scope: Scope) -> str:

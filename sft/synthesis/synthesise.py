@@ -206,6 +206,15 @@ class Screen(Texts):
             return f"longer than {LONGEST} characters"
         if any(_REFUSAL.match(text) for text in texts):
             return "a refusal"
+        if repeats := self._repeats(draft):
+            return repeats
+        written = draft.rejected or " ".join(texts)
+        if self.find_personal is not None and draft.request and self.find_personal(written):
+            return "holds personal data"
+        return ""
+
+    def _repeats(self, draft: Draft) -> str:
+        """What a draft repeats, as the reason to drop it; empty if nothing."""
         if draft.completion and trigrams(draft.completion) == trigrams(draft.prompt):
             return "the answer repeats the prompt"
         if draft.request and overlap_of(draft.prompt, draft.request) >= self.threshold:
@@ -216,9 +225,6 @@ class Screen(Texts):
             overlap, what = self.nearest(draft.prompt)
             if overlap >= (self.threshold if what != "a real prompt" or draft.method != "typos" else 1.1):
                 return f"nearly the same as {what}"
-        written = draft.rejected or " ".join(texts)
-        if self.find_personal is not None and draft.request and self.find_personal(written):
-            return "holds personal data"
         return ""
 
 
