@@ -131,6 +131,7 @@ TESTS = {
     ],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("cells", "columns", "conversations", "reading", "shapes")},
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("sources", "splits", "text", "pairs")},
+    **{f"tiebreak/data/rows/{name}.py": _DATA_SETS for name in ("content", "parts", "demonstrations", "preferences")},
     "tiebreak/data/trees.py": ["tests/data_sets/test_popular.py"],
 }
 """The code, and the tests that answer for it: those that run in their own process alone."""

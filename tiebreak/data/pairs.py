@@ -16,10 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tiebreak.data import shapes
 from tiebreak.data.cells import Cells, about
 from tiebreak.data.images import require_text
 from tiebreak.data.reading import fault_lines, is_run, read_rows, whole_rows
+from tiebreak.data.rows.preferences import PAIRS
+from tiebreak.data.shapes import answers_to_judge
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import split_of
 from tiebreak.data.synthetic import SYNTHETIC, synthetic_marks
@@ -96,12 +97,12 @@ def _plain_names(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> d
     plain = {name: "_".join(name.strip().lower().replace("-", " ").split()) for name in row}
     often = Counter(plain.values())
     named = {theirs.partition(".")[0] for theirs in columns.values() if theirs}
-    kept = {*named, *columns.values(), *(name for names in shapes.PAIRS for name in names)}
+    kept = {*named, *columns.values(), *(name for names in PAIRS for name in names)}
     return {name if name in kept or often[plain[name]] > 1 else plain[name]: value for name, value in row.items()}
 
 
 def _pair_of(cells: Cells, stage: str, media: bool) -> tuple[str, Pair]:
-    shape, asked, answers = shapes.answers_to_judge(cells)
+    shape, asked, answers = answers_to_judge(cells)
     if not media:
         require_text(asked.prompt, stage, asked.image_column, media_key=stage == "label")
     identity = prompt_id(asked.prompt, asked.tools)

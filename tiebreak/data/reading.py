@@ -1,6 +1,6 @@
 """Prompts, demonstrations and preferences from any source, read the same way by every stage.
 
-A finished run's records are read as they are. Rows of other data are interpretation by their columns (`shapes`), and each
+A finished run's records are read as they are. Rows of other data are interpreted by their columns (`shapes`), and each
 gets its split (`splits`). Rows that cannot be used are refused together, or dropped, listed and counted
 (`on_bad_row: drop`). One line on standard error says how a source was read, and one which columns were ignored.
 """
@@ -17,11 +17,21 @@ from typing import Any, Literal, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tiebreak.data import shapes
 from tiebreak.data.cells import Cells, about
 from tiebreak.data.conversations import open_objects
 from tiebreak.data.images import require_text, require_text_records
-from tiebreak.data.shapes import AnswerRow, LabelRow, Omission, PreferenceRow, PromptRow, RatingRow
+from tiebreak.data.rows.content import (
+    AnswerRow,
+    LabelRow,
+    Omission,
+    PreferenceRow,
+    PromptRow,
+    RatingRow,
+    check,
+    messages_of,
+)
+from tiebreak.data.rows.preferences import pair_up, unsettled_winner
+from tiebreak.data.shapes import interpret
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
 from tiebreak.data.synthetic import SYNTHETIC, check_reviewed
@@ -406,7 +416,7 @@ def _take_table(reading: Reading, table: Table, rules: Rules, has_splits: bool |
     if has_splits is None:
         has_splits = any(_names_split(cells) for _, cells in rows)
     rated: dict[str, list[PlacedRating]] = {}
-    unsettled = shapes.unsettled_winner([cells for _, cells in rows]) if wanted == "preferences" else None
+    unsettled = unsettled_winner([cells for _, cells in rows]) if wanted == "preferences" else None
     for where, cells in rows:
         try:
             if unsettled is not None and unsettled in cells:
@@ -486,17 +496,17 @@ def _take_row(
     reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[PlacedRating]]
 ) -> bool:
     """Whether the row holds a record of the wanted kind."""
-    interpretation = shapes.interpret(cells, reading.wanted)
+    interpretation = interpret(cells, reading.wanted)
     if reading.stage:
         for result in interpretation.results:
             if isinstance(result, PromptRow):
-                require_text(shapes.messages_of(result), reading.stage, result.image_column)
+                require_text(messages_of(result), reading.stage, result.image_column)
     drafts: list[Draft] = []
     for result in interpretation.results:
         if isinstance(result, Omission):
             reading.left_out[result.reason] += 1
         elif isinstance(result, RatingRow):
-            shapes.check(result)
+            check(result)
             if pair_columns := about(cells, COUNTED):
                 name = next(iter(pair_columns))
                 raise ValueError(
@@ -505,7 +515,7 @@ def _take_row(
             _named_split(cells, has_splits)
             rated.setdefault(prompt_id(result.prompt, result.tools), []).append((where, cells, result))
         else:
-            shapes.check(result)
+            check(result)
             drafts.append(_draft(where, cells, result, reading, has_splits))
     reading.drafts += drafts
     reading.shapes[interpretation.shape] += 1
@@ -520,7 +530,7 @@ def _take_rated(reading: Reading, rated: Mapping[str, list[PlacedRating]], has_s
     """The pairs from the rated answers to each prompt."""
     for rows in rated.values():
         split, answers = _of_one_split(reading, rows, has_splits, dropping=dropping)
-        pairs = shapes.pair_up([one for _, _, one in answers])
+        pairs = pair_up([one for _, _, one in answers])
         wheres = [where for where, _, _ in answers]
         if not pairs:
             unpaired = any(shape.startswith("KTO") for shape in reading.shapes)

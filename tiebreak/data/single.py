@@ -15,11 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from tiebreak.assessments import SINGLE_TASKS, SingleAnswer, SingleTask
-from tiebreak.data import shapes
 from tiebreak.data.cells import Cells, about
 from tiebreak.data.images import require_text
 from tiebreak.data.pairs import completion_of
 from tiebreak.data.reading import fault_lines, is_run, read_own, whole_rows
+from tiebreak.data.rows.content import AnswerRow
+from tiebreak.data.shapes import interpret
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import split_of
 from tiebreak.data.text import BadRow
@@ -97,8 +98,8 @@ def _read_row(
         return _of_demonstration(demonstration, _task_of(row.get("task"), task), origin, media=text_only is None)
     cells = Cells(row, columns, of_text)
     wanted = _task_of(cells.get("task"), task)
-    found = shapes.interpret(cells, "demonstrations").results
-    if len(found) != 1 or not isinstance(found[0], shapes.AnswerRow):
+    found = interpret(cells, "demonstrations").results
+    if len(found) != 1 or not isinstance(found[0], AnswerRow):
         raise ValueError("it must hold one prompt with one answer")
     _require_text(found[0].prompt, text_only, found[0].image_column)
     split = split_of(str(cells.get("split"))) or "train"

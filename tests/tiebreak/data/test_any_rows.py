@@ -10,26 +10,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiebreak.data import shapes
 from tiebreak.data.columns import OUR_COLUMNS
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read, read_rows
+from tiebreak.data.rows import parts, preferences
 from tiebreak.errors import TiebreakError
 from tiebreak.records import RecordKind
 
 COLUMNS = sorted(
     {
         *OUR_COLUMNS,
-        *shapes.PROMPTS,
-        *shapes.LATE_PROMPTS,
-        *shapes.ANSWERS,
-        *shapes.CONVERSATIONS,
-        *shapes.WINNERS,
-        *shapes.SIGNED_WINNERS,
-        *shapes.LISTS,
-        *shapes.RANKS,
-        *shapes.SCORES,
-        *(name for names in (*shapes.SIDES, *shapes.PAIRS) for name in names),
+        *parts.PROMPTS,
+        *parts.LATE_PROMPTS,
+        *parts.ANSWERS,
+        *parts.CONVERSATIONS,
+        *preferences.WINNERS,
+        *preferences.SIGNED_WINNERS,
+        *preferences.LISTS,
+        *preferences.RANKS,
+        *preferences.SCORES,
+        *(name for names in (*preferences.SIDES, *preferences.PAIRS) for name in names),
         *("history", "functions", "system_prompt", "images", "text", "id", "chosen_ids", "tokenizer_sha256"),
     }
 )

@@ -15,7 +15,8 @@ from tiebreak.data import compression
 from tiebreak.data.bbq import prompt_of
 from tiebreak.data.cells import Cells
 from tiebreak.data.reading import Rules, read, read_demonstrations
-from tiebreak.data.shapes import PromptRow, interpret
+from tiebreak.data.rows.content import PromptRow
+from tiebreak.data.shapes import interpret
 from tiebreak.errors import DataError
 from tiebreak.records import Message, RecordKind
 

@@ -22,7 +22,6 @@ from support import REPOSITORY, write_rows
 
 from tiebreak.data import compression, sources
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
-from tiebreak.data.shapes import RecordKind
 from tiebreak.data.sources import (
     Piece,
     data_files,
@@ -38,6 +37,7 @@ from tiebreak.data.sources import (
 from tiebreak.data.text import BadRow, Table, form_of, levels_of, read_text_file, rows_of_lines
 from tiebreak.errors import DataError, RunError
 from tiebreak.hashing import hash_file
+from tiebreak.records import RecordKind
 from tiebreak.runs.run import identify_input
 
 KEEP = Rules(validation_share=0.0)

@@ -38,17 +38,9 @@ from tiebreak.data.reading import (
     read_rows,
     settle,
 )
-from tiebreak.data.shapes import (
-    AnswerRow,
-    Omission,
-    PreferenceRow,
-    PromptRow,
-    RatingRow,
-    answers_to_judge,
-    guess,
-    interpret,
-    pair_up,
-)
+from tiebreak.data.rows.content import AnswerRow, Omission, PreferenceRow, PromptRow, RatingRow
+from tiebreak.data.rows.preferences import pair_up
+from tiebreak.data.shapes import answers_to_judge, guess, interpret
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, RunError, counted
 from tiebreak.records import (

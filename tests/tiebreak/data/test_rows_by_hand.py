@@ -26,17 +26,9 @@ from tiebreak.data.reading import (
     read_preferences,
     read_prompts,
 )
-from tiebreak.data.shapes import (
-    AnswerRow,
-    LabelRow,
-    Omission,
-    PreferenceRow,
-    PromptRow,
-    check,
-    guess,
-    interpret,
-    unsettled_winner,
-)
+from tiebreak.data.rows.content import AnswerRow, LabelRow, Omission, PreferenceRow, PromptRow, check
+from tiebreak.data.rows.preferences import unsettled_winner
+from tiebreak.data.shapes import guess, interpret
 from tiebreak.data.sources import pieces_of
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, HandoffError, RunError
