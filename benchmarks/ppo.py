@@ -160,7 +160,7 @@ def prepare(asked: dict[str, Any], folder: Path, *, for_trl: bool = True) -> Job
     """
     import torch
 
-    from tiebreak.chat.chat import build_chat
+    from tiebreak.chat.build import build_chat
     from tiebreak.config import AdapterConfig, TrainingConfig
     from tiebreak.models.adapters.adapter import Adapter
     from tiebreak.models.find import find_model
@@ -251,7 +251,7 @@ def our_trainer(job: Job, config: Any, folder: Path) -> Any:
     from preference.policy.rewards import Conversations, load_reward
     from preference.ppo.train import build_ppo_args, ppo_settings
     from preference.ppo.trainer import PPOTrainer
-    from tiebreak.chat.chat import build_chat
+    from tiebreak.chat.build import build_chat
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_tokenizer
     from tiebreak.packed.products import use_products

@@ -36,7 +36,7 @@ import torch
 from training import LEARNING_RATE, MODEL, QA_FEEDBACK, Budget, Pair, answer_of, build_contestant, read_questions
 
 from reward.calibration import correctness
-from tiebreak.chat.chat import build_chat
+from tiebreak.chat.build import build_chat
 from tiebreak.errors import DataError, HandoffError, TiebreakError
 from tiebreak.measures.statistics import bootstrap_interval
 from tiebreak.packed.logprobs import scores_in_batches

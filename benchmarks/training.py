@@ -41,7 +41,7 @@ import ppo
 import torch
 from measuring import Clock, Measurement, product_rate, run_alone
 
-from tiebreak.chat.chat import build_chat
+from tiebreak.chat.build import build_chat
 from tiebreak.config import TrainingConfig
 from tiebreak.packed.products import Engine, use_products
 from tiebreak.records import Message, Preference

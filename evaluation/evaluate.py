@@ -36,7 +36,8 @@ from evaluation.measuring import (
 )
 from evaluation.trained_on import leave_out_trained_on
 from evaluation.yardstick_figures import figures_of, gaps_of
-from tiebreak.chat.chat import Chat, encode_each
+from tiebreak.chat.chat import Chat
+from tiebreak.chat.rows import encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError

@@ -9,7 +9,8 @@ from preference.configuration import DPOConfig, GuardConfig
 from preference.policy.backbone import Backbone
 from preference.policy.overoptimisation import Guard, build_guard, reference_name
 from preference.policy.rewards import readable
-from tiebreak.chat.chat import Chat, renderable
+from tiebreak.chat.chat import Chat
+from tiebreak.chat.rows import renderable
 from tiebreak.config import SamplingConfig
 from tiebreak.models.find import ModelSource
 from tiebreak.records import LabelledAnswer, Preference, Prompt

@@ -32,7 +32,8 @@ from preference.policy.adapters import POLICY
 from preference.policy.overoptimisation import Guard, reference_name, require_held_out
 from preference.second_copy import reference_of, require_adapter_of
 from preference.sync import SyncedReference
-from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
+from tiebreak.chat.chat import Chat, EncodedSequence
+from tiebreak.chat.rows import encode_each
 from tiebreak.data.reading import read_answers
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError

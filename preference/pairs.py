@@ -14,7 +14,8 @@ from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
 from preference.guarded import kinds_of_judgments
 from preference.policy.overoptimisation import Guard, require_held_out
 from preference.rater_em import PairVotes, RaterEM, collate_votes, require_votes, votes_of
-from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
+from tiebreak.chat.chat import Chat, EncodedSequence
+from tiebreak.chat.rows import encode_each
 from tiebreak.data.reading import read_edits, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError

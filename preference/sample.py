@@ -16,7 +16,8 @@ from torch import nn
 
 from preference import probe
 from preference.configuration import SampleConfig
-from tiebreak.chat.chat import Chat, encode_each
+from tiebreak.chat.chat import Chat
+from tiebreak.chat.rows import encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tiebreak.chat.chat import Chat, encode_each
+from tiebreak.chat.chat import Chat
+from tiebreak.chat.rows import encode_each
 from tiebreak.records import Preference, prompt_id, split_key
 from tiebreak.runs.run import Run
 from tiebreak.training.stage import drop_too_long

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from trl import SFTTrainer
 
 from sft.configuration import SFTConfig
-from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
+from tiebreak.chat.chat import Chat, EncodedSequence
+from tiebreak.chat.rows import encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_demonstrations
 from tiebreak.data.splits import partition

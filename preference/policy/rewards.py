@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from preference.configuration import RewardConfig
 from preference.policy.adapters import has_adapters
 from preference.policy.layout import Layout, batches_by_tokens
-from tiebreak.chat.chat import Chat, encode_each
+from tiebreak.chat.chat import Chat
+from tiebreak.chat.rows import encode_each
 from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.measures import functions

@@ -19,7 +19,8 @@ from preference.policy.rewards import MountedReward, Reward, SeparateReward, fin
 from preference.policy.vllm import VLLMSampler, require_vllm
 from preference.ppo.loop import PPOSettings, ScoredLoop
 from preference.ppo.trainer import PPOTrainer
-from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
+from tiebreak.chat.chat import Chat, EncodedSequence
+from tiebreak.chat.rows import encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_prompts
 from tiebreak.data.splits import partition

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from templates import TEMPLATES
 
-from tiebreak.chat.chat import Chat, build_chat
+from tiebreak.chat.build import build_chat
+from tiebreak.chat.chat import Chat
 from tiebreak.config import ChatSettings
 from tiebreak.errors import TiebreakError
 from tiebreak.records import Message

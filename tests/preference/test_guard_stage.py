@@ -22,7 +22,7 @@ from small_world import WORDS, World, build_judge, build_model, twice_is_best
 from support import end_process, read_rows, run_here, write_config, write_rows
 from torch import Tensor
 
-from tiebreak.chat.chat import build_chat
+from tiebreak.chat.build import build_chat
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.data.reading import Rules, read_prompts
 from tiebreak.models.find import find_model

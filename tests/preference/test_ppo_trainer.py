@@ -42,7 +42,7 @@ from preference.policy.rollout import Episodes
 from preference.ppo.loop import STATE_FILE, LoopState
 from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
 from preference.ppo.trainer import MicroBatch, PPOTrainer
-from tiebreak.chat.chat import build_chat
+from tiebreak.chat.build import build_chat
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.models.adapters.adapter import Adapter

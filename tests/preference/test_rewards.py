@@ -23,7 +23,7 @@ from preference.policy.rewards import (
     load_reward,
     score_all,
 )
-from tiebreak.chat.chat import build_chat
+from tiebreak.chat.build import build_chat
 from tiebreak.chat.turns import find_template
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError

@@ -14,7 +14,7 @@ from reward.measures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.page import build_page
 from reward.provenance import Origin, Vote, trace_origin
 from reward.report import TRAINED_PROMPTS, Exam, not_trained_on
-from tiebreak.chat.chat import build_chat
+from tiebreak.chat.build import build_chat
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError
 from tiebreak.measures.statistics import wilson_interval

@@ -16,7 +16,7 @@ from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label
 from reward.trainer import LabelCollator
-from tiebreak.chat.chat import build_chat
+from tiebreak.chat.build import build_chat
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.data.reading import read_preferences
 from tiebreak.errors import DataError

@@ -11,14 +11,12 @@ was sampled is trained on as the ids that were drawn: the text alone need not le
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tiebreak.chat.templates import (
     TOOL_CALL_FORMS,
@@ -33,31 +31,20 @@ from tiebreak.chat.templates import (
 )
 from tiebreak.chat.turns import (
     Turn,
-    end_of_turn,
-    marks_of,
-    named_end_tokens,
-    probe_turn,
     special_ids,
-    with_fixed_date,
 )
 from tiebreak.config import ChatSettings
-from tiebreak.errors import DataError, HandoffError, NoRowLeftError
-from tiebreak.records import LabelledAnswer, Message, Messages, Preference, Prompt, assistant
-from tiebreak.runs.run import Run
-from tiebreak.terminal import has_colours, is_main_process, paint, plain, say
+from tiebreak.errors import HandoffError
+from tiebreak.records import LabelledAnswer, Message, Messages, Preference, assistant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Row = TypeVar("Row")
-Encoding = TypeVar("Encoding")
 _NOT_A_PREFIX = (
     "the chat template renders a prompt differently once the answer follows it, so the policy would be trained on a "
     "context it never sees when it writes"
 )
 _WITHOUT_THOUGHTS = "it takes the conversation without its thoughts, which thinking: drop leaves out"
-UNRENDERED = "rows_not_rendered.txt"
-"""In the run's folder: rows that the chat template refused, with reasons."""
 _NOTHING_TO_LEARN = (
     "nothing is left to learn from: every answer has weight 0, or is a thought that thinking: mask leaves out; remove the "
     "row, or set a weight to 1"
@@ -98,7 +85,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer with its chat template and ends of turns. `tiebreak.models.tokenizers.load_chat` makes it."""
+    """A tokenizer with its chat template and ends of turns. `tiebreak.models.tokenizers.load_chat` loads it."""
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
@@ -703,171 +690,6 @@ def _position_after(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text
     return high
 
 
-# --- making one ---
-
-
-def build_chat(
-    tokenizer: PreTrainedTokenizerBase,
-    settings: ChatSettings | None = None,
-    model_end_ids: Sequence[int] = (),
-    tokenizer_sha256: str = "",
-    name: str = "the model",
-    vocabulary: int | None = None,
-) -> Chat:
-    """A tokenizer with its template's and its model's ends of turns.
-
-    Args:
-        model_end_ids: the end tokens that the model names for its own generation.
-        vocabulary: number of tokens that the model has weights for.
-
-    Raises:
-        HandoffError: the tokenizer has no template or end, the template writes no answers, or it ends them with a token
-            that is not among `end_of_turn`.
-    """
-    settings = settings or ChatSettings()
-    check_tokenizer(tokenizer, name)
-    template = with_fixed_date(str(tokenizer.chat_template))
-    turn, parts = _probe(tokenizer, template, settings.template_arguments)
-    model_ends = {int(tokenizer.eos_token_id), *model_end_ids}
-    written = end_of_turn(tokenizer, turn, tuple(model_ends))
-    if settings.end_of_turn:
-        stops = named_end_tokens(tokenizer, settings.end_of_turn)
-        if written is not None and written not in stops:
-            raise HandoffError(
-                f"{name}: its chat template ends an answer with {tokenizer.decode([written])!r}, and sampling would not "
-                f"stop at it: add it to end_of_turn ({', '.join(settings.end_of_turn)})"
-            )
-        end = stops[0] if written is None else written
-        stop_ids = tuple(sorted(set(stops)))
-    else:
-        end = int(tokenizer.eos_token_id) if written is None else written
-        stop_ids = tuple(sorted({end, *model_ends}))
-    marks = marks_of(tokenizer, turn, stop_ids)
-    return Chat(tokenizer, stop_ids, end, template, turn, settings, tokenizer_sha256, parts, vocabulary, marks)
-
-
 def textless_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> tuple[int, ...]:
     """The ids below `vocabulary` that a tokenizer has no token for."""
     return tuple(sorted(set(range(vocabulary)).difference(tokenizer.get_vocab().values())))
-
-
-def written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token with which a tokenizer's template ends an answer; None if there is none, or no template."""
-    if not tokenizer.chat_template:
-        return None
-    try:
-        turn, _ = _probe(tokenizer, with_fixed_date(str(tokenizer.chat_template)), {})
-    except HandoffError:
-        return None
-    return end_of_turn(tokenizer, turn, ())
-
-
-def _probe(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mapping[str, Any]) -> tuple[Turn, bool]:
-    """An assistant's turn, and whether the template accepts content only as a list of parts."""
-
-    def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        return render_messages(tokenizer, template, messages, add_generation_prompt, arguments)
-
-    try:
-        return probe_turn(render), False
-    except HandoffError:  # templates of models that see images
-        return probe_turn(lambda messages, prompt: render([in_parts(message) for message in messages], prompt)), True
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that would silently train on the wrong tokens.
-
-    Raises:
-        HandoffError: no chat template, no end-of-sequence token, or padding that looks like the end of a sequence.
-    """
-    if not tokenizer.chat_template:
-        raise HandoffError(
-            f"{name}: the tokenizer has no chat template; use an instruction-tuned model, or give one with chat_template"
-        )
-    if tokenizer.eos_token_id is None:
-        raise HandoffError(f"{name}: the tokenizer has no end-of-sequence token, so no answer would ever be finished")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise HandoffError(
-            f"{name}: padding and end-of-sequence are one token ({tokenizer.eos_token!r}), so the real end would be "
-            "taken for padding; set another pad_token in tokenizer_config.json"
-        )
-
-
-def encode_each(
-    rows: Sequence[Row], encode: Callable[[Row], Encoding], what: str, dropping: Run | None = None
-) -> list[tuple[Row, Encoding]]:
-    """Each row, and `encode` of it.
-
-    Args:
-        dropping: the run that drops rows that cannot be rendered, and lists them (`on_bad_row: drop`).
-
-    Raises:
-        DataError: with every row that the chat template cannot take.
-        NoRowLeftError: none is left, though rows are dropped.
-    """
-    made: list[tuple[Row, Encoding]] = []
-    faults: list[str] = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            made.append((row, encode(row)))
-        except HandoffError as error:
-            faults.append(f"row {number}{_beginning(row)}: {error}")
-    if faults and (dropping is None or not made):
-        kind = DataError if dropping is None else NoRowLeftError
-        raise kind(f"{len(faults)} of {len(rows)} {what} cannot be rendered as they are", faults)
-    if faults and dropping is not None:
-        dropping.facts["rows_not_rendered"] = dropping.facts.get("rows_not_rendered", 0) + len(faults)
-        say(f"{len(faults)} of {len(rows)} {what} dropped (on_bad_row: drop); the first: {faults[0]}")
-        if is_main_process():
-            with (dropping.folder / UNRENDERED).open("a", encoding="utf-8") as file:
-                file.writelines(f"{what}: {fault}\n" for fault in faults)
-    return made
-
-
-def renderable(prompts: Iterable[Prompt], chat: Chat) -> Iterator[tuple[Prompt, list[int]]]:
-    """The prompts that a chat template accepts, each with its token ids; `encode_each` has reported the others."""
-    for prompt in prompts:
-        with contextlib.suppress(HandoffError):
-            yield prompt, chat.encode_prompt(prompt.messages, prompt.tools)
-
-
-def _beginning(row: object) -> str:
-    """The first words of a row's prompt, to find it in its file."""
-    prompt = getattr(row, "prompt", row)
-    messages = getattr(prompt, "messages", prompt)
-    first = messages[0] if isinstance(messages, tuple) and messages else None
-    return f" ({first.text[:40]!r})" if isinstance(first, Message) else ""
-
-
-def check_encoded(encoded: EncodedSequence, chat: Chat, where: str) -> None:
-    """Refuse an example without trained tokens, or with two end tokens in a row.
-
-    Raises:
-        HandoffError: naming the example.
-    """
-    if not any(encoded.loss_mask):
-        raise HandoffError(f"{where}: no token is trained on; its loss mask is empty")
-    for a, b in itertools.pairwise(encoded.input_ids):
-        if a == b and a in chat.stop_ids:
-            raise HandoffError(
-                f"{where}: two end-of-sequence tokens follow one another; the answer's text ends with "
-                f"{chat.tokenizer.decode([a])!r} already: remove it from the data"
-            )
-
-
-def coloured_mask(tokenizer: PreTrainedTokenizerBase, encoded: EncodedSequence, colour: bool | None = None) -> str:
-    """The example as text: tokens that are trained on in green, or in ⟦brackets⟧.
-
-    Args:
-        colour: None: where standard error shows colours.
-    """
-    in_green = has_colours(sys.stderr) if colour is None else colour
-    parts = []
-    for trained, run in itertools.groupby(
-        zip(encoded.input_ids, encoded.loss_mask, strict=True), key=lambda pair: bool(pair[1])
-    ):
-        text = plain(
-            str(tokenizer.decode([token for token, _ in run]))
-        )  # together: one character can be several tokens
-        parts.append((paint(text, "green") if in_green else f"⟦{text}⟧") if trained else text)
-    return "".join(parts)

@@ -290,7 +290,7 @@ def _rendered(chat: Chat, one: ShownRecord) -> Iterator[tuple[str, str]]:
 
 
 def _coloured(chat: Chat, encoded: Any) -> str:
-    from tiebreak.chat.chat import coloured_mask
+    from tiebreak.chat.rows import coloured_mask
 
     text = coloured_mask(chat.tokenizer, encoded, colour=has_colours(sys.stdout))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from tiebreak.chat.chat import Chat, build_chat, check_tokenizer, written_end
+from tiebreak.chat.build import build_chat, check_tokenizer, written_end
+from tiebreak.chat.chat import Chat
 from tiebreak.chat.turns import find_template, model_end_tokens
 from tiebreak.config import ChatSettings
 from tiebreak.errors import HandoffError, ModelError

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tiebreak.chat.chat import Chat, renderable
+from tiebreak.chat.chat import Chat
+from tiebreak.chat.rows import renderable
 from tiebreak.config import SamplingConfig
 from tiebreak.packed.generation import row_seed, sample_completions
 from tiebreak.packed.sharding import at_own_pace

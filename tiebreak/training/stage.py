@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from transformers import ProgressCallback
 
-from tiebreak.chat.chat import Chat, EncodedSequence, check_encoded, coloured_mask, renderable
+from tiebreak.chat.chat import Chat, EncodedSequence
+from tiebreak.chat.rows import check_encoded, coloured_mask, renderable
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, NoRowLeftError, TiebreakError
 from tiebreak.models.adapters.adapter import Adapter

@@ -8,13 +8,9 @@ from typing import Any
 
 import pytest
 
-from tiebreak.chat.chat import (
-    EncodedSequence,
-    build_chat,
-    check_encoded,
-    check_tokenizer,
-    coloured_mask,
-)
+from tiebreak.chat.build import build_chat, check_tokenizer
+from tiebreak.chat.chat import EncodedSequence
+from tiebreak.chat.rows import check_encoded, coloured_mask
 from tiebreak.errors import HandoffError
 from tiebreak.records import Message, Messages
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tiebreak.chat.chat import Chat, EncodedSequence, build_chat, coloured_mask, encode_each, written_end
+from tiebreak.chat.build import build_chat, written_end
+from tiebreak.chat.chat import Chat, EncodedSequence
+from tiebreak.chat.rows import coloured_mask, encode_each
 from tiebreak.chat.templates import as_template_message, in_parts, parts_of, render_messages
 from tiebreak.chat.turns import (
     Turn,

@@ -15,7 +15,7 @@ import pytest
 import torch
 from support import REPOSITORY, build_tiny_model
 
-from tiebreak.chat.chat import build_chat
+from tiebreak.chat.build import build_chat
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
 from tiebreak.models.adapters.adapter import Adapter
