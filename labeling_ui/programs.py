@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.store import RaterKind, Store
+from labeling_ui.store.raters import RaterKind
+from labeling_ui.store.store import Store
 from labeling_ui.store.work.assigning import Assignment
 from tiebreak.terminal.progress import progress
 

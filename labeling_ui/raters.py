@@ -24,7 +24,8 @@ from pydantic import Field
 
 from labeling_ui.configuration import read_store_arguments
 from labeling_ui.store.leads.erasing import Erasure
-from labeling_ui.store.store import Role, Store
+from labeling_ui.store.raters import Role
+from labeling_ui.store.store import Store
 from labeling_ui.web.login.accounts import (
     INVITATION_DAYS,
     INVITATION_PATH,

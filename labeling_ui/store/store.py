@@ -11,18 +11,16 @@ for any number of threads, processes and servers:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from pydantic_core import from_json
@@ -62,11 +60,12 @@ from labeling_ui.store.leads.documents import ConsentWithdrawn, Document, Public
 from labeling_ui.store.leads.erasing import Erasure
 from labeling_ui.store.leads.finding import ItemOpened, JudgmentEntry, Search, SearchPage
 from labeling_ui.store.leads.rejecting import Rejection, Selection
-from labeling_ui.store.names import skeleton
 from labeling_ui.store.pairs import campaign, changes, inspection
 from labeling_ui.store.pairs.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.pairs.changes import Correction, Withdrawal
 from labeling_ui.store.pairs.inspection import InspectConfig
+from labeling_ui.store.raters import Rater, RaterKind, Role, as_rater, insert_rater, move_rater
+from labeling_ui.store.turns import Turn
 from labeling_ui.store.work import assigning, judging
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.store.work.assigning import LEASE_SECONDS, Assignment, Rules
@@ -77,9 +76,6 @@ from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, r
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.requirements import Requirement
 
-RaterKind = Literal["human", "simulated", "model"]
-Role = Literal["rater", "reviewer", "observer", "lead"]
-"""Raters judge; reviewers also see the leads' page and settle disagreements; observers only see it; leads steer."""
 SESSION_HOURS = 336.0
 """Two weeks"""
 T = TypeVar("T")
@@ -90,25 +86,6 @@ IMPORTED = "imported"
 """Prefix of the ids of judgments made elsewhere."""
 _TRY_AGAIN = ("40001", "40P01")
 """Postgres: the two transactions could not be serialised, or deadlocked."""
-
-
-@dataclass(frozen=True)
-class Rater:
-    """A rater. Exports carry the pseudonym `id`; `name` stays in the store."""
-
-    id: str
-    name: str
-    kind: RaterKind
-    role: Role
-    disabled: bool = False
-    pool: str = ""
-    """the rater's pool, whose pairs they get besides everybody's"""
-    standing: Standing = ""
-    """whether they have passed the test, or were stopped"""
-    standing_note: str = ""
-    """the figures behind it"""
-    erased: bool = False
-    """their personal data were erased: the name is the pseudonym"""
 
 
 def default_store_url(path: Path) -> str:
@@ -167,7 +144,7 @@ class Store:
         self._had_log = had_log
         self._mark = ""
         database = engine.url.database if engine.dialect.name == "sqlite" else None
-        self._turn = _Turn(Path(database)) if database else None
+        self._turn = Turn(Path(database)) if database else None
         self._log = Path(f"{database}-wal").absolute() if database else None
 
     @classmethod
@@ -541,7 +518,7 @@ class Store:
         """All raters, in the order they were added."""
         with self.reading() as connection:
             query = sa.select(RATERS).order_by(RATERS.c.created_at_ms, RATERS.c.id)
-            return [_as_rater(row) for row in connection.execute(query)]
+            return [as_rater(row) for row in connection.execute(query)]
 
     def move_rater(self, rater_id: str, pool: str) -> None:
         """Move a rater to another pool. Raises RefusedError if there is no such rater, or they are disabled."""
@@ -1001,82 +978,6 @@ class Store:
         return [one for one in every if not isinstance(one, ExportedAssessment)], assessments, head
 
 
-class _Turn:
-    """Orders the writers of a SQLite file, among threads and processes.
-
-    SQLite polls for its write lock, up to 0.1 s at a time, so that one of several busy processes may starve. A kernel lock
-    is handed on at once and released when its process dies. It only orders the writers: SQLite's own lock still keeps them
-    apart.
-    """
-
-    def __init__(self, database: Path) -> None:
-        self._threads = threading.Lock()
-        self._file = os.open(database.with_name(f"{database.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-
-    def __enter__(self) -> None:
-        self._threads.acquire()
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-        self._threads.release()
-
-    def share(self) -> None:
-        """Hold the file as one of its servers until `close`. (Another kind of lock than the writers'.)"""
-        fcntl.lockf(self._file, fcntl.LOCK_SH)
-
-    def is_free(self) -> bool:
-        """Whether no other process serves the file."""
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        fcntl.lockf(self._file, fcntl.LOCK_UN)
-        return True
-
-    def close(self) -> None:
-        with self._threads:
-            os.close(self._file)
-            self._file = -1
-
-
-class NameTakenError(StoreError):
-    """Another rater has the name, or one that looks like it."""
-
-
-def move_rater(tx: Transaction, rater_id: str, pool: str) -> None:
-    """Move a rater to another pool in an existing transaction; see `Store.move_rater`."""
-    assigning.active_rater(tx.connection, rater_id)
-    tx.event("rater_moved", rater_id=rater_id, payload={"pool": pool})
-    tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(pool=pool, cursor=0))
-
-
-def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: str) -> Rater:
-    """Add a rater in an existing transaction; see `Store.add_rater`."""
-    rows = tx.connection.execute(sa.select(RATERS)).all()
-    for row in rows:
-        if row.name == rater.name:
-            if row.kind == rater.kind and password_hash is None and row.password_hash is None:
-                return _as_rater(row)
-            raise NameTakenError(f"{url} already has a rater named {rater.name!r}")
-        if password_hash and row.password_hash and skeleton(row.name) == skeleton(rater.name):
-            raise NameTakenError(f"{url} already has a rater named {row.name!r}, which looks like {rater.name!r}")
-    if rater.kind != "model" and any(row.kind not in ("model", rater.kind) for row in rows):
-        others = "simulated raters" if rater.kind != "simulated" else "people"
-        raise StoreError(
-            f"{url} is a store of {others}, and {rater.kind} judgments must not mix with theirs: give another --store"
-        )
-    payload = {"kind": rater.kind, "role": rater.role, "pool": rater.pool}
-    now = tx.event("rater_added", rater_id=rater.id, payload=payload)
-    values = {"id": rater.id, "name": rater.name, **payload, "password_hash": password_hash, "created_at_ms": now}
-    tx.connection.execute(
-        sa.insert(RATERS).values(
-            **values, disabled=0, cursor=0, judged=0, standing="", standing_seq=0, standing_note=""
-        )
-    )
-    return rater
-
-
 def _as_exported(row: Any) -> ExportedJudgment:
     fields = from_json(row.record)
     timed = row.kind != "simulated" and not row.id.startswith(IMPORTED)
@@ -1090,11 +991,6 @@ def _as_settled(row: Any) -> ExportedJudgment:
     fields = from_json(row.record) | {"batch": row.batch, "gold": row.gold is not None, "settled": True}
     fields["at"] = None if row.at_ms < 0 else iso_time(row.at_ms)
     return (ExportedAssessment if "task" in fields else ExportedJudgment).model_validate(fields)
-
-
-def _as_rater(row: Any) -> Rater:
-    standing = row.standing, row.standing_note
-    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool, *standing, bool(row.erased_at_ms))
 
 
 def open_store(url: str, *, create: bool = False) -> Store:

@@ -22,7 +22,8 @@ from labeling_ui.pages.passages import show_passage
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Answer, Draft
 from labeling_ui.store.leads.documents import DOCUMENT_NAMES, Document
-from labeling_ui.store.store import Rater, Store, wall_clock_ms
+from labeling_ui.store.raters import Rater
+from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.store.work.assigning import Assignment, shown_of
 from labeling_ui.web.login import second_factor

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from labeling_ui.store.store import RaterKind, Role
+from labeling_ui.store.raters import RaterKind, Role
 from labeling_ui.store.work.standing import Standing
 
 

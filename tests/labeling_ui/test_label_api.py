@@ -21,7 +21,8 @@ from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import DOCUMENTS, INVITATIONS, JUDGMENTS, SESSIONS
 from labeling_ui.pages import PageConfig
-from labeling_ui.store.store import Role, SessionRules, Store, wall_clock_ms
+from labeling_ui.store.raters import Role
+from labeling_ui.store.store import SessionRules, Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.web.context import SESSION_COOKIE, Writer

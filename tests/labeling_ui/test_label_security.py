@@ -21,7 +21,8 @@ from labeling_ui.configuration import LabelConfig
 from labeling_ui.label import believed_proxies
 from labeling_ui.pages import FILES, PageConfig
 from labeling_ui.store.names import skeleton
-from labeling_ui.store.store import NameTakenError, Store
+from labeling_ui.store.raters import NameTakenError
+from labeling_ui.store.store import Store
 from labeling_ui.web import security
 from labeling_ui.web.context import SESSION_COOKIE
 from labeling_ui.web.login import accounts

@@ -25,7 +25,8 @@ from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS, SESSIONS
 from labeling_ui.store.names import composed, mixes_scripts
-from labeling_ui.store.store import Rater, Role, SessionRules, Store, insert_rater, move_rater, wall_clock_ms
+from labeling_ui.store.raters import Rater, Role, insert_rater, move_rater
+from labeling_ui.store.store import SessionRules, Store, wall_clock_ms
 from labeling_ui.web.login import second_factor
 from tiebreak.errors import ConfigError
 

@@ -19,7 +19,8 @@ from labeling_ui.database.schema import SECOND_FACTORS
 from labeling_ui.store.clock import wall_clock_ms
 
 if TYPE_CHECKING:
-    from labeling_ui.store.store import Rater, Store
+    from labeling_ui.store.raters import Rater
+    from labeling_ui.store.store import Store
 
 STEP_SECONDS = 30
 WINDOW_STEPS = 1

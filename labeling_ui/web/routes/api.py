@@ -38,7 +38,8 @@ from labeling_ui.store.answers import Answer, Draft, Submission, storable
 from labeling_ui.store.figures.progress import Work
 from labeling_ui.store.leads.documents import Document
 from labeling_ui.store.names import composed
-from labeling_ui.store.store import NameTakenError, wall_clock_ms
+from labeling_ui.store.raters import NameTakenError
+from labeling_ui.store.store import wall_clock_ms
 from labeling_ui.store.work import assigning, judging
 from labeling_ui.store.work.assigning import Assignment, load_assignment, shown_of
 from labeling_ui.web.context import (

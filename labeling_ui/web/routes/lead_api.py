@@ -30,7 +30,8 @@ from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, Submission, storable
 from labeling_ui.store.figures.progress import BatchProgress
 from labeling_ui.store.leads import adjudication
 from labeling_ui.store.pairs.campaign import CONVERSATIONS, CORRECTIONS, BatchChange
-from labeling_ui.store.store import Role, wall_clock_ms
+from labeling_ui.store.raters import Role
+from labeling_ui.store.store import wall_clock_ms
 from labeling_ui.web.context import (
     DeskOf,
     LeadSession,

@@ -36,7 +36,8 @@ from joserfc.jwk import KeySet
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS
 from labeling_ui.store.names import composed
-from labeling_ui.store.store import NameTakenError, Rater, Store, insert_rater, wall_clock_ms
+from labeling_ui.store.raters import NameTakenError, Rater, insert_rater
+from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.web.context import Desk, DeskOf
 from labeling_ui.web.login.accounts import NO_PASSWORD, Session, begin_session, check_name
 from labeling_ui.web.login.oidc_config import OidcConfig
