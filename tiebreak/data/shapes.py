@@ -26,6 +26,7 @@ from tiebreak.data.rows.content import (
     AnswerRow,
     Content,
     Interpretation,
+    LabelRow,
     PreferenceRow,
     PromptRow,
     RatingRow,
@@ -34,9 +35,10 @@ from tiebreak.data.rows.content import (
 from tiebreak.data.rows.demonstrations import (
     answered_ticket,
     conversation,
-    labelled_answer,
     prompt_and_answer,
     ticket_prompt,
+    two_parts,
+    whole_conversation,
 )
 from tiebreak.data.rows.parts import (
     ANSWERS,
@@ -44,6 +46,7 @@ from tiebreak.data.rows.parts import (
     PROMPTS,
     conversation_column,
     prompt_column,
+    read_label,
     read_messages,
     read_prompt,
     read_tools,
@@ -269,6 +272,33 @@ def _document(cells: Cells) -> Interpretation | None:
     return Interpretation("documents", [PromptRow(with_system(cells, read_messages(cells, cells.get(DOCUMENT))))])
 
 
+# --- answers with a label ---
+
+
+def _labelled_answer(cells: Cells) -> Interpretation | None:
+    if has_pair(cells):
+        raise ValueError(
+            "a pair, but KTO learns from single answers with a label: train on pairs with --algorithm dpo; a label run "
+            "exports both (formats: [unpaired])"
+        )
+    if (parts := two_parts(cells)) is not None:
+        name, answer, answer_row = parts
+        shape = f"KTO rows ({name}, {answer}, label)"
+    elif (whole := whole_conversation(cells)) is not None:
+        shape, answer_row = whole
+    else:
+        return None
+    good = read_label(cells)
+    if good is None:
+        held = f"{cells.values['label']!r} in it is neither true nor false" if "label" in cells else "missing"
+        raise ValueError(
+            f"label: {held}: KTO needs a label for each answer, true (desirable) or false; name its column with columns: "
+            "{label: NAME}"
+        )
+    cells.used.add("label")
+    return Interpretation(shape, [LabelRow(answer_row.prompt, answer_row.tools, answer_row.answer, good)])
+
+
 # --- answers to judge ---
 
 
@@ -321,7 +351,7 @@ _SHAPES: dict[RecordKind, tuple[Callable[[Cells], Interpretation | None], ...]] 
     "prompts": (ticket_prompt, _bbq_prompt, _bare_prompt, _conversation_prompt, _common_prompt, _document),
     "demonstrations": (answered_ticket, conversation, prompt_and_answer),
     "preferences": (two_sides, pair_with_winner, ranking, rating),
-    "answers": (labelled_answer,),
+    "answers": (_labelled_answer,),
 }
 
 

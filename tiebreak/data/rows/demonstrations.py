@@ -1,9 +1,9 @@
-"""Rows with one answer: conversations, prompt and answer, tickets, and answers with KTO's label."""
+"""Rows with one answer: conversations, prompt and answer, tickets."""
 
 from __future__ import annotations
 
 from tiebreak.data.cells import Cells
-from tiebreak.data.rows.content import AnswerRow, Content, Interpretation, LabelRow, Omission, PromptRow
+from tiebreak.data.rows.content import AnswerRow, Content, Interpretation, Omission, PromptRow
 from tiebreak.data.rows.parts import (
     ANSWERS,
     THOUGHTS,
@@ -16,7 +16,6 @@ from tiebreak.data.rows.parts import (
     read_tools,
     with_system,
 )
-from tiebreak.data.rows.preferences import has_pair
 from tiebreak.data.tickets import is_ticket, ticket_of
 from tiebreak.records import Messages
 
@@ -53,13 +52,13 @@ def _ticket(cells: Cells, *, answered: bool) -> Interpretation | None:
 
 
 def conversation(cells: Cells) -> Interpretation | None:
-    if (parts := _whole_conversation(cells)) is None:
+    if (parts := whole_conversation(cells)) is None:
         return None
     shape, answer_row = parts
     return Interpretation(shape, [_label(cells, answer_row)])
 
 
-def _whole_conversation(cells: Cells) -> tuple[str, AnswerRow] | None:
+def whole_conversation(cells: Cells) -> tuple[str, AnswerRow] | None:
     """(the shape's name, the last answer of a conversation)."""
     name = conversation_column(cells)
     if name is None or ("completion" in cells.explicit and "messages" not in cells.explicit):
@@ -86,7 +85,7 @@ def _whole_conversation(cells: Cells) -> tuple[str, AnswerRow] | None:
 
 
 def prompt_and_answer(cells: Cells) -> Interpretation | None:
-    if (parts := _two_parts(cells)) is None:
+    if (parts := two_parts(cells)) is None:
         return None
     name, answer, answer_row = parts
     result = _label(cells, answer_row)
@@ -98,7 +97,7 @@ def prompt_and_answer(cells: Cells) -> Interpretation | None:
     return Interpretation(shape, [result])
 
 
-def _two_parts(cells: Cells) -> tuple[str, str, AnswerRow] | None:
+def two_parts(cells: Cells) -> tuple[str, str, AnswerRow] | None:
     """(the prompt's column, the answer's, both)."""
     answer = one_of(cells, ANSWERS, "completion")
     name = prompt_column(cells)
@@ -128,27 +127,3 @@ def _label(cells: Cells, answer_row: AnswerRow) -> Content:
         return answer_row
     cells.used.add("label")
     return answer_row if good else Omission("labelled false (an undesirable answer)")
-
-
-def labelled_answer(cells: Cells) -> Interpretation | None:
-    if has_pair(cells):
-        raise ValueError(
-            "a pair, but KTO learns from single answers with a label: train on pairs with --algorithm dpo; a label run "
-            "exports both (formats: [unpaired])"
-        )
-    if (parts := _two_parts(cells)) is not None:
-        name, answer, answer_row = parts
-        shape = f"KTO rows ({name}, {answer}, label)"
-    elif (whole := _whole_conversation(cells)) is not None:
-        shape, answer_row = whole
-    else:
-        return None
-    good = read_label(cells)
-    if good is None:
-        held = f"{cells.values['label']!r} in it is neither true nor false" if "label" in cells else "missing"
-        raise ValueError(
-            f"label: {held}: KTO needs a label for each answer, true (desirable) or false; name its column with columns: "
-            "{label: NAME}"
-        )
-    cells.used.add("label")
-    return Interpretation(shape, [LabelRow(answer_row.prompt, answer_row.tools, answer_row.answer, good)])
