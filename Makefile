@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 MINUTES ?= 60
 THINK_SECONDS ?= 1
+# Tests wait for servers, browsers and one another: two workers left a quarter of two cores idle. Their matrices are tiny.
+WORKERS ?= 3
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel labels synthetic votes bench clean help
 
@@ -61,10 +64,10 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 test-fast: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 unit: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=4
+	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=4
 
 proofs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --proofs -m proof

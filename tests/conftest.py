@@ -15,11 +15,12 @@ from recipe import run_recipe
 from support import build_tiny_model, write_rows
 
 SLOW = """
-    test_stages test_signals test_passes test_pipeline test_benchmark test_splits test_ppo_trainer test_label_browser
+    test_stages test_passes test_label_lead test_signals test_pipeline test_benchmark test_splits test_ppo_trainer
+    test_label_browser
     test_algorithms test_kto test_limit test_gpu_benchmark test_judge
     test_finish test_endings test_closed_form test_tracking test_label_conversations test_adapters test_spread
     test_disk test_label_accounts test_label_export test_custom_code test_models test_dpo_labels test_recipes test_vllm
-    test_finite test_forks test_label_lead test_bad_input test_compare test_model_folders test_command test_keys_are_read
+    test_finite test_forks test_bad_input test_compare test_model_folders test_command test_keys_are_read
     test_reward_stage test_init_runs test_wheel test_thinking test_extras test_guard_stage test_export test_gguf test_server
     test_label_on_screen test_new_judge_kind
     test_label_hostile test_rounds test_adapter_start test_methods test_label_saying test_label_standing test_label_backup
@@ -28,8 +29,8 @@ SLOW = """
     test_new_stage test_monitors test_evaluate_yardsticks test_yardsticks test_benchmarks test_explain
 """.split()
 """Files of more than five seconds, the longest first: each file is one worker's, so at the end none must be left alone with
-a long one. `make test-fast` leaves them out, as tests elsewhere that are marked slow or need a finished recipe, which takes
-a minute to make."""
+a long one. The first three share no fixture, so no worker begins by waiting for another. `make test-fast` leaves them out,
+as tests elsewhere that are marked slow or need a finished recipe, which takes a minute to make."""
 
 
 def pytest_configure() -> None:

@@ -417,8 +417,8 @@ async function begin() {
   myself = me.rater_id;
   desk.dataset.role = me.role;
   find('[data-leave]').hidden = !csrfToken;
-  const { hash } = window.location;
   names = Object.fromEntries((await call('/api/lead/raters')).map((rater) => [rater.id, rater]));
+  const { hash } = window.location; // read now: a view that was chosen meanwhile stays
   const wanted = new URLSearchParams(hash.slice(1)).get('view') || '';
   if (!openAddress(hash)) view(find(`.views [data-view="${CSS.escape(wanted)}"]`) ? wanted : 'overview');
   await refresh();

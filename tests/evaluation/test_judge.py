@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from evaluation.judging.questions import (
     to_judgment,
 )
 from tiebreak.data.pairs import read_pairs
+from tiebreak.endpoint import asking
 from tiebreak.records import Completion, Judgment, Message, Pair, prompt_id
 from tiebreak.runs.run import read_manifest
 
@@ -338,13 +341,28 @@ def test_a_limit_can_be_kept_by_fewer_pairs(api: Api, pairs: Path, tmp_path: Pat
     assert len(judgments_in(tmp_path / "out")) == paid // 2
 
 
-def test_requests_keep_to_the_rate_and_the_number_at_once(api: Api, pairs: Path, tmp_path: Path) -> None:
-    api.seconds = 0.05
+def test_requests_keep_to_the_rate_and_the_number_at_once(
+    api: Api, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,200 a minute start 0.05 s apart. A request may arrive late, but the n-th no earlier than the n-th start."""
+    starts: list[float] = []
+    one_by_one = threading.Lock()
+
+    class Recorded(asking._Pace):
+        def take(self) -> float:
+            with one_by_one:
+                seconds = super().take()
+                starts.append(self.at - self.interval)
+            return seconds
+
+    monkeypatch.setattr(asking, "_Pace", Recorded)
+    api.seconds = 0.12
     words = by_endpoint(api, pairs, tmp_path / "out", "--asking.parallel", "3", "--asking.requests-per-minute", "1200")
     assert judge(*words)[0] == 0
     assert 1 < api.most_at_once <= 3
-    times = sorted(api.times)
-    assert times[-1] - times[0] >= 11 * 0.05 * 0.9
+    assert len(starts) == 12
+    assert all(later - earlier > 0.05 - 1e-6 for earlier, later in pairwise(starts))
+    assert all(arrival >= start for start, arrival in zip(starts, sorted(api.times), strict=True))
 
 
 def test_an_outage_ends_the_run_and_the_same_command_asks_the_rest(api: Api, pairs: Path, tmp_path: Path) -> None:

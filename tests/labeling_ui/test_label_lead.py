@@ -106,11 +106,19 @@ def publish(site: Site, page: Any) -> None:
 
 
 def erase(site: Site, page: Any) -> None:
-    """A lead looks at what an erasure would do; the name must be typed before anything is done."""
+    """A lead looks at what an erasure would do; the name must be typed before anything is done. The view that the lead
+    chose before the page had its raters is the one that stays."""
     chiara = next(one.id for one in site.store.raters() if one.name == "Chiara")
     site.store.withdraw_consent(chiara, judgments=True)
-    page.reload()
+    held: list[Any] = []
+    page.route("**/api/lead/raters", lambda request: held.append(request))
+    page.reload(wait_until="domcontentloaded")
+    with page.expect_request("**/api/lead/raters"):
+        pass
     page.click("button[data-view=raters]")
+    page.unroute("**/api/lead/raters")
+    for request in held:
+        request.continue_()
     page.click(".raters tbody th button:text-is('Chiara')")
     page.click("[data-erase]")
     page.wait_for_selector(".erasure[open] .effect >> text=Judgments rejected")

@@ -414,7 +414,7 @@ def start_and_wait_for_steps(recipe: Path, folder: Path) -> subprocess.Popen[str
     return process
 
 
-@pytest.mark.parametrize("accelerate", [None, "cpu_zero2"])
+@pytest.mark.parametrize("accelerate", [None, pytest.param("cpu_zero2", marks=pytest.mark.proof)])
 def test_a_recipe_passes_signals_on_and_takes_its_workers_with_it(
     finished_recipe: Path, tmp_path: Path, accelerate: str | None
 ) -> None:
