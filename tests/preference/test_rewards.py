@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 from support import run_here
 
+from preference.configuration import PPOConfig
 from preference.policy.backbone import load_backbone
 from preference.policy.rewards import (
     Conversations,
@@ -33,6 +34,9 @@ from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.save import save_adapter
 from tiebreak.models.tokenizers import load_tokenizer
+from tiebreak.plan.devices import find_device
+from tiebreak.plan.hardware import Hardware
+from tiebreak.plan.planner import plan_stage
 from tiebreak.records import Message, Prompt
 from tiebreak.runs.run import read_manifest, read_metrics
 
@@ -139,6 +143,11 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     seen = Conversations(build_chat(mine), {tuple(prompt): Prompt(id="prompt-1", messages=ASK)})
     loaded = load_reward(reward, 1.0, backbone, policy, seen, TRAINING, "reward")
     assert isinstance(loaded, SeparateReward)
+    scored = {"output": "x", "policy": str(tiny_model), "reward_model": str(final.parent), "prompts": "x"}
+    planned = plan_stage("ppo", PPOConfig.model_validate(scored), Hardware(find_device("cpu")))
+    held = sum(each.numel() * each.element_size() for each in loaded.model.parameters())
+    head_below = 4 * loaded.model.config.hidden_size  # PEFT keeps the base's untrained head beside the trained one
+    assert planned.memory.reward_models == held - head_below
     read = loaded.read(prompt, completion)
     before, after = build_chat(own).encode_completion(ASK, "Add ironwork.")
     assert list(read) == before + after

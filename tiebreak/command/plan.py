@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ from pydantic import Field, field_validator
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
 from tiebreak.command.pipeline import PipelineConfig, StageEntry, config_class, stage_words
-from tiebreak.config import AdapterConfig, Section, StageConfig, load_config, read_yaml, take_config_flag
+from tiebreak.config import Section, StageConfig, load_config, read_yaml, take_config_flag
 from tiebreak.config.flags import group_flags
 from tiebreak.errors import ConfigError
 from tiebreak.plan.devices import find_device
 from tiebreak.plan.hardware import Hardware, spread_by
-from tiebreak.plan.locate import locate_shape
+from tiebreak.plan.locate import PlannedModel, locate_shape
 from tiebreak.plan.page import NEVER_ON_A_GPU, lines_of, table_of
 from tiebreak.plan.planner import StagePlan, plan_stage
-from tiebreak.plan.shape import Shape
+from tiebreak.plan.scorers import folder_of
 from tiebreak.plan.work import SHARE_OF_PEAK
 from tiebreak.process.ending import exit_with_message
 from tiebreak.stages import STAGES
@@ -100,21 +100,16 @@ def _of_stage(file: Path, values: dict[str, Any], words: list[str], arguments: P
 
 
 def _of_recipe(words: list[str], arguments: PlanArguments) -> Iterator[StagePlan]:
-    """Its stages in order: a policy that an earlier one will write has that one's base model and adapter."""
+    """Its stages in order: a model that an earlier one will write has that one's base model and adapter."""
     recipe = load_config(PipelineConfig, words, "run")
-    made: dict[str, tuple[Shape, AdapterConfig]] = {}
+    made: dict[str, PlannedModel] = {}
     for entry in recipe.stages:
         if entry.stage not in STAGES or not STAGES[entry.stage].trains:
             continue
         config: Any = load_config(config_class(entry.stage), stage_words(entry, recipe), entry.stage)
-        shape, adapter = made.get(_folder(config.policy), (None, None))
-        one = _planned(entry.stage, config, arguments, *_spread_of(entry, arguments), shape=shape, adapter=adapter)
-        made[_folder(config.output)] = (one.setting.shape, one.setting.adapter)
+        one = _planned(entry.stage, config, arguments, *_spread_of(entry, arguments), made=made)
+        made[folder_of(config.output)] = one.written
         yield one
-
-
-def _folder(name: str) -> str:
-    return str(Path(name)) if "://" not in name else name
 
 
 def _spread_of(entry: StageEntry, arguments: PlanArguments) -> tuple[str | None, int | None]:
@@ -127,17 +122,17 @@ def _planned(
     arguments: PlanArguments,
     accelerate: str | None,
     count: int | None,
-    shape: Shape | None = None,
-    adapter: AdapterConfig | None = None,
+    made: Mapping[str, PlannedModel] | None = None,
 ) -> StagePlan:
-    if arguments.model:
-        shape = locate_shape(arguments.model)
+    made = made or {}
+    model = made.get(folder_of(str(getattr(config, "policy", ""))))
     return plan_stage(
         stage,
         config,
         hardware_of(arguments.gpu, accelerate, count),
-        shape=shape,
-        adapter=getattr(config, "adapter", None) or adapter,
+        shape=locate_shape(arguments.model) if arguments.model else None,
+        model=model,
+        made=made,
         price=arguments.dollars,
         share=arguments.share,
         row_count=arguments.rows,

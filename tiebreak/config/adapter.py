@@ -538,3 +538,16 @@ def targets_of(values: Mapping[str, Any]) -> str | list[str]:
     """The modules of PEFT's configuration that an adapter is on."""
     targets = values.get("target_modules") or ALL_LINEAR
     return targets if isinstance(targets, str) else sorted(targets)
+
+
+def to_adapter_config(values: Mapping[str, Any], stated: Mapping[str, Any]) -> AdapterConfig:
+    """An adapter's settings in PEFT's file as keys of a stage's configuration.
+
+    Args:
+        stated: keys that PEFT has no place for: the format of the base weights.
+    """
+    method = method_of(values["peft_type"])
+    assert method is not None  # the caller has seen that it is one of METHODS
+    name = name_of(method)
+    targets = {"target_modules": targets_of(values)} if name in READ_BY["target_modules"] else {}
+    return AdapterConfig.model_validate({"method": name, **stated, **targets, **method.read(values)})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiebreak.config import AdapterConfig, ChatSettings
+from tiebreak.config.adapter import to_adapter_config
 from tiebreak.errors import HandoffError, ModelError, RunError, TiebreakError
 from tiebreak.hashing import hash_file, hash_text
 from tiebreak.models.adapters.peft_files import (
@@ -20,7 +21,6 @@ from tiebreak.models.adapters.peft_files import (
     is_adapter,
     require_known,
     require_mergeable,
-    to_adapter_config,
 )
 from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
 from tiebreak.models.precision import WeightFormat

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tiebreak.chat.chat import Chat
 from tiebreak.config import AdapterConfig, ChatSettings
-from tiebreak.config.adapter import as_saved
+from tiebreak.config.adapter import as_saved, to_adapter_config
 from tiebreak.hashing import hash_file
-from tiebreak.models.adapters.peft_files import ADAPTER_FILE, to_adapter_config
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.adapters.virtual_tokens import as_embeddings
 from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, base_sha256, code_sha256, copy_code
 from tiebreak.models.full import write_whole

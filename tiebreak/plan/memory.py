@@ -49,6 +49,8 @@ class Memory:
 
     weights: float = 0.0
     adapters: float = 0.0
+    reward_models: float = 0.0
+    """those with weights of their own"""
     gradients: float = 0.0
     optimizer: float = 0.0
     activations: float = 0.0
@@ -56,6 +58,11 @@ class Memory:
     kv_cache: float = 0.0
     overhead: float = 0.0
     """context and libraries, and what an allocator loses"""
+
+    @property
+    def loaded(self) -> float:
+        """Weights of all models."""
+        return self.weights + self.reward_models
 
     @property
     def total(self) -> float:
@@ -85,17 +92,19 @@ class Numbers:
     trains_base: bool = False
 
 
-def weight_bytes(shape: Shape, numbers: Numbers, *, scores: bool = False) -> float:
-    """Base weights; a reward model has no language-model head. Beside quantised layers, PEFT holds all others in float32.
+def weight_bytes(shape: Shape, numbers: Numbers, *, scores: bool = False, prepared: bool = True) -> float:
+    """Base weights; a reward model has no language-model head.
 
     Args:
         scores: a sequence classifier.
+        prepared: beside quantised layers, PEFT holds all others in float32, as it does to train an adapter on them.
     """
     without = shape.embedding if scores and not shape.tied else 0
     held = shape.parameters - without
     if not numbers.quantized:
         return held * numbers.size
-    return (held - shape.in_linears) * FLOAT32 + shape.in_linears * numbers.quantized
+    beside = FLOAT32 if prepared else numbers.size
+    return (held - shape.in_linears) * beside + shape.in_linears * numbers.quantized
 
 
 def stored_per_token(shape: Shape, numbers: Numbers) -> float:

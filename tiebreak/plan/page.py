@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tiebreak.errors import counted
 from tiebreak.plan.devices import GIB
 from tiebreak.plan.planner import StagePlan
+from tiebreak.plan.scorers import Scorer
+from tiebreak.plan.work import ROWS_ASSUMED
 
-NAMES = {"kv_cache": "KV cache"}
+NAMES = {"kv_cache": "KV cache", "reward_models": "reward models"}
 NEVER_ON_A_GPU = "Memory was compared with measured peaks on a CPU only; nothing of this was ever run on a GPU."
 
 
@@ -46,6 +49,7 @@ def lines_of(plan: StagePlan) -> Iterator[str]:
     yield f"    {'total':<13} {gib(plan.memory.total):>12}  {'fits' if plan.fits else 'does not fit'}"
     if plan.host:
         yield f"    {'host':<13} {gib(plan.host):>12}  of each machine's own memory, while the model loads"
+    yield from map(_scorer_line, setting.scorers)
     state = f"{plan.largest_pass:,}" if plan.largest_pass else "none fits"
     yield f"  training.tokens_per_pass: {setting.tokens_per_pass:,}; the largest that fits: {state}"
     yield ""
@@ -60,18 +64,28 @@ def lines_of(plan: StagePlan) -> Iterator[str]:
         yield from (f"    {one}" for one in plan.nearest)
 
 
+def _scorer_line(scorer: Scorer) -> str:
+    """`    runs/reward: an adapter on the policy's weights`"""
+    if scorer.apart:
+        held = f"its own {short(scorer.shape.parameters)} parameters ({scorer.apart})"
+    else:
+        held = "an adapter on the policy's weights" + (" (assumed)" if scorer.is_assumed else "")
+    return f"    {scorer.name}: {held}"
+
+
 def _note(plan: StagePlan, name: str) -> str:
     setting = plan.setting
     if name == "weights":
         kind = (
             setting.adapter.quantize.upper()
             if setting.numbers.quantized
-            else {2: "bf16", 4: "float32"}[setting.numbers.size]
+            else {2: "bf16", 4: "float32"}[setting.size_held]
         )
         shared = f", 1/{setting.hardware.count} and what is gathered" if setting.hardware.shards_weights else ""
         return f"  {kind}{shared}"
     if name == "adapters":
-        return f"  {setting.adapters} of rank {setting.adapter.r}, float32"
+        mounted = sum(not scorer.apart for scorer in setting.scorers)
+        return f"  {counted(setting.adapters + mounted, 'adapter')}, float32"
     if name == "activations":
         return f"  {setting.tokens_per_pass:,} tokens a pass" if plan.phase == "training" else ""
     return ""
@@ -94,6 +108,12 @@ def table_of(plans: Sequence[StagePlan]) -> Iterator[str]:
         ).rstrip()
     hours = sum(plan.hours for plan in plans)
     costs = [plan.cost for plan in plans if plan.cost is not None]
+    assumed = [plan.setting.stage for plan in plans if plan.rows.is_assumed]
     yield f"  {'total':<8} {'':>10}  {'':<4} {'':>12} {'':>8} {duration_of(hours):>9} " + (
         f"{f'${sum(costs):,.2f}':>10}" if costs else ""
     )
+    if assumed:
+        yield (
+            f"  The number of rows of {', '.join(assumed)} is assumed, because their data is not there yet: "
+            f"{ROWS_ASSUMED:,}; --rows and --row-tokens state it."
+        )

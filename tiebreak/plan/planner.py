@@ -8,15 +8,16 @@ Arithmetic on the model's config.json and the stage's configuration. Memory was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tiebreak.config import AdapterConfig, OptimizerConfig
-from tiebreak.config.adapter import ON_QUANTIZED
+from tiebreak.config.adapter import ON_QUANTIZED, as_saved
 from tiebreak.plan.devices import GIB
 from tiebreak.plan.hardware import Hardware
-from tiebreak.plan.locate import locate_shape, pinned_adapter
+from tiebreak.plan.locate import OWN_BASE, PlannedModel, locate_model
 from tiebreak.plan.memory import (
     FLOAT32,
     FOUR_BITS,
@@ -34,7 +35,8 @@ from tiebreak.plan.memory import (
     logit_bytes,
     weight_bytes,
 )
-from tiebreak.plan.shape import Shape
+from tiebreak.plan.scorers import ANOTHER_FORMAT, Scorer, scorers_of
+from tiebreak.plan.shape import FAMILY, Shape
 from tiebreak.plan.trained import trained_parameters
 from tiebreak.plan.work import (
     SHARE_OF_PEAK,
@@ -51,6 +53,8 @@ TOKENS_PER_PASS = {False: 640, True: 2048}
 """`training.tokens_per_pass: null`, on the CPU and on a GPU (tiebreak.training.passes)"""
 TOKENS_WITHOUT_GRADIENTS = 1024
 """of a pass that only scores (preference.policy.rewards.TOKENS_AT_ONCE)"""
+PADDED_ROWS = 16
+"""scored together by a model that is not packed (preference.policy.rewards.ROWS_AT_ONCE)"""
 LARGEST_PASS = 2**20
 TOKENS_CHECKED, LOGITS_CHECKED, SHORTEST = 256, 4, 0.8
 """of the batch that is compared before training: its tokens (tiebreak.packed.proof), its tables of logits (with their
@@ -75,11 +79,13 @@ class Setting:
     row_tokens: float = 0.0
     """mean length of a row; 0: short"""
     adapters: int = 1
-    """on the base weights: the one that trains, its reference, reward models'"""
+    """on the base weights: the one that trains, and its reference"""
     copies: int = 0
-    """of the whole model beside the one that trains: its reference, reward models'"""
-    loaded_apart: int = 0
-    """reward models with quantised weights of their own"""
+    """of the whole model beside the one that trains: its reference"""
+    scorers: tuple[Scorer, ...] = ()
+    """reward models, the guard's among them"""
+    model: PlannedModel | None = None
+    """the one that trains, with the name of its base weights"""
 
     @property
     def trained(self) -> int:
@@ -87,11 +93,21 @@ class Setting:
         return trained_parameters(self.shape, self.adapter, scores=self.stage == "reward")
 
     @property
+    def is_half(self) -> bool:
+        """Whether models are loaded in 16 bits."""
+        precision = self.training.precision
+        return precision in ("bfloat16", "float16") or (precision == "auto" and self.hardware.device.is_gpu)
+
+    @property
+    def size_held(self) -> int:
+        """Bytes of a weight that is not quantised. Whole weights train in float32 (tiebreak.models.load.load_policy), of
+        which DeepSpeed in 16 bits keeps a copy and computes with them rounded."""
+        return FLOAT32 if trains_base(self.adapter) and not self.hardware.is_deepspeed else self.numbers.size
+
+    @property
     def numbers(self) -> Numbers:
         """Formats, by precision and device."""
-        precision = self.training.precision
-        half = precision in ("bfloat16", "float16") or (precision == "auto" and self.hardware.device.is_gpu)
-        quantized, full = quantized_bytes(self.adapter), trains_base(self.adapter)
+        half, quantized, full = self.is_half, quantized_bytes(self.adapter), trains_base(self.adapter)
         lora = self.adapter.method in ("lora", "qlora")
         return Numbers(
             size=2 if half else 4,
@@ -138,9 +154,18 @@ class StagePlan:
         return self.memory.total <= self.available
 
     @property
+    def written(self) -> PlannedModel:
+        """The model that the stage will write."""
+        setting, saved = self.setting, as_saved(self.setting.adapter)
+        before = setting.model or PlannedModel(setting.shape, saved)
+        if trains_base(saved):
+            return PlannedModel(setting.shape, saved, str(Path(setting.config.output) / "final"))
+        return replace(before, adapter=saved)
+
+    @property
     def certain_not_to_fit(self) -> bool:
         """Whether the weights alone do not fit: then only other hardware or fewer bits help."""
-        return self.memory.weights > self.available
+        return self.memory.loaded > self.available
 
     @property
     def cost(self) -> float | None:
@@ -167,6 +192,8 @@ def plan_stage(
     *,
     shape: Shape | None = None,
     adapter: AdapterConfig | None = None,
+    model: PlannedModel | None = None,
+    made: Mapping[str, PlannedModel] | None = None,
     price: float | None = None,
     share: float = SHARE_OF_PEAK,
     row_count: int | None = None,
@@ -177,8 +204,10 @@ def plan_stage(
 
     Args:
         config: its configuration.
-        shape: the model's; None: of `config.policy`.
+        shape: the model's, whose base weights are not known by name; None: of `config.policy`.
         adapter: the one that the policy will have; None: the configuration's, the policy's own, or the default.
+        model: the policy before this stage; None: of `config.policy`.
+        made: models of earlier stages of a recipe, by output folder: reward models are looked for there first.
         price: dollars an hour and device.
         share: of the devices' peak rate that training reaches.
         row_count: the number of its rows; None: counted where that is cheap.
@@ -188,20 +217,22 @@ def plan_stage(
         ModelError: the model is not there.
     """
     training: OptimizerConfig = config.training
-    found = adapter or config.adapter or AdapterConfig.model_validate(pinned_adapter(config.policy))
+    policy = trained_model(config, shape, adapter, model)
     rows = rows_of(str(getattr(config, ROWS_KEY[stage])), training.max_length_tokens, row_count, row_tokens)
+    whole = trains_base(policy.adapter)
     setting = Setting(
         stage,
-        shape or locate_shape(config.policy),
-        found,
+        policy.shape,
+        policy.adapter,
         training,
         config,
         hardware,
         training.tokens_per_pass or TOKENS_PER_PASS[hardware.device.is_gpu],
         rows.tokens,
-        _adapters_of(stage, config),
-        _copies_of(stage, config) if trains_base(found) else 0,
-        _reward_models(config) if stage == "ppo" and found.quantize == "int8" else 0,
+        2 if _has_reference(stage, config) else 1,
+        1 if whole and _has_reference(stage, config) else 0,
+        scorers_of(config, policy, made or {}),
+        policy,
     )
     memory, phase = peak(setting)
     work = work_of(setting, rows)
@@ -220,25 +251,21 @@ def plan_stage(
     return replace(plan, nearest=tuple(nearest(setting))) if with_nearest and not plan.fits else plan
 
 
-def _adapters_of(stage: str, config: Any) -> int:
-    """DPO and PPO hold the reference as a second adapter; PPO one more for each reward model, and so does a guard."""
-    guard = 1 if getattr(config, "guard", None) is not None else 0
-    if stage == "dpo":
-        return 2 + guard
-    if stage != "ppo":
-        return 1
-    return 2 + guard + _reward_models(config)
+def trained_model(
+    config: Any, shape: Shape | None, adapter: AdapterConfig | None, model: PlannedModel | None
+) -> PlannedModel:
+    """The model that a stage trains: base weights, and the adapter that it will have. See plan_stage."""
+    if model is None:
+        model = locate_model(config.policy) if shape is None else PlannedModel(shape, AdapterConfig())
+    wanted = adapter or config.adapter or model.adapter
+    if wanted.start == "merge":  # its base is a new one
+        return replace(model, adapter=wanted, base=str(Path(config.output) / OWN_BASE), base_sha256="")
+    return replace(model, shape=shape or model.shape, adapter=wanted)
 
 
-def _reward_models(config: Any) -> int:
-    return sum(reward.model is not None for reward in config.all_rewards)
-
-
-def _copies_of(stage: str, config: Any) -> int:
-    """Where the weights themselves train, what would be an adapter of them is a whole model."""
-    if stage == "dpo" and config.algorithm not in ("dpo", "kto"):
-        return 0  # without a reference
-    return _adapters_of(stage, config) - 1
+def _has_reference(stage: str, config: Any) -> bool:
+    """Whether a second model, or adapter, answers beside the one that trains."""
+    return stage == "ppo" or (stage == "dpo" and getattr(config, "algorithm", "dpo") in ("dpo", "kto"))
 
 
 # --- memory
@@ -249,9 +276,11 @@ def peak(setting: Setting) -> tuple[Memory, str]:
     phases = [(_while_training(setting), "training"), (_while_proving(setting), "the check of one batch")]
     if setting.stage == "ppo":
         phases.append((_while_sampling(setting), "sampling"))
+    if any(scorer.apart for scorer in setting.scorers):
+        phases.append((_while_scoring(setting), "scoring"))
     memory, phase = max(phases, key=lambda each: each[0].total)
     if not setting.hardware.device.is_gpu:
-        memory = replace(memory, overhead=memory.overhead + HEAP_SLACK * (memory.total - memory.weights))
+        memory = replace(memory, overhead=memory.overhead + HEAP_SLACK * (memory.total - memory.loaded))
     return memory, phase
 
 
@@ -263,30 +292,46 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
     """
     shape, numbers, hardware = setting.shape, setting.numbers, setting.hardware
     trained = setting.trained
+    numbers = replace(numbers, size=setting.size_held)
     weights = weight_bytes(shape, numbers, scores=setting.stage == "reward")
     parts = hardware.count if hardware.shards_weights else 1
     here = weights if gathered or parts == 1 else weights / parts + _gathered_at_once(shape, numbers)
     if hardware.offloads_weights and not gathered:
         here -= weights / parts
-    size = numbers.size if numbers.trains_base else FLOAT32
+    size = setting.size_held if numbers.trains_base else FLOAT32
     held = 0 if numbers.trains_base else trained * setting.adapters * FLOAT32
+    held += sum(_adapter_bytes(scorer) for scorer in setting.scorers if not scorer.apart)
     whole_gradients = trained * size
     gradients = whole_gradients / (hardware.count if hardware.shards_gradients else 1)
     if hardware.count > 1 and hardware.distributed == "ddp":
         gradients *= 2  # DDP's buckets
-    copies = FLOAT32 if hardware.is_deepspeed or (numbers.trains_base and numbers.mixed) else 0
+    copies = FLOAT32 if hardware.is_deepspeed else 0
     optimizer = (
         trained * (MOMENTS[setting.training.optimizer] + copies) / (hardware.count if hardware.shards_optimizer else 1)
     )
     return Memory(
-        weights=here
-        + setting.copies * shape.parameters * FLOAT32
-        + setting.loaded_apart * weight_bytes(shape, numbers, scores=True),
+        weights=here + setting.copies * shape.parameters * FLOAT32,
         adapters=held / parts,
+        reward_models=sum(_own_bytes(scorer, setting) for scorer in setting.scorers if scorer.apart),
         gradients=gradients,
         optimizer=0 if hardware.offloads_optimizer else optimizer,
         overhead=hardware.device.reserved + (FRAGMENTED * hardware.device.memory if hardware.device.is_gpu else 0),
     )
+
+
+def _adapter_bytes(scorer: Scorer) -> float:
+    return trained_parameters(scorer.shape, scorer.model.adapter, scores=True) * FLOAT32
+
+
+def _own_bytes(scorer: Scorer, setting: Setting) -> float:
+    """A reward model with weights of its own, whole on every device."""
+    own = weight_bytes(scorer.shape, _numbers_of(scorer, setting), scores=True, prepared=False)
+    return own if trains_base(scorer.model.adapter) else own + _adapter_bytes(scorer)
+
+
+def _numbers_of(scorer: Scorer, setting: Setting) -> Numbers:
+    size = 2 if setting.is_half else FLOAT32
+    return Numbers(size=size, mixed=False, quantized=quantized_bytes(scorer.model.adapter), fused=False)
 
 
 def _gathered_at_once(shape: Shape, numbers: Numbers) -> float:
@@ -341,6 +386,21 @@ def _while_sampling(setting: Setting) -> Memory:
     )
 
 
+def _while_scoring(setting: Setting) -> Memory:
+    """Reward models of their own weights, one after the other."""
+    apart = [scorer for scorer in setting.scorers if scorer.apart]
+    return replace(_lasting(setting), activations=max(_bytes_of_scoring(scorer, setting) for scorer in apart))
+
+
+def _bytes_of_scoring(scorer: Scorer, setting: Setting) -> float:
+    """One block's temporaries, for packed rows or, of families that may not be packed, for padded ones."""
+    longest = setting.training.max_length_tokens
+    rows = max(getattr(setting.config, "episodes_per_rollout", PADDED_ROWS) // setting.hardware.count, 1)
+    packed = scorer.shape.model_type in FAMILY
+    tokens = max(TOKENS_WITHOUT_GRADIENTS, longest) if packed else min(rows, PADDED_ROWS) * longest
+    return forward_bytes(scorer.shape, _numbers_of(scorer, setting), tokens)
+
+
 def _largest_pass(setting: Setting) -> int:
     """By bisection: memory grows with the pass."""
     memory = setting.hardware.device.memory
@@ -365,9 +425,10 @@ def _host_bytes(setting: Setting) -> float:
     hardware, numbers = setting.hardware, setting.numbers
     if not hardware.device.is_gpu:
         return 0.0
-    whole = setting.shape.parameters * numbers.size
+    models = [setting.shape, *(scorer.shape for scorer in setting.scorers if scorer.apart)]
+    whole = max(shape.parameters for shape in models) * numbers.size
     here = min(hardware.count, 8)
-    lasting = whole if hardware.offloads_weights else 0.0
+    lasting = setting.shape.parameters * numbers.size if hardware.offloads_weights else 0.0
     if hardware.offloads_optimizer:
         lasting += setting.trained * (MOMENTS[setting.training.optimizer] + FLOAT32)
     return max(whole * here, lasting)
@@ -426,7 +487,15 @@ def _nf4(setting: Setting) -> tuple[Setting, str] | None:
     able = setting.adapter.method in ON_QUANTIZED["nf4"]
     if setting.adapter.quantize != "none" or not able or setting.hardware.shards_weights:
         return None
-    return replace(setting, adapter=setting.adapter.model_copy(update={"quantize": "nf4"})), "adapter.quantize: nf4"
+    adapter = setting.adapter.model_copy(update={"quantize": "nf4"})
+    scorers = tuple(map(_beside_quantized, setting.scorers))
+    return replace(setting, adapter=adapter, scorers=scorers), "adapter.quantize: nf4"
+
+
+def _beside_quantized(scorer: Scorer) -> Scorer:
+    """A finished reward model keeps its number format, so it is no adapter on weights of another one."""
+    kept = bool(scorer.apart) or scorer.is_assumed or scorer.model.adapter.quantize == "nf4"
+    return scorer if kept else replace(scorer, apart=ANOTHER_FORMAT)
 
 
 def _sharding(setting: Setting) -> tuple[Setting, str] | None:
@@ -507,9 +576,10 @@ def _work_of_ppo(setting: Setting, rows: Rows, batch: int) -> Work:
     prompt = min(rows.tokens, max(setting.training.max_length_tokens - answer, 1))
     length = prompt + answer
     tokens = rollouts * config.episodes_per_rollout * length
-    passes = 3 + sum(reward.model is not None for reward in config.all_rewards)  # sampling, policy, reference, rewards
+    passes = 3  # sampling, policy, reference
     learned = tokens * answer / length
     operations = passes * forward_operations(shape, tokens, length)
+    operations += sum(forward_operations(scorer.shape, tokens, length) for scorer in setting.scorers)
     operations += 3 * head_operations(shape, learned, trains=False)
     operations += config.ppo_epochs * (_trained(setting, tokens, length) + head_operations(shape, learned, trains=True))
     rows_here = max(config.episodes_per_rollout // setting.hardware.count, 1)

@@ -32,6 +32,8 @@ class Rows:
     """mean tokens of a row: of a demonstration with its prompt, of a pair with its prompt once, of a prompt"""
     source: str
     """where both come from"""
+    is_assumed: bool = False
+    """whether the number is not known"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def rows_of(source: str, limit: int, count: int | None, tokens: float | None) ->
     size = "" if tokens is not None else (
         f", their length by {CHARACTERS_A_TOKEN:g} characters a token" if length else ", each of the longest length"
     )  # fmt: skip
-    return Rows(rows, mean, origin + size)
+    return Rows(rows, mean, origin + size, count is None and not found)
 
 
 def _look_into(path: Path) -> tuple[int, float]:

@@ -10,6 +10,7 @@ error.
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -74,8 +75,25 @@ def _interrupting() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _require_text(line: str) -> None:
+    """Refuse bytes that are no text, which Python reads as lone surrogates.
+
+    Raises:
+        DataError: there are some.
+    """
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"this line is not UTF-8 (at character {error.start + 1}), so it is not answered: write it again, or convert "
+            "its file with iconv"
+        ) from error
+
+
 def _lines() -> Iterator[str]:
-    """Typed lines, or those of standard input."""
+    """Typed lines, or those of standard input; `Session.run` refuses those that are no text."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
@@ -124,6 +142,7 @@ class Session:
             if line.strip() == "/exit":
                 return
             try:
+                _require_text(line)
                 if line.startswith("/"):
                     self.command(*line.split(maxsplit=1))
                 elif line.strip():

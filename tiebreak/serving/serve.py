@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
-from tiebreak.errors import ConfigError, HandoffError, MachineError
+from tiebreak.errors import ConfigError, HandoffError, MachineError, RunError
 from tiebreak.export.command import export, is_finished, output_of
 from tiebreak.export.configuration import ExportArguments
 from tiebreak.process.ending import exit_with_message
@@ -121,7 +121,11 @@ def served_folder(name: str, arguments: ServeArguments) -> Path:
     if (run / MANIFEST).is_file():
         folder = output_of(str(run), wanted)
         if not is_finished(folder, str(run), wanted):
-            export(str(run), wanted)
+            try:
+                export(str(run), wanted)
+            except RunError:
+                if not is_finished(folder, str(run), wanted):  # by another server of the run, in the meantime
+                    raise
         return _named(folder.resolve())
     with while_importing():
         from tiebreak.chat.turns import model_end_tokens

@@ -28,6 +28,7 @@ from tiebreak.models.find import ModelSource
 from tiebreak.models.load import adapter_of
 from tiebreak.plan.available import available_memory, free_memory, this_hardware
 from tiebreak.plan.devices import machine_memory
+from tiebreak.plan.locate import PlannedModel, language_of
 from tiebreak.plan.page import gib, warning
 from tiebreak.plan.planner import ROWS_KEY, StagePlan, plan_stage
 from tiebreak.plan.shape import read_shape
@@ -131,7 +132,7 @@ def memory_checks(plan: StagePlan, free: int) -> Iterator[Check]:
     if plan.certain_not_to_fit:
         fits = f"; what fits: {plan.nearest[0]}" if plan.nearest else ""
         raise MachineError(
-            f"{plan.setting.shape.name} does not fit: its weights alone take {gib(plan.memory.weights)}, and "
+            f"{plan.setting.shape.name} does not fit: its weights alone take {gib(plan.memory.loaded)}, and "
             f"{plan.setting.hardware.device.title} has {gib(plan.available)}{fits} ('tiebreak plan' has the whole account)"
         )
     if plan.memory.total > free:
@@ -177,11 +178,12 @@ def _plan(config: Any, run: Run, source: ModelSource, rows: int, row_tokens: flo
         return "this stage has no plan"
     adapter: AdapterConfig = adapter_of(source, getattr(config, "adapter", None))
     try:
+        shape = read_shape(source.base_path, source.name)
         return plan_stage(
             run.stage,
             config,
             this_hardware(),
-            shape=read_shape(source.base_path, source.name),
+            model=PlannedModel(shape, adapter, source.base, source.base_sha256, language_of(source.pinned)),
             adapter=adapter,
             row_count=rows,
             row_tokens=row_tokens,

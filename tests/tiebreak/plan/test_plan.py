@@ -279,14 +279,32 @@ def test_quantised_weights_take_the_bytes_of_the_loaded_model(tiny_model: Path, 
     assert weight_bytes(locate_shape(str(tiny_model)), numbers) == pytest.approx(found, rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layers", [None, 1])
+def test_whole_weights_train_in_float32(tiny_model: Path, layers: int | None) -> None:
+    """The oracle is the loaded model, in a stage whose precision is bfloat16; DeepSpeed's engine holds it in bfloat16."""
+    adapter = AdapterConfig(method="full", trainable_layers=layers)
+    config = settings(adapter=adapter, training={"precision": "bfloat16"})
+    source, shape = find_model(str(tiny_model)), read_shape(tiny_model)
+    model = load_policy(source, config.training, adapter, load_tokenizer(source))
+    held = sum(each.numel() * each.element_size() for each in model.parameters())
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    memory = plan_stage("sft", config, Hardware(find_device("cpu")), shape=shape).memory
+    assert (memory.weights, memory.gradients, memory.optimizer) == (held, 4 * trained, 8 * trained)
+    sharded = plan_stage("sft", config, Hardware(find_device("cpu"), 2).spread("zero2"), shape=shape).memory
+    assert (sharded.weights, sharded.gradients, sharded.optimizer) == (held / 2, trained, 12 * trained / 2)
+
+
 def test_a_reward_model_on_int8_weights_is_a_second_model() -> None:
     values = {"output": "x", "policy": "x", "prompts": "p.jsonl", "training": {"tokens_per_pass": 64}}
     shape, cpu = small(), Hardware(find_device("cpu"))
     for quantize, models in (("nf4", 1), ("int8", 2)):
         scored = PPOConfig.model_validate({**values, "reward_model": "r", "adapter": {"quantize": quantize}})
         one = weight_bytes(shape, Numbers(size=4, mixed=False, quantized=quantized_bytes(scored.adapter)))
-        head = shape.embedding * 4 if not shape.tied else 0
-        assert plan_stage("ppo", scored, cpu, shape=shape).memory.weights == models * one - (models - 1) * head
+        memory = plan_stage("ppo", scored, cpu, shape=shape).memory
+        lora = 4 * (16 * 2 * sum(layer.inputs + layer.outputs for layer in shape.linears) + shape.hidden)
+        assert memory.weights == one
+        assert memory.reward_models == (models - 1) * (one + lora)
 
 
 def test_ppo_counts_its_four_roles_and_gathers_sharded_weights_to_sample() -> None:
@@ -294,7 +312,8 @@ def test_ppo_counts_its_four_roles_and_gathers_sharded_weights_to_sample() -> No
     values["training"] = {"tokens_per_pass": 512}
     config = PPOConfig(**values)
     plan = plan_stage("ppo", config, Hardware(find_device("h100"), 8).spread("zero3"), shape=LLAMA_8B)
-    assert plan.setting.adapters == 3  # policy, reference, reward model
+    lora, head = trained_parameters(LLAMA_8B, AdapterConfig()), LLAMA_8B.hidden
+    assert plan.memory.adapters == pytest.approx(4 * (3 * lora + head) / 8)  # policy, reference, reward model
     assert plan.phase == "sampling"
     assert plan.memory.weights == 2 * LLAMA_8B.parameters
     answer = config.sampling.max_new_tokens
@@ -313,7 +332,8 @@ def test_whole_weights_take_a_second_model_for_what_would_be_an_adapter() -> Non
         plan = plan_stage("dpo", DPOConfig.model_validate({**pairs, **values}), cpu, shape=shape)
         assert plan.memory.weights == models * one  # the policy, and its reference
     scored = PPOConfig.model_validate({**shared, "reward_model": "r", "prompts": "p.jsonl"})
-    assert plan_stage("ppo", scored, cpu, shape=shape).memory.weights == 3 * one
+    memory = plan_stage("ppo", scored, cpu, shape=shape).memory
+    assert (memory.weights, memory.reward_models) == (2 * one, one)  # policy and reference; the embedding is the head
     assert trained_parameters(shape, AdapterConfig(method="full", trainable_layers=1)) == shape.block
     assert trained_parameters(shape, AdapterConfig(method="prompt", virtual_tokens=7)) == 7 * shape.hidden
 
@@ -436,6 +456,8 @@ def test_rows_are_counted_where_that_is_cheap(tmp_path: Path) -> None:
     assert rows_of(str(file), 64, None, None).tokens == 64
     assert rows_of("hub:x@train", 512, None, None) == rows_of("nowhere", 512, None, None)
     assert rows_of(str(file), 512, 5, 9.0).count == 5
+    named = [rows_of(str(file), 512, None, None), rows_of("nowhere", 512, 5, None), rows_of("nowhere", 512, None, None)]
+    assert [one.is_assumed for one in named] == [False, False, True]
 
 
 def test_time_and_price() -> None:
@@ -513,6 +535,7 @@ def test_the_command_answers_without_torch(tmp_path: Path, tiny_model: Path) -> 
     assert "  dpo " in page
     assert "does not fit" in page
     assert "--accelerate zero3 on " in page
+    assert "The number of rows of dpo is assumed, because their data is not there yet: 10,000;" in page
     assert "nothing of this was ever run on a GPU" in page
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tiebreak.config.adapter import ALL_LINEAR, METHODS, READ_BY, AdapterConfig, method_of, name_of, targets_of
+from tiebreak.config.adapter import ALL_LINEAR, METHODS, READ_BY, AdapterConfig, method_of
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models.adapters.targets import output_head
 
@@ -161,19 +161,6 @@ def fault_of_whole(names: Iterable[str], *, below_score: bool) -> str:
     if any(head.endswith(name.rpartition(".")[2]) for name in names for head in HEADS):
         return "of which a reference cannot keep a copy"
     return ""
-
-
-def to_adapter_config(values: dict[str, Any], stated: Mapping[str, Any]) -> AdapterConfig:
-    """A foreign adapter's settings as keys of a stage's configuration.
-
-    Args:
-        stated: keys that PEFT has no place for: the format of the base weights.
-    """
-    method = method_of(values["peft_type"])
-    assert method is not None  # require_known has seen it
-    name = name_of(method)
-    targets = {"target_modules": targets_of(values)} if name in READ_BY["target_modules"] else {}
-    return AdapterConfig.model_validate({"method": name, **stated, **targets, **method.read(values)})
 
 
 def require_same_adapter(
