@@ -10,8 +10,9 @@ answer follows Bradley and Terry's model. Three of five raters vote; a vote is w
 the pair.
 
 The losses, targets, weights and margins are those of `tiebreak dpo` (preference.losses, tiebreak.training.labels,
-preference.rater_em); its model, optimizer and batches are not. All start at the reference and take the same steps of Adam
-on all pairs.
+preference.rater_em); its model, optimizer and batches are not. `dawid_skene` is the plain loss on preferences by
+`aggregation.method: dawid_skene` with their weights; all other losses but `rater_em` take the majority's. All start at the
+reference and take the same steps of Adam on all pairs.
 
 The figure is the share of the attainable gain: the objective E[r] − β·KL(π ‖ π_ref), 0 at the reference and 1 at the best
 policy, which is 1 − KL(π ‖ π*)/KL(π_ref ‖ π*). Below 0, the reference is better. Losses differ in how far a policy goes and
@@ -29,9 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from labeling_ui.quality.reliability import UNKNOWN, Ballots, fit_dawid_skene
 from preference.configuration import RaterEMConfig
 from preference.losses import Pairs, labelled_loss
 from preference.rater_em import RATERS, VOTES, PairVotes, RaterEM, collate_votes
@@ -191,6 +194,8 @@ def objective_of(name: str, votes: Votes, case: Case) -> Objective:
     """The loss of `tiebreak dpo` with the keys of this name."""
     if name == "rater_em":
         return _rater_em(votes)
+    if name == "dawid_skene":
+        return _dawid_skene(votes)
     rows = label_by_majority(votes)
     ones = torch.ones_like(rows.agreement)
     target, weight, margin, loss = ones, ones, None, "sigmoid"
@@ -234,7 +239,41 @@ def _rater_em(votes: Votes) -> Objective:
     return loss
 
 
-LOSSES = ("plain", "weights", "soft labels (cDPO)", "margin (ODPO)", "robust", "ipo", "rater_em")
+def _dawid_skene(votes: Votes) -> Objective:
+    """Raters' reliability estimated from the votes alone, before training; each world has raters of its own."""
+    first_better = torch.from_numpy(np.stack([fit_dawid_skene(one).first_better for one in ballots_of(votes)]))
+    side = torch.where(first_better >= 0.5, 1.0, -1.0)
+    weight = (2 * first_better - 1).abs()  # as decide_by_model's
+    weight = weight / weight.mean(dim=1, keepdim=True)
+    ones = torch.ones(weight.numel(), dtype=torch.float64)
+    rows = Labelled(votes.features * side[..., None], ones, ones)
+    return lambda weights: labelled_loss(["sigmoid"], rows.pairs(weights, None, 0.0), ones, weight.flatten())
+
+
+def ballots_of(votes: Votes) -> list[Ballots]:
+    """Each world's votes as the label export's, a pair being an item of a prompt of its own."""
+    count, pairs, each = votes.signs.shape
+    items, nothing = np.arange(pairs), np.zeros(pairs, dtype=np.int64)
+    raters = int(votes.raters.max()) + 1
+    return [
+        Ballots(
+            tuple(map(str, range(raters))),
+            items.repeat(each),
+            votes.raters[world].flatten().numpy(),
+            votes.signs[world].flatten().numpy(),
+            np.ones(pairs * each),
+            items,
+            nothing,
+            nothing + 1,
+            np.full(pairs, UNKNOWN),
+        )
+        for world in range(count)
+    ]
+
+
+LOSSES = (
+    "plain", "weights", "soft labels (cDPO)", "margin (ODPO)", "robust", "ipo", "dawid_skene", "rater_em"
+)  # fmt: skip
 
 
 def train(objective: Objective, worlds: int, steps: int) -> Tensor:

@@ -66,7 +66,7 @@ from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import read_records
+from tiebreak.data.reading import is_run, read_records
 from tiebreak.data.single import read_single_answers
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted
 from tiebreak.extras import require_package
@@ -116,7 +116,7 @@ def _dispatch(words: list[str]) -> None:
     config = load_config(LabelConfig, words, "label")
     if config.simulated:
         label_by_simulation(config)
-        say_end("label", config, words)
+        say_label_end(config, words, [config.pairs])
     else:
         serve(config)
 
@@ -140,6 +140,26 @@ def label_by_simulation(config: LabelConfig) -> None:
         report = export(store, run, config.aggregation, config.formats)
         store.close()
         print(describe(report, run))
+
+
+def say_label_end(config: LabelConfig, words: Sequence[str], sources: Sequence[str]) -> None:
+    """Print the last lines. A duel's judgments are read by its report, and never by training.
+
+    Args:
+        sources: of the store's pairs.
+    """
+    duels = [source for source in sources if source and _is_duel(source)]
+    report = ["tiebreak", "duel", "report", "--judgments", config.output]
+    reports = [shlex.join([*report, "--duel", duel, "--output", f"{duel}-report"]) for duel in duels]
+    say_end("label", config, words, reports, usual=not duels or bool(read_manifest(config.output).get("preferences")))
+
+
+def _is_duel(source: str) -> bool:
+    """Whether pairs come from a duel; not if they are gone."""
+    try:
+        return is_run(source) and read_manifest(source)["stage"] == "duel"
+    except TiebreakError:
+        return False
 
 
 def read_some_pairs(config: LabelConfig) -> list[Pair]:
@@ -555,7 +575,7 @@ def _export(words: list[str]) -> None:
             print(describe(export(store, run, config.aggregation, config.formats), run))
             if since is not None:
                 print(since)
-    say_end("label", config, words)
+    say_label_end(config, words, [source for source, _ in store.campaign().get("sources", [])])
 
 
 def _match_pairs(store: Store, config: LabelConfig) -> None:

@@ -80,6 +80,23 @@ def test_with_many_pairs_the_unbiased_loss_finds_the_best_policy_and_the_plain_o
     assert found["plain"] < 0.9
 
 
+def test_dawid_skene_believes_the_rater_who_agrees_with_the_others(wrong_votes: Any) -> None:
+    """Four raters, of whom the fourth always contradicts: its votes count against the side that they are for, so the pair
+    with one vote for and one of the fourth against is as sure as two votes for. By hand: the sign of each pair's step."""
+    raters = torch.tensor([[[0, 1, 3]] * 30 + [[0, 2, 3]] * 30 + [[1, 2, 3]] * 30])
+    truth = torch.tensor([1, -1]).repeat(45)[None, :, None]
+    signs = torch.cat([truth, truth, -truth], -1)
+    features = torch.eye(90, dtype=torch.float64)[None] * truth
+    votes = wrong_votes.Votes(features, raters, signs, torch.ones(1, 90))
+    [ballots] = wrong_votes.ballots_of(votes)
+    fit = wrong_votes.fit_dawid_skene(ballots)
+    assert (fit.accuracy > 0.9).tolist() == [True, True, True, False]
+    weights = torch.zeros(1, 90, dtype=torch.float64, requires_grad=True)
+    wrong_votes.objective_of("dawid_skene", votes, wrong_votes.CASES[0])(weights).backward()
+    step = -weights.grad[0]  # a loss of -log σ(θ) in each pair's own feature: 1/2 of its weight, over 90 pairs
+    assert step.tolist() == pytest.approx([1 / 180] * 90, rel=1e-3)
+
+
 def test_the_whole_in_small(wrong_votes: Any, tmp_path: Path) -> None:
     found = wrong_votes.measure(2, 12, 3)
     assert len(found["rows"]) == len(wrong_votes.CASES) * len(wrong_votes.LOSSES)

@@ -10,6 +10,7 @@ to people's, and reports both.
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,17 +26,28 @@ from evaluation.judging.questions import (
     to_judgment,
     with_injection,
 )
-from evaluation.judging.report import Caveats, Injection, build_report, measure_injections, say_report, write_report
+from evaluation.judging.report import (
+    Caveats,
+    Injection,
+    build_report,
+    kind_of_skip,
+    measure_injections,
+    say_report,
+    write_report,
+)
 from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
-from tiebreak.errors import ConfigError, DataError
+from tiebreak.errors import ConfigError, DataError, HandoffError, counted
 from tiebreak.records import ExportedJudgment, Judgment, Pair, content_id, write_jsonl
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import tracked
+
+TRIED = 10
+"""comparisons on which an endpoint is tried first"""
 
 
 class Judge(Protocol):
@@ -65,7 +77,7 @@ def judge(config: JudgeConfig) -> None:
             rater_id(config, asked_of), asked_of.model, asked_of.prompt_version, config.seed, version_of(config)
         )
         comparisons = comparisons_of(pairs, config.seed)
-        judgments = judge_all(run, asked_of, comparisons, rater)
+        judgments = judge_all(config, run, asked_of, comparisons, rater)
         injections = inject(config, run, asked_of, comparisons, judgments)
         caveats = Caveats(config.judges[0], tuple(caveats_of(config, asked_of, pairs)))
         report = build_report(rater, judgments, people, pairs, injections, caveats)
@@ -146,8 +158,23 @@ def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[Judgment]:
     return shared
 
 
-def judge_all(run: Run, asked_of: Judge, comparisons: Sequence[Comparison], rater: Rater) -> list[Judgment]:
-    """A judgment of every comparison, from both orders.
+def judge_all(
+    config: JudgeConfig, run: Run, asked_of: Judge, comparisons: Sequence[Comparison], rater: Rater
+) -> list[Judgment]:
+    """A judgment of every comparison. An endpoint is tried on the first ones, so that one that cannot judge costs little.
+
+    Raises:
+        HandoffError: no verdict can be read.
+    """
+    if config.endpoint is not None and len(comparisons) > TRIED:
+        require_a_verdict(config, asked_of, judge_each(run, asked_of, comparisons[:TRIED], rater))
+    judgments = judge_each(run, asked_of, comparisons, rater)
+    require_a_verdict(config, asked_of, judgments)
+    return judgments
+
+
+def judge_each(run: Run, asked_of: Judge, comparisons: Sequence[Comparison], rater: Rater) -> list[Judgment]:
+    """A judgment of each comparison, from both orders.
 
     The number of questions names what is kept on disk: fewer pairs are the first of more, but in other batches.
     """
@@ -155,6 +182,25 @@ def judge_all(run: Run, asked_of: Judge, comparisons: Sequence[Comparison], rate
     replies = asked_of.ask(run, questions, f"{len(questions)} verdicts")
     both = zip(comparisons, replies[0::2], replies[1::2], strict=True)
     return [to_judgment(comparison, (one, other), rater) for comparison, one, other in both]
+
+
+def require_a_verdict(config: JudgeConfig, asked_of: Judge, judgments: Sequence[Judgment]) -> None:
+    """Refuse a judge none of whose verdicts can be read: its judgments would all be skips.
+
+    Raises:
+        HandoffError: the reasons, and what to change.
+    """
+    if not all(one.skip for one in judgments):
+        return
+    reasons = Counter(kind_of_skip(one.skip_reason) for one in judgments).most_common()
+    listed = ", ".join(f"{reason} ({count})" for reason, count in reasons)
+    change = "name another model, or raise sampling.max_new_tokens" if config.writes else "name a model that reads more"
+    if config.model is not None and config.writes:
+        change += ", or set answers_by: letters"
+    raise HandoffError(
+        f"{asked_of.model} gave no readable verdict on any of {counted(len(judgments), 'comparison')}: {listed}. The "
+        f"first: {judgments[0].skip_reason}. Its answers are kept in {config.output}; {change}, and give another output"
+    )
 
 
 def inject(

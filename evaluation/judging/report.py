@@ -79,7 +79,7 @@ def count(judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> dict[str, Any
     """Counts of what was judged, and its cost."""
     verdicts = [one.judge for one in judgments if one.judge is not None]
     costs = [one.cost for one in verdicts if one.cost is not None]
-    skipped = Counter(_kind_of(one.skip_reason) for one in judgments if one.skip)
+    skipped = Counter(kind_of_skip(one.skip_reason) for one in judgments if one.skip)
     return {
         "pairs": len(pairs),
         "judgments": len(judgments),
@@ -93,7 +93,7 @@ def count(judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> dict[str, Any
     }
 
 
-def _kind_of(reason: str) -> str:
+def kind_of_skip(reason: str) -> str:
     """A skip's reason without its quotation."""
     return reason.split(":")[0].split(" in '")[0].split(' in "')[0]
 

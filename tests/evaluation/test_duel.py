@@ -80,6 +80,8 @@ def test_a_duel_from_an_evaluation_to_its_report(made: Path, tmp_path: Path) -> 
     simulated = ("--simulate.enabled", "true", "--simulate.error-rate", "0", "--overlap", "2")
     status, message = run_here("label", "--pairs", duel, "--output", label, *simulated, *UNTRACKED)
     assert status == 0, message
+    nexts = [line for line in message.splitlines() if line.startswith("next: ")]
+    assert nexts == [f"next: tiebreak duel report --judgments {label} --duel {duel} --output {duel}-report"]
     assert (label / "final" / "preferences.jsonl").read_text() == ""
     assert len(read_rows(label / "final" / "judgments.jsonl")) == 76
     assert json.loads((label / "final" / "report.json").read_text())["evaluation"] == {"pairs": 38, "judgments": 76}

@@ -287,6 +287,22 @@ def test_what_cannot_be_read_is_skipped_with_its_reason(api: Api, pairs: Path, t
     assert "4 comparisons of 6 have no verdict" in printed
 
 
+def test_a_judge_without_one_readable_verdict_is_refused_after_ten_comparisons(api: Api, tmp_path: Path) -> None:
+    """Of 25 comparisons, 20 questions about ten of them are paid, once: the same command pays nothing more."""
+    rows = [{"prompt": f"q {n}?", "response_a": f"one {n}", "response_b": f"the other {n}"} for n in range(25)]
+    pairs = write_rows(tmp_path / "many.jsonl", rows)
+    api.answer = lambda _: "I like both"
+    for _ in range(2):
+        status, printed = judge(*by_endpoint(api, pairs, tmp_path / "out"))
+        assert status == 1
+        assert (
+            "m gave no readable verdict on any of 10 comparisons: no verdict (10). The first: no verdict in" in printed
+        )
+        assert "name another model, or raise sampling.max_new_tokens, and give another output" in printed
+        assert api.paid.total() == 20
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_a_judge_that_prefers_the_left_has_only_ties(api: Api, pairs: Path, tmp_path: Path) -> None:
     api.answer = lambda _: '{"answer": "A"}'
     assert judge(*by_endpoint(api, pairs, tmp_path / "out"))[0] == 0

@@ -17,14 +17,17 @@ import pytest
 import yaml
 from support import REPOSITORY, read_rows, run_here, write_config, write_rows
 
+from tiebreak.config import StageConfig, TrackingConfig
+from tiebreak.errors import RunError
 from tiebreak.records import Completion, Judgment, Message, Pair
 from tiebreak.rounds import loop, rivals
 from tiebreak.rounds.configuration import RoundsConfig, StopConfig
 from tiebreak.rounds.figures import read_label
-from tiebreak.rounds.joining import preferences_of_judge, rows_of, share_pairs
+from tiebreak.rounds.joining import join_config, join_labels, preferences_of_judge, rows_of, share_pairs
 from tiebreak.rounds.loop import State, run_round
-from tiebreak.rounds.rivals import across, rivals_of
-from tiebreak.rounds.stopping import why_distrust, why_stop
+from tiebreak.rounds.rivals import across, rivals_of, write_pool
+from tiebreak.rounds.stopping import why_distrust, why_stop, why_undecided
+from tiebreak.runs.run import start_run
 
 TRAINING = {
     "training.max_steps": 2,
@@ -196,7 +199,13 @@ def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, mon
     about = {"name": "r", "root": str(tmp_path / "rounds"), "policy": "runs/sft", "budget": 9, "stages": stages}
     config = RoundsConfig.model_validate({**about, **EVERYTHING})
     rate = {"value": 0.5, "n": 9, "interval": [0.4, 0.6]}
-    labelled = {"labels": 3, "arms": {}, "kinds": {}, "agreement": {"value": None, "n": 0, "interval": None}}
+    labelled = {
+        "labels": 3,
+        "decided": 2,
+        "arms": {},
+        "kinds": {},
+        "agreement": {"value": None, "n": 0, "interval": None},
+    }
     evaluated = {"over_start": rate, "over_previous": rate, "kl": 1.0, "score_gain": None}
 
     def run(*given: Any) -> None:
@@ -205,8 +214,8 @@ def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, mon
 
     for name, stub in {
         "_run": run,
-        "write_pool": lambda output, samples: ran.append(("pool", {"samples": samples})) or str(output),
-        "join_labels": lambda joined: joined.output,
+        "write_pool": lambda output, samples, _: ran.append(("pool", {"samples": samples})) or str(output),
+        "join_labels": lambda joined, _: joined.output,
         "share_pairs": lambda _: False,
         "read_label": lambda *_: labelled,
         "read_evaluation": lambda *_: evaluated,
@@ -363,17 +372,68 @@ def test_rounds_in_one_store_count_and_learn_their_own_pairs_alone(
         write_rows(label / "final" / "judgments.jsonl", [{"pair_id": name, **vote} for name in judged])
         labels.append(str(label))
         selected.append(select)
-    assert read_label(Path(labels[0]), selected[0])["labels"] == 3
-    assert read_label(Path(labels[1]), selected[1], labels[:1])["labels"] == 3
+    first, second = read_label(Path(labels[0]), selected[0]), read_label(Path(labels[1]), selected[1], labels[:1])
+    assert [(one["labels"], one["decided"]) for one in (first, second)] == [(3, 3), (3, 3)]
     assert (share_pairs(labels[:1]), share_pairs(labels)) == (False, True)
     found: list[Any] = []
-    monkeypatch.setattr(loop, "join_labels", lambda joined: found.append(joined) or "joined")
-    assert loop.join(RoundsConfig.model_construct(data="all"), tmp_path, State("p", labels=labels)) == "joined"
+    monkeypatch.setattr(loop, "join_labels", lambda joined, _: found.append(joined) or "joined")
+    assert (
+        loop.join(RoundsConfig.model_construct(data="all", replace=False), tmp_path, State("p", labels=labels))
+        == "joined"
+    )
     assert [row.pair_id for row in rows_of(found[0], "preferences.jsonl")] == list("abcdef")
-    of_round = RoundsConfig.model_construct(data="round")
+    of_round = RoundsConfig.model_construct(data="round", replace=False)
     assert loop.join(of_round, tmp_path, State("p", labels=labels[:1])) == labels[0]
     loop.join(of_round, tmp_path, State("p", labels=labels))
     assert [row.pair_id for row in rows_of(found[1], "preferences.jsonl")] == list("def")
+
+
+def test_a_round_of_ties_alone_is_not_trained_on(tmp_path: Path) -> None:
+    """Exported both ways, ties have strength 0; a judge's preference does not count."""
+    label, select = (tmp_path / name for name in ("label", "select"))
+    for folder in (label, select):
+        (folder / "final").mkdir(parents=True)
+    pair = Pair(id="a", prompt_id="a", messages=ASK, completions=tuple(Completion(id=c, text=c) for c in "xy"))
+    write_rows(select / "final" / "pairs.jsonl", [pair.model_dump(mode="json")])
+    vote = {"pair_id": "a", "left": "x", "right": "y", "answer": 0}
+    write_rows(label / "final" / "judgments.jsonl", [{**vote, "rater_id": r, "kind": "human"} for r in "rs"])
+    sides = {"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "assistant", "content": "x"}],
+             "rejected": [{"role": "assistant", "content": "y"}], "pair_id": "a"}  # fmt: skip
+    rows = [{**sides, "strength": 0, "kind": "human"}, {**sides, "strength": 2, "kind": "model"}]
+    write_rows(label / "final" / "preferences.jsonl", rows)
+    figures = read_label(label, select)
+    assert (figures["labels"], figures["decided"]) == (2, 0)
+    assert why_undecided(figures).startswith("none of its 2 judgments prefers an answer: ties")
+    write_rows(label / "final" / "preferences.jsonl", [*rows, {**sides, "strength": 1, "kind": "human"}])
+    assert why_undecided(read_label(label, select)) == ""
+
+
+def test_another_pool_and_other_labels_are_refused_or_moved_aside(tmp_path: Path) -> None:
+    """After a changed file, --replace runs the stages again: what was pooled and joined of the old ones goes aside too."""
+    rows = {"sample": "pairs.jsonl", "label": "preferences.jsonl"}
+    made = {}
+    for name in ("sample-1", "sample-2", "label-1", "label-2"):
+        stage = name.split("-")[0]
+        config = StageConfig(output=str(tmp_path / name), tracking=TrackingConfig(mode="disabled"))
+        with start_run(config, stage, {}) as run:
+            (run.final / rows[stage]).write_text("")
+            (run.final / "judgments.jsonl").write_text(f'{{"made": "{name}"}}')  # so that the two differ
+            run.finish()
+        made[name] = str(run.folder)
+
+    def pool(n: int, replace: bool) -> str:
+        return write_pool(tmp_path / "pool", [made[f"sample-{n}"]], replace)
+
+    def join(n: int, replace: bool) -> str:
+        return join_labels(join_config(tmp_path / "labels", [made[f"label-{n}"]], []), replace)
+
+    for write, name in ((pool, "pool"), (join, "labels")):
+        assert write(1, False) == write(1, True) == str(tmp_path / name)
+        with pytest.raises(RunError, match=rf"{name} holds another run, .* Give --replace to move it aside"):
+            write(2, False)
+        assert not (tmp_path / f"{name}.replaced-1").exists()
+        assert write(2, True) == str(tmp_path / name)
+        assert (tmp_path / f"{name}.replaced-1" / "manifest.json").is_file()
 
 
 def test_a_judge_labels_what_people_did_not_get() -> None:

@@ -23,14 +23,22 @@ from tiebreak.terminal import say
 METRICS_SHOWN = 4
 
 
-def say_end(stage: str, config: StageConfig, words: Sequence[str]) -> None:
-    """Print a finished stage's last lines; in a recipe, where the next stage follows anyway, only the first."""
+def say_end(
+    stage: str, config: StageConfig, words: Sequence[str], others: Sequence[str] = (), *, usual: bool = True
+) -> None:
+    """Print a finished stage's last lines; in a recipe, where the next stage follows anyway, only the first.
+
+    Args:
+        others: further commands that can follow.
+        usual: whether the stage's usual next command can follow.
+    """
     folder, steps = _folder_of(stage, config), _steps_after(stage, config)
     if not steps or not (folder / MANIFEST).is_file():
         return
     say(saved_line(folder))
     if "TIEBREAK_GROUP" not in os.environ:
-        say(f"next: {next_command(steps, config, folder, words)}")
+        commands = [*([next_command(steps, config, folder, words)] if usual else []), *others]
+        say(*(f"next: {command}" for command in commands))
 
 
 def say_recipe_end(stage: str, config: StageConfig, words: Sequence[str]) -> None:

@@ -184,18 +184,27 @@ def run_stage(
         if lacking:
             say(f"{folder} is finished, and lacks {', '.join(lacking)}")
     if state == "other":
-        if not config.replace:
-            raise RunError(
-                f"{folder} holds another run, and nothing is overwritten; {why}. Give --replace to move it aside and "
-                "run this stage again, or --root for another folder"
-            )
-        _move_aside(folder)
+        make_room(folder, why, config.replace)
     elif state == "cut off":
         say(f"resuming {folder}: {why}")
     if _waits_for_people(entry, words, again):
         return False
     _start(entry, words, group, config)
     return True
+
+
+def make_room(folder: Path, why: str, replace: bool) -> None:
+    """Move another run's folder aside, where that is allowed.
+
+    Raises:
+        RunError: it is not allowed, it is no run, or another process writes it.
+    """
+    if not replace:
+        raise RunError(
+            f"{folder} holds another run, and nothing is overwritten; {why}. Give --replace to move it aside and "
+            "run this stage again, or --root for another folder"
+        )
+    _move_aside(folder)
 
 
 def check_entry(entry: StageEntry) -> None:

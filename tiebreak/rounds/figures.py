@@ -18,14 +18,14 @@ from tiebreak.rounds.joining import judged_in
 
 
 def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[str, Any]:
-    """The round's judgments by arm and by kind, and the raters' agreement.
+    """The round's judgments by arm and by kind, the number of preferences, and the raters' agreement.
 
     A store that several rounds share has those of other rounds and of duels too. The round's are those of the selected
     pairs, and of preferences that are new since the earlier label runs, such as those of corrected pairs.
     """
     judgments = read_records(label / "final" / "judgments.jsonl", ExportedJudgment)
     pairs = {pair.id: pair for pair in read_records(select / "final" / "pairs.jsonl", Pair)}
-    exported = read_records(label / "final" / "preferences.jsonl", Preference)
+    exported = list(read_records(label / "final" / "preferences.jsonl", Preference))
     own = pairs.keys() | ({row.pair_id for row in exported} - judged_in(earlier))
     counted = [one for one in judgments if one.kind != "model" and one.pair_id in own]
     arms = Counter(
@@ -35,6 +35,7 @@ def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[s
     )
     return {
         "labels": len(counted),
+        "decided": sum(row.pair_id in own and row.kind != "model" and row.strength != 0 for row in exported),
         "arms": dict(sorted(arms.items())),
         "kinds": dict(sorted(Counter(one.kind for one in counted).items())),
         "agreement": agreement(counted).as_json(),

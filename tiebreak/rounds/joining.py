@@ -3,11 +3,12 @@ did not get."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
+from tiebreak.command.pipeline import make_room
 from tiebreak.config import Section, StageConfig, TrackingConfig
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import EDITS, read_records
@@ -22,7 +23,7 @@ from tiebreak.records import (
     comparison_key,
     write_jsonl,
 )
-from tiebreak.runs.run import read_manifest, start_run
+from tiebreak.runs.run import folder_state, identify, read_manifest, start_run
 
 STAGE = "join"
 
@@ -51,16 +52,23 @@ class JoinConfig(StageConfig):
     """with apart, the label runs before the first one"""
 
 
-def join_labels(config: JoinConfig) -> str:
+def join_labels(config: JoinConfig, replace: bool = False) -> str:
     """Write the joined preferences, unless they are there; returns the run's folder.
 
     The run's inputs are the label and judge runs, so that what is trained on it can be traced to them.
+
+    Args:
+        replace: move a folder that holds another join aside.
+
+    Raises:
+        RunError: the folder holds another join.
     """
     inputs = {f"labels.{n}": source for n, source in enumerate(config.labels)}
     inputs |= {f"earlier.{n}": source for n, source in enumerate(config.earlier)}
     for n, one in enumerate(config.judged):
         inputs |= {f"judges.{n}": one.judge, f"pools.{n}": one.pool}
         inputs |= {f"selected.{n}": one.selected} if one.selected else {}
+    clear_other_run(config, STAGE, inputs, replace)
     with start_run(config, STAGE, inputs) as run:
         if run.finished:
             return str(run.folder)
@@ -76,6 +84,19 @@ def join_labels(config: JoinConfig) -> str:
         run.facts |= {"kinds": kinds, "preferences": len(preferences)}
         run.finish()
     return str(run.folder)
+
+
+def clear_other_run(config: StageConfig, stage: str, inputs: Mapping[str, str], replace: bool) -> None:
+    """Move a folder that holds another run aside, where that is allowed.
+
+    Raises:
+        RunError: it is not.
+    """
+    if not (folder := Path(config.output)).exists():
+        return
+    state, why = folder_state(folder, identify(config, stage, inputs))
+    if state == "other":
+        make_room(folder, why, replace)
 
 
 def rows_of(config: JoinConfig, name: str) -> list[Preference]:

@@ -31,7 +31,7 @@ from tiebreak.rounds.figures import held_out_accuracy, read_evaluation, read_lab
 from tiebreak.rounds.joining import Judged, join_config, join_labels, share_pairs
 from tiebreak.rounds.page import build_page
 from tiebreak.rounds.rivals import COMPLETIONS, rivals_of, write_pool
-from tiebreak.rounds.stopping import Round, why_distrust, why_stop
+from tiebreak.rounds.stopping import Round, why_distrust, why_stop, why_undecided
 from tiebreak.terminal import rule, say, tick
 from tiebreak.terminal.bars import duration
 
@@ -143,7 +143,7 @@ def run_round(config: RoundsConfig, number: int, state: State, pairs: int, group
     select = runner.run("select", **select_keys(config, state, pool, judge, pairs))
     label = runner.run("label", pairs=select)
     figures: Round = {"round": number, **read_label(Path(label), Path(select), state.labels)}
-    if distrust := why_distrust(figures["agreement"], config.stop):
+    if distrust := why_undecided(figures) or why_distrust(figures["agreement"], config.stop):
         state.figures.append({**figures, "trained": False})
         return (
             f"round {number} is not trained on: {distrust}. See 'tiebreak label agreement', and revise the guidelines"
@@ -179,7 +179,7 @@ def make_pool(runner: RoundRunner, state: State) -> str:
     if isinstance(settings, list):
         keys["sampling"] = settings[:COMPLETIONS]
     of_rivals = [runner.run("sample", f"sample-{name}", policy=policy, **keys) for name, policy in rivals.items()]
-    return write_pool(runner.folder / "pool", [sample, *of_rivals])
+    return write_pool(runner.folder / "pool", [sample, *of_rivals], config.replace)
 
 
 def train(runner: RoundRunner, state: State, preferences: str) -> str | None:
@@ -206,7 +206,7 @@ def train_on_judge(runner: RoundRunner, policy: str, cycle: int) -> str:
     )
     judge = runner.run("judge", f"cycle-{cycle}-judge", pairs=sample)
     judged = [Judged(judge=judge, pool=sample)]
-    preferences = join_labels(join_config(runner.folder / f"cycle-{cycle}-labels", [], judged))
+    preferences = join_labels(join_config(runner.folder / f"cycle-{cycle}-labels", [], judged), config.replace)
     return runner.run("dpo", f"cycle-{cycle}-dpo", policy=policy, preferences=preferences)
 
 
@@ -218,7 +218,7 @@ def join(config: RoundsConfig, folder: Path, state: State) -> str:
     if len(labels) == 1 and not judged and not shared:
         return labels[0]
     joined = join_config(folder / "labels", labels, judged, apart=shared, earlier=earlier if shared else ())
-    return join_labels(joined)
+    return join_labels(joined, config.replace)
 
 
 def select_keys(config: RoundsConfig, state: State, pool: str, judge: str | None, pairs: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.data.reading import read_records
 from tiebreak.records import Pair, content_id, write_jsonl
 from tiebreak.rounds.configuration import Rival
+from tiebreak.rounds.joining import clear_other_run
 from tiebreak.runs.run import start_run
 
 STAGE = "pool"
@@ -48,10 +49,19 @@ def base_of(policy: str) -> str:
     return find_model(policy).base
 
 
-def write_pool(output: Path, samples: Sequence[str]) -> str:
-    """Write the pool, unless it is there; returns the run's folder."""
+def write_pool(output: Path, samples: Sequence[str], replace: bool = False) -> str:
+    """Write the pool, unless it is there; returns the run's folder.
+
+    Args:
+        replace: move a folder that holds another pool aside.
+
+    Raises:
+        RunError: the folder holds another pool.
+    """
     config = PoolConfig(output=str(output), samples=list(samples), tracking=TrackingConfig(mode="disabled"))
-    with start_run(config, STAGE, {f"samples.{n}": source for n, source in enumerate(samples)}) as run:
+    inputs = {f"samples.{n}": source for n, source in enumerate(samples)}
+    clear_other_run(config, STAGE, inputs, replace)
+    with start_run(config, STAGE, inputs) as run:
         if not run.finished:
             own, *rivals = (read_records(Path(source) / "final" / "pairs.jsonl", Pair) for source in samples)
             pairs = [*own, *(pair for rival in rivals for pair in across(own, rival))]

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tiebreak.errors import counted
 from tiebreak.rounds.configuration import StopConfig
 
 Round = dict[str, Any]
 """a round's figures, as in rounds.json"""
+
+
+def why_undecided(figures: Round) -> str:
+    """Why a round's labels cannot be trained on; empty if they can: some pair has a preferred answer."""
+    if figures["decided"]:
+        return ""
+    return (
+        f"none of its {counted(figures['labels'], 'judgment')} prefers an answer: ties, both bad, skips or split votes"
+    )
 
 
 def why_distrust(agreement: dict[str, Any], stop: StopConfig) -> str:
