@@ -50,6 +50,7 @@ SCRIPTS = {
     ),
     "lead": (
         "call.js",
+        "keeping.js",
         "media.js",
         "curves.js",
         "disputes.js",

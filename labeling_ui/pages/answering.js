@@ -1,12 +1,13 @@
 // Messages of raters about pairs, which leads and reviewers answer: those that wait, on the overview; all of a pair, beside it.
 function threadOf(thread, withLink) {
-  const field = make('textarea', { name: 'text', rows: '2', maxlength: '4000', dir: 'auto', required: true, 'aria-label': words['notes.reply'] });
+  const field = make('textarea', { name: 'text', rows: '2', maxlength: '4000', dir: 'auto', required: true, 'data-keep': `note/${thread.item_id}/${thread.rater_id}`, 'aria-label': words['notes.reply'] });
   const problem = make('span', { class: 'note', role: 'status' });
   const form = make('form', { class: 'line-form' }, make('label', { class: 'grow' }, field), make('button', { class: 'plain' }, words['notes.send']), problem);
   form.addEventListener('submit', async (event) => {
     event.preventDefault();
     try {
       await call('/api/lead/notes', { method: 'POST', body: { item_id: thread.item_id, rater_id: thread.rater_id, text: field.value } });
+      sent(form);
       form.parentElement.remove();
       if (withLink) showWaiting(); else showItemNotes();
     } catch (error) {
@@ -24,10 +25,11 @@ function threadOf(thread, withLink) {
 const mayAnswer = () => ['lead', 'reviewer'].includes(desk.dataset.role);
 
 async function showWaiting() {
-  if (find('.notes textarea')?.value) return; // an answer is being written
+  if (find('.notes').contains(document.activeElement)) return; // an answer is being written
   const threads = await call('/api/lead/notes');
   find('.notes').hidden = !threads.length;
   find('.notes .threads').replaceChildren(...threads.map((thread) => threadOf(thread, true)));
+  giveBack(find('.notes'));
 }
 
 async function showItemNotes() {
@@ -35,7 +37,9 @@ async function showItemNotes() {
   const threads = await call(`/api/lead/notes?item_id=${encodeURIComponent(id)}`);
   if (!item || item.item_id !== id) return;
   find('.item .item-notes')?.remove();
-  if (threads.length) find('.item').append(make('section', { class: 'item-notes' }, make('h3', {}, words['notes.item']), ...threads.map((thread) => threadOf(thread, false))));
+  if (!threads.length) return;
+  find('.item').append(make('section', { class: 'item-notes' }, make('h3', {}, words['notes.item']), ...threads.map((thread) => threadOf(thread, false))));
+  giveBack(find('.item .item-notes'));
 }
 
 desk.addEventListener('click', (event) => {

@@ -91,6 +91,7 @@ desk.addEventListener('submit', (event) => {
 async function createBatch(form) {
   if (!await change('/api/lead/batches', 'POST', { name: form.elements.name.value.trim() })) return;
   warn('');
+  sent(form);
   form.reset();
   await showBatches();
 }

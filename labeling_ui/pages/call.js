@@ -32,7 +32,7 @@ function openMemory() {
 
 // A request's JSON; an ended session redirects to the login page. `refused` marks errors that a retry cannot fix.
 // A reply without our header is another program's, and counts as none.
-async function call(path, { method = 'GET', body, file, patience_ms = 60000 } = {}) {
+async function request(path, { method = 'GET', body, file, patience_ms = 60000 } = {}) {
   const headers = { Accept: 'application/json' };
   if (method !== 'GET') headers['X-CSRF-Token'] = csrfToken;
   if (body !== undefined) headers['Content-Type'] = 'application/json';
@@ -44,14 +44,68 @@ async function call(path, { method = 'GET', body, file, patience_ms = 60000 } = 
   if (response.status >= 500 || !response.headers.has('X-Tiebreak')) throw new Error('server');
   const reply = await response.json();
   if (response.ok) return reply;
-  if (response.status === 401 && path !== '/api/login' && mayLeave()) window.location.href = `${base}/login/`;
+  if (response.status === 401 && path !== '/api/login' && mayLeave()) {
+    beforeLogin();
+    window.location.href = `${base}/login/`;
+  }
   const refused = new Error(typeof reply.detail === 'string' ? reply.detail : [reply.detail || 'refused'].flat().join('; '));
   refused.refused = ![421, 429].includes(response.status);
   refused.status = response.status;
   throw refused;
 }
 
+const sending = new Map(); // changes on their way: the same one again, by a double press, shares the reply
+
+function call(path, options = {}) {
+  if (!options.method || options.method === 'GET') return request(path, options);
+  const { method, body, file } = options;
+  const key = JSON.stringify([method, path, body, file && [file.name, file.size, file.lastModified]]);
+  if (!sending.has(key)) sending.set(key, request(path, options).finally(() => sending.delete(key)));
+  return sending.get(key);
+}
+
+// A double click on a button that sends something is a single one.
+const SENDS = 'form button:not([type=button]), [data-invite], [data-publish], [data-upload], [data-reject], [data-erase-now], [data-rater]';
+desk.addEventListener('click', (event) => {
+  if (event.detail < 2 || !event.target.closest(SENDS)) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+}, { capture: true });
+
+// A field takes no more than its limit, and the browser cuts what is pasted without a word.
+const CUT_SHOWN_MS = 20000;
+desk.addEventListener('paste', ({ target, clipboardData }) => {
+  const most = target.maxLength || 0;
+  const pasted = clipboardData ? clipboardData.getData('text').length : 0;
+  if (most <= 0 || target.value.length - (target.selectionEnd - target.selectionStart) + pasted <= most) return;
+  const cut = say('cut', { n: most.toLocaleString(words.language) });
+  if (typeof flash === 'function') flash(cut, CUT_SHOWN_MS);
+  else warn(cut, 'lost');
+});
+
 let mayLeave = () => true; // whether nothing would be lost with this window
+let beforeLogin = () => {}; // called when the session has ended
+
+// The view of the lead's page to which the next login in this window returns. Every login leads to the raters' page, which goes on.
+const RETURN = `tiebreak-return:${base}`;
+
+function returnTo(view) {
+  try {
+    sessionStorage.setItem(RETURN, view);
+  } catch (error) {
+    // forbidden: the login leads to the raters' page
+  }
+}
+
+function returning() {
+  try {
+    const view = sessionStorage.getItem(RETURN);
+    sessionStorage.removeItem(RETURN);
+    return view;
+  } catch (error) {
+    return null;
+  }
+}
 
 // Put text into the browser's storage; false if it is full.
 function keep(key, text, place = storage) {
@@ -63,9 +117,17 @@ function keep(key, text, place = storage) {
   }
 }
 
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+
+// A name in letters of the other direction than the page's: isolated, so that it does not turn the words around it.
+function isolated(value) {
+  const turns = typeof value === 'string' && /\p{L}/u.test(value) && RIGHT_TO_LEFT.test(value) !== (desk.dir === 'rtl');
+  return turns ? `\u2068${value}\u2069` : value;
+}
+
 // The words under `key`, with {name} filled in.
 function say(key, values = {}) {
-  return words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  return words[key].replace(/\{(\w+)\}/g, (_, name) => isolated(values[name]));
 }
 
 function make(tag, attributes = {}, ...children) {
@@ -160,6 +222,8 @@ function switchTheme() {
 }
 
 document.documentElement.lang = words.language;
+// The document's own direction is Gradio's. The sides of a pair stay as they are: see desk.css.
+desk.dir = /^(ar|arc|ckb|dv|fa|he|ks|ps|sd|ug|ur|yi)(-|$)/.test(words.language) ? 'rtl' : 'ltr';
 const chosenTheme = settings.getItem('tiebreak-theme');
 if (chosenTheme) document.body.classList.toggle('dark', chosenTheme === 'dark');
 for (const title of all('.title')) title.textContent = props.value.title;

@@ -1,4 +1,6 @@
 // Agreement in parts: over time, by batch, and of one rater as they judge more.
+const MOST_BATCHES = 20; // with more, those of the lowest agreement are listed
+
 function drawn(tag, attributes, text = '') {
   const shape = document.createElementNS('http://www.w3.org/2000/svg', tag);
   for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
@@ -38,7 +40,10 @@ function showInTime({ drift, batches }) {
   panel.hidden = !parts.length && byBatch.length < 2;
   panel.querySelector('.chart').replaceChildren(...(parts.length ? [timeline(parts, parts.map((part) => part.to.slice(5)), words['lead.drift'])] : []));
   panel.querySelector('.change').textContent = parts.length ? changeOf(drift) : '';
-  panel.querySelector('.by-batch').replaceChildren(...(byBatch.length > 1 ? byBatch.map(([name, figure]) => interval(name || words['batches.default'], figure, percent)) : []));
+  const lowest = [...byBatch].sort(([, one], [, other]) => (one.value ?? 2) - (other.value ?? 2)).slice(0, MOST_BATCHES);
+  panel.querySelector('.by-batch').replaceChildren(
+    ...(byBatch.length > MOST_BATCHES ? [make('p', { class: 'note' }, say('lead.drift.many', { n: MOST_BATCHES, total: whole(byBatch.length) }))] : []),
+    ...(byBatch.length > 1 ? (byBatch.length > MOST_BATCHES ? lowest : byBatch).map(([name, figure]) => interval(name || words['batches.default'], figure, percent)) : []));
 }
 
 function changeOf({ first, second, p }) {

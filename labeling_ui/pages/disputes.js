@@ -61,12 +61,13 @@ async function openDispute(id) {
     blind && !adjudicated ? make('p', { class: 'note' }, words['sample.hidden']) : make('div', { class: 'said' }, make('h3', {}, words['disputes.said']), make('table', { class: 'plain-table' }, make('tbody', {}, ...judgments.map(vote)))),
     adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: describe(adjudicated, opened.pair.left.id), name: nameOf(adjudicated.rater_id) }), ' ', make('button', { type: 'button', class: 'plain', 'data-unsettle': pair.pair_id }, words['items.unsettle'])) : make('span'),
     make('div', { class: 'answering' },
-      make('input', { name: 'rationale', maxlength: '4000', placeholder: words['disputes.reason'], 'aria-label': words['disputes.reason'] }),
-      pair.task === 'review' ? make('textarea', { name: 'edited', rows: '8', dir: 'auto', hidden: true, 'aria-label': words['disputes.edited'] }, pair.left.text) : '',
+      make('input', { name: 'rationale', maxlength: '4000', dir: 'auto', 'data-keep': `settle/${pair.pair_id}`, placeholder: words['disputes.reason'], 'aria-label': words['disputes.reason'] }),
+      pair.task === 'review' ? make('textarea', { name: 'edited', rows: '8', dir: 'auto', hidden: true, 'data-keep': `edit/${pair.pair_id}`, 'aria-label': words['disputes.edited'] }, pair.left.text) : '',
       make('div', { class: pair.right ? 'bar7' : 'bar7 alone' }, ...(pair.right ? comparing() : valuing(pair.task)),
         make('button', { type: 'button', 'data-next': true }, make('kbd', {}, 'N'), words['disputes.next'])),
       make('span', { class: 'note' }, pair.right ? words['disputes.hint'] : say('disputes.hint.single', { n: valuesOf(pair.task).length }))),
   );
+  giveBack(find('.case'));
   drawMedia(find('.case'));
 }
 
@@ -115,6 +116,7 @@ async function settle(answer) {
     opened = opened || settling;
     return;
   }
+  for (const name of ['settle', 'edit']) forgetText(`${name}/${settling.pair.pair_id}`);
   if (blind) { // now the raters' answers are shown; N goes on
     await showDisputes(false);
     await openDispute(settling.pair.pair_id);

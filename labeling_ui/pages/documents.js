@@ -11,9 +11,12 @@ async function showDocuments(document = written.document) {
     return;
   }
   for (const button of all('[data-document]')) button.setAttribute('aria-pressed', String(button.dataset.document === document));
-  form.elements.text.value = written.text;
+  for (const [name, value] of [['text', written.text], ['version', nextVersion(written.versions[0])]]) {
+    form.elements[name].value = form.elements[name].defaultValue = value;
+    form.elements[name].dataset.keep = `document/${document}/${name}`;
+  }
   form.elements.text.readOnly = false;
-  form.elements.version.value = nextVersion(written.versions[0]);
+  giveBack(form);
   find('.preview').hidden = true;
   find('.versions').hidden = !written.versions.length;
   refill(find('.versions tbody'), ...written.versions.map(versionRow));
@@ -47,9 +50,11 @@ async function previewDocument(form) {
 }
 
 async function publishDocument() {
-  const { text, version } = find('[data-form=document]').elements;
+  const form = find('[data-form=document]');
+  const { text, version } = form.elements;
   if (!await change(`/api/lead/documents/${written.document}`, 'POST', { text: text.value, version: version.value.trim() })) return;
   warn('');
+  sent(form);
   await showDocuments();
 }
 
@@ -67,7 +72,10 @@ desk.addEventListener('submit', (event) => {
 
 desk.addEventListener('change', async (event) => {
   const [file] = (event.target.name === 'file' && event.target.closest('[data-form=document]') && event.target.files) || [];
-  if (file) find('[data-form=document]').elements.text.value = await file.text();
+  if (!file) return;
+  const { text } = find('[data-form=document]').elements;
+  text.value = await file.text();
+  keepField(text);
 });
 
 desk.addEventListener('click', (event) => {

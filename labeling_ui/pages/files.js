@@ -13,6 +13,7 @@ async function showFiles(after = '') {
     const rows = page.files.map(fileRow);
     if (after) find('.files tbody').append(...rows);
     else refill(find('.files tbody'), ...rows);
+    giveBack(find('.files tbody'));
     find('.files .scroll').hidden = !find('.files tbody').childElementCount;
     find('.files [data-more-files]').hidden = !page.more;
     lastName = page.files.length ? page.files[page.files.length - 1].name : after;
@@ -27,7 +28,7 @@ function fileRow(file) {
   const shown = isImage ? make('img', { src: source, alt: file.alt, loading: 'lazy', decoding: 'async' }) : make('audio', { src: source, controls: true, preload: 'none', 'aria-label': file.alt || file.name });
   return make('tr', {}, make('td', {}, shown),
     make('th', { scope: 'row', dir: 'auto' }, file.name, make('span', { class: 'note' }, isImage ? `${file.width} × ${file.height}` : file.media_type.slice(6))),
-    make('td', {}, make('input', { value: file.alt, maxlength: '2000', dir: 'auto', 'data-describe': file.name, placeholder: words['media.without'], 'aria-label': say('files.alt', { name: file.name }) })));
+    make('td', {}, make('input', { value: file.alt, maxlength: '2000', dir: 'auto', 'data-describe': file.name, 'data-keep': `file/${file.name}`, placeholder: words['media.without'], 'aria-label': say('files.alt', { name: file.name }) })));
 }
 
 function choose(files) {
@@ -79,6 +80,7 @@ async function describeFile(field) {
   const done = await change('/api/lead/media', 'PUT', { name: field.dataset.describe, alt: field.value.trim() });
   if (!done) return;
   warn('');
+  sent(field);
   find('.files .state').textContent = say('files.described', { name: field.dataset.describe });
   const picture = field.closest('tr').querySelector('img');
   if (picture) picture.alt = field.value.trim();
@@ -88,6 +90,9 @@ const dropZone = find('.files .drop');
 desk.addEventListener('change', (event) => {
   if (event.target.name === 'media') choose(event.target.files);
   else if (event.target.dataset.describe !== undefined) describeFile(event.target);
+});
+desk.addEventListener('keydown', (event) => { // a text that was given back is sent by Enter
+  if (event.key === 'Enter' && event.target.dataset.describe !== undefined && keptText(event.target.dataset.keep)) describeFile(event.target);
 });
 desk.addEventListener('submit', (event) => { if (event.target.dataset.form === 'files') addFiles(event.target); });
 desk.addEventListener('click', (event) => { if (event.target.closest('[data-more-files]')) showFiles(lastName); });

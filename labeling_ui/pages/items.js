@@ -115,9 +115,10 @@ async function act(name) {
   if (name === 'move') done = await change('/api/lead/pairs/move', 'POST', { pair_ids: ids, batch: find('.acting [name=to]').value });
   if (name === 'restore') done = await change('/api/lead/pairs/restore', 'POST', { pair_ids: ids });
   if (name === 'withdraw') {
-    const reason = window.prompt(words['items.withdraw.why']);
+    const reason = askReason('items.withdraw.why', 'withdraw', 1000);
     if (reason === null) return;
-    done = await change('/api/lead/pairs/withdraw', 'POST', { pair_ids: ids, reason: reason.slice(0, 1000) });
+    done = await change('/api/lead/pairs/withdraw', 'POST', { pair_ids: ids, reason });
+    if (done) forgetText('withdraw');
   }
   if (!done) return;
   await search();
@@ -157,9 +158,10 @@ function drawItem() {
       choose('none', words['items.gold.none']), choose('A', words['items.gold.A']), choose('B', words['items.gold.B']), choose('neither', words['items.gold.neither'])))),
     correction(),
     make('details', { class: 'about', open: true }, make('summary', {}, words['items.history']), make('ol', { class: 'history' }, ...item.history.map(happened))),
-  );  drawMedia(find('.item'));
+  );
+  giveBack(find('.item'));
+  drawMedia(find('.item'));
   showItemNotes().catch(() => {}); // the pair itself is there
-
 }
 
 // The values that a single answer can get, and their names.
@@ -184,7 +186,7 @@ function goldValue() {
 function correction() {
   return make('details', { class: 'about' }, make('summary', {}, words['items.correct']),
     make('form', { 'data-form': 'correct', class: 'correcting' },
-      ...item.completions.map((one, n) => make('textarea', { name: one.id, rows: '6', dir: 'auto', 'aria-label': say('items.correct.field', { letter: LETTERS[n] }) }, one.text)),
+      ...item.completions.map((one, n) => make('textarea', { name: one.id, rows: '6', dir: 'auto', 'data-keep': `correct/${item.item_id}/${one.id}`, 'aria-label': say('items.correct.field', { letter: LETTERS[n] }) }, one.text)),
       make('p', { class: 'note' }, words['items.correct.note']), make('button', { class: 'plain' }, words['items.correct.save'])));
 }
 
@@ -196,6 +198,7 @@ async function correctItem(form) {
   });
   const made = await change('/api/lead/pairs/correct', 'POST', { pairs: [{ ...item.pair, completions }] });
   if (!made) return;
+  sent(form);
   await search();
   if (made.length) await openItem(made[0].replaced_by);
   refresh();
@@ -328,6 +331,7 @@ async function reject() {
   find('.rejecting').close();
   if (!done) return;
   warn('');
+  sent(reason);
   reason.value = '';
   if (item) await openItem(item.item_id);
   if (person && !find('.person').hidden) await openPerson(person.id);

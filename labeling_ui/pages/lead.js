@@ -1,7 +1,5 @@
 // The lead's page: progress, label quality, raters, and disagreements to settle.
 // Refreshes every 20 s; every 2 s while the figures are being computed.
-// The document's own direction is Gradio's. Sides of a pair and figures stay as they are (lead.css).
-desk.dir = /^(ar|arc|ckb|dv|fa|he|ks|ps|sd|ug|ur|yi)(-|$)/.test(words.language) ? 'rtl' : 'ltr';
 const REFRESH_MS = 20000;
 const MEASURING_MS = 2000;
 const OLD_SECONDS = 90; // figures older than this show their age
@@ -418,6 +416,7 @@ async function begin() {
   desk.dataset.role = me.role;
   find('[data-leave]').hidden = !csrfToken;
   names = Object.fromEntries((await call('/api/lead/raters')).map((rater) => [rater.id, rater]));
+  giveBack(desk);
   const { hash } = window.location; // read now: a view that was chosen meanwhile stays
   const wanted = new URLSearchParams(hash.slice(1)).get('view') || '';
   if (!openAddress(hash)) view(find(`.views [data-view="${CSS.escape(wanted)}"]`) ? wanted : 'overview');

@@ -3,6 +3,7 @@ const form = element.querySelector('.login');
 const problem = element.querySelector('.problem');
 const [, token] = window.location.hash.match(/^#invitation=([\w-]+)$/) || [];
 form.elements.username.focus();
+if (/^#view=/.test(window.location.hash)) returnTo(window.location.hash); // an address of the lead's page, which the server has sent here
 if (token) {
   form.querySelector('.invited').hidden = false;
   form.querySelector('button').textContent = words['invited.begin'];

@@ -67,15 +67,15 @@ function show(pair) {
 }
 
 function turn(message) {
-  return make('div', { class: `turn ${message.role}` },
+  return make('div', { class: `turn ${message.role}`, dir: directionOf(message.content) },
     make('span', { class: 'who' }, words[message.role]),
-    make('div', { class: 'text', dir: directionOf(message.content), html: message.html }));
+    make('div', { class: 'text', html: message.html }));
 }
 
 // The direction of a text's first letter.
 function directionOf(text) {
   const [letter] = /\p{L}/u.exec(text) || ['a'];
-  return /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u.test(letter) ? 'rtl' : 'ltr';
+  return RIGHT_TO_LEFT.test(letter) ? 'rtl' : 'ltr';
 }
 
 function answer({ text, html }, n) {

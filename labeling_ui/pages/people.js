@@ -24,6 +24,7 @@ async function inviteMany(form) {
   place.hidden = false;
   place.querySelector('textarea').value = links.join('\n');
   place.querySelector('textarea').select();
+  sent(form);
   field.value = '';
   await showPeople();
 }
@@ -100,9 +101,12 @@ desk.addEventListener('click', async (event) => {
   const button = event.target.closest('button');
   if (button?.dataset.standOf) {
     const { stand: standing, standOf: id } = button.dataset;
-    const reason = standing === 'stopped' ? window.prompt(words['standing.why']) : '';
+    const reason = standing === 'stopped' ? askReason('standing.why', 'stop', 500) : '';
     if (reason === null) return;
-    if (await change(`/api/lead/raters/${encodeURIComponent(id)}/standing`, 'POST', { standing, reason: reason.slice(0, 500) })) warn('');
+    if (await change(`/api/lead/raters/${encodeURIComponent(id)}/standing`, 'POST', { standing, reason })) {
+      warn('');
+      forgetText('stop');
+    }
     await refresh();
     await openPerson(id);
   }

@@ -148,7 +148,7 @@ async function undo() {
     if (!lastJudgment) return;
     const reply = await call(`/api/judgments/${encodeURIComponent(lastJudgment)}/undo`, { method: 'POST', patience_ms: 10000 });
     clearWarning('lost');
-    lastJudgment = reply.last_judgment;
+    lastJudgment = unchangeable.has(reply.last_judgment) ? await latestToUndo() : reply.last_judgment;
     if (current) queue.unshift(current);
     queue = queue.filter((pair) => pair.pair_id !== reply.pair.pair_id);
     count(-1);
@@ -156,12 +156,22 @@ async function undo() {
     if (talk) Object.assign(talk, { number: talk.number - 1, phase: 'judging' });
   } catch (error) {
     warn(error.refused ? error.message : words['undo.lost'], error.refused ? 'refused' : 'lost');
-    if (error.refused) lastJudgment = await call(mePath()).then((me) => me.last_judgment, () => lastJudgment); // undone already
+    if (error.refused) {
+      unchangeable.add(lastJudgment); // undone already, or settled by a lead, say: the next undo goes further back
+      lastJudgment = await latestToUndo().catch(() => lastJudgment);
+    }
   } finally {
     clearTimeout(slow);
     busy = false;
     undoButton().disabled = !lastJudgment || Boolean(talk);
   }
+}
+
+const unchangeable = new Set(); // ids of judgments of which the server says that they stay
+
+async function latestToUndo() {
+  const past = await call('/api/history?limit=100');
+  return past.find((one) => !unchangeable.has(one.judgment_id))?.judgment_id || null;
 }
 
 let test = null; // the attempt at the test before work begins
@@ -277,13 +287,6 @@ desk.addEventListener('click', (event) => {
 });
 
 desk.addEventListener('input', changed);
-
-// A field takes no more than its limit, and the browser cuts what is pasted without a word.
-desk.addEventListener('paste', ({ target, clipboardData }) => {
-  const most = target.maxLength || 0;
-  const pasted = clipboardData ? clipboardData.getData('text').length : 0;
-  if (most > 0 && target.value.length - (target.selectionEnd - target.selectionStart) + pasted > most) flash(say('cut', { n: most.toLocaleString(words.language) }), BREAK_SHOWN_MS);
-});
 
 // --- keys: ignored while typing, with modifiers, on repeat and during input-method composition
 
@@ -448,10 +451,13 @@ async function begin() {
   const me = await insist(mePath());
   csrfToken = me.csrf_token;
   raterId = me.rater_id;
+  const isViewer = ['lead', 'reviewer', 'observer'].includes(me.role);
+  const view = returning();
+  if (view !== null && isViewer) { window.location.replace(`${base}/lead/${view}`); return; }
   restoreView();
   restoreKeys();
   find('[data-leave]').hidden = !csrfToken;
-  find('.lead').hidden = !['lead', 'reviewer', 'observer'].includes(me.role);
+  find('.lead').hidden = !isViewer;
   lastJudgment = me.last_judgment;
   const waiting = unsent().length;
   countFrom(me, waiting);

@@ -389,6 +389,16 @@ def test_undo_goes_back_through_the_history_and_enter_keeps_the_answer(site: Sit
     assert [j.answer for j in site.judgments("undoes", 4)] == [-3, 2, 3]
     assert site.events("undoes").count("undone") == 3
     assert page.inner_text(".count").startswith("7 judged")
+    site.store.withdraw_pairs(["pair-6"], "a duplicate")
+    press(page, "u")
+    page.wait_for_selector(".banner:has-text('a lead has since withdrawn this pair')")
+    press(page, "u")  # goes past the judgment that stays
+    on(page, 5)
+    assert page.get_attribute(".judging .chosen", "data-answer") == "2"
+    press(page, "Enter")
+    on(page, 7)
+    site.store.restore_pairs(["pair-6"])
+    assert [j.answer for j in site.judgments("undoes", 4)] == [-3, 3, 2]
 
 
 def test_a_judgment_outlives_the_network_and_the_window(site: Site) -> None:
@@ -792,9 +802,47 @@ def test_guidelines_are_accepted_before_the_first_judgment_and_stay_beside_the_w
     in_view(page, "[data-side=left]", "[data-side=right]", ".scale", "[data-card=guidelines]")
     press(page, "2")  # the panel takes no keys
     on(page, 2)
+    from_right_to_left(page)
     assert page.is_hidden("a.lead")
     assert page.goto(f"{site.address}/lead/").status == 403
     page.context.close()
+
+
+def from_right_to_left(page: Any) -> None:
+    """In a language that is written so, everything is turned but the sides: judgments speak of left and right as shown."""
+    page.route("**/rate/*", turned)
+    page.reload()
+    on(page, 2)
+    press(page, "g")
+    page.wait_for_selector(".desk[dir=rtl] [data-card=guidelines][open]")
+    at = {
+        name: page.locator(selector).bounding_box()["x"]
+        for name, selector in {
+            "A": "[data-letter=A]",
+            "B": "[data-letter=B]",
+            "panel": "[data-card=guidelines]",
+            "1": "[data-answer='-3']",
+            "7": "[data-answer='3']",
+            "skip": "[data-skip]",
+            "edit": "[data-letter=A] .edit",
+            "heading": "[data-letter=A] h2",
+        }.items()
+    }
+    assert at["A"] < at["B"]
+    assert at["skip"] < at["1"] < at["7"]
+    assert at["edit"] < at["heading"], "within a pane, from right to left"
+    assert at["panel"] == 0 < at["A"], "the panel is at the end of the line, and covers no answer"
+    assert at["A"] >= 344
+    page.unroute("**/rate/*")
+
+
+def turned(route: Any) -> None:
+    """A page in Arabic, for the direction's sake."""
+    reply = route.fetch()
+    route.fulfill(
+        response=reply,
+        body=reply.text().replace('"language": "en"', '"language": "ar"').replace('"language":"en"', '"language":"ar"'),
+    )
 
 
 # --- what one sees ---

@@ -16,6 +16,7 @@ from test_label_mail import StandIn
 from test_label_media import asked, png, wav
 
 from labeling_ui.configuration import LabelConfig
+from labeling_ui.store.leads import notes
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.login.accounts import add_account
@@ -23,6 +24,7 @@ from tiebreak.data.pairs import read_pairs
 
 pytestmark = needs_chromium
 
+ASKS = "\u05e9\u05d5\u05d0\u05dc\u05ea"
 NOTICES = """window.noticed = [];
 window.Notification = class {
   constructor(...about) { window.noticed.push(about[0]); }
@@ -155,7 +157,7 @@ def test_a_single_answer_with_an_image_is_reviewed_without_an_edit(site: Site, a
 
 
 def test_a_rater_and_a_lead_write_about_a_pair(site: Site, axe: str) -> None:  # noqa: F811
-    page = site.open("asks")
+    page = site.open(ASKS)
     press(page, "q")
     page.wait_for_selector("[data-card=note][open] textarea:focus")
     page.keyboard.type("1 or 7? <b>Both</b> \U0001f642 \u05e9\u05dc\u05d5\u05dd")
@@ -163,15 +165,24 @@ def test_a_rater_and_a_lead_write_about_a_pair(site: Site, axe: str) -> None:  #
     page.click("[data-card=note] .primary")
     page.wait_for_selector("[data-card=note]", state="hidden")
     assert page.inner_text(".saved") == "Sent to your lead"
-    assert not site.judgments("asks")
+    assert not site.judgments(ASKS)
     lead = site.open("answers them", role="lead", path="/lead/")
     thread = lead.locator(".notes .thread").filter(has_text="1 or 7?")
     thread.wait_for()
     assert "<b>Both</b>" in thread.inner_text()
+    assert f"\u2068{ASKS}\u2069" in thread.inner_text(), "the name does not turn the date behind it"
     assert faults_of_both(lead, axe) == []
-    thread.locator("textarea").fill("Seven.")
-    thread.locator("form button").click()
+    what_is_typed_outlives_the_session(lead, axe)
+    assert thread.locator("textarea").input_value() == "Seven."
+    thread.locator("form button").dblclick()
     thread.wait_for(state="detached")
+    (written,) = site.store.transact(
+        lambda tx: [one for one in notes.threads_of_item(tx.connection, lead_item(page)) if len(one.notes) > 1]
+    )
+    assert [one.text for one in written.notes][1:] == ["Seven."], "a double click sends it once"
+    lead.reload()
+    lead.wait_for_selector(".desk[aria-busy=false]")
+    assert lead.locator(".kept").count() == 1, "only the guidelines have not been sent"
     page.reload()
     page.wait_for_selector("[data-open=work].new")
     press(page, "w")
@@ -192,6 +203,36 @@ def test_a_rater_and_a_lead_write_about_a_pair(site: Site, axe: str) -> None:  #
     page.context.set_offline(False)
     page.click("[data-card=note] .primary")
     page.wait_for_selector("[data-card=note]", state="hidden")
+
+
+def lead_item(page: Any) -> str:
+    """The pair on the screen."""
+    return str(page.get_attribute(".desk", "data-pair"))
+
+
+def what_is_typed_outlives_the_session(lead: Any, axe: str) -> None:  # noqa: F811
+    """A lead types an answer and guidelines; the session ends, and the next login brings both back."""
+    lead.fill(".notes .thread textarea", "Seven.")
+    lead.click("button[data-view=documents]")
+    lead.wait_for_function("!document.querySelector('[data-form=document] textarea').readOnly")
+    lead.fill("[data-form=document] textarea", "Be fair, and \u05d4\u05d5\u05d2\u05df.\n")
+    lead.click("[data-document=consent]")
+    lead.wait_for_selector("[data-document=consent][aria-pressed=true]")
+    lead.wait_for_function("document.querySelector('[data-form=document] textarea').value.startsWith('What you say')")
+    lead.click("[data-document=guidelines]")
+    lead.wait_for_selector(".kept:visible")
+    lead.context.clear_cookies()
+    lead.click("[data-form=document] button.plain")
+    lead.wait_for_url("**/login/")
+    lead.fill("[name=username]", "answers them")
+    lead.fill("[name=password]", PASSWORD)
+    lead.keyboard.press("Enter")
+    lead.wait_for_url("**/lead/#view=documents")
+    lead.wait_for_selector(".kept:visible")
+    assert lead.input_value("[data-form=document] textarea") == "Be fair, and \u05d4\u05d5\u05d2\u05df.\n"
+    assert faults_of_both(lead, axe) == []
+    lead.click("button[data-view=overview]")
+    lead.wait_for_selector(".notes .thread textarea")
 
 
 def test_a_notice_says_that_there_is_work_again(site: Site, tmp_path: Path, axe: str) -> None:  # noqa: F811
