@@ -142,9 +142,7 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
                 yield f"yardsticks: {one.source} needs references"
             if one.entry.needs == "samples" and self.samples_per_prompt < 2:
                 yield f"yardsticks: {one.source} needs samples_per_prompt of at least 2"
-        if named[0].entry.of == "pairs":
-            yield f"yardsticks: {named[0].source} compares answers, and the first must measure each: put another first"
-        elif named[0].entry.better != "higher":
+        if named[0].entry.better != "higher":
             yield f"yardsticks: verdicts go by the first, and of {named[0].source} more is not better: put another first"
 
 

@@ -34,6 +34,7 @@ from evaluation.measuring import (
     pairs_to_judge,
     read_references,
 )
+from evaluation.slices import figures_by_slice
 from evaluation.trained_on import leave_out_trained_on
 from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.chat.chat import Chat
@@ -95,7 +96,7 @@ def measure_policies(config: EvaluateConfig) -> Path:
         further: Further = {}
         if measures:
             failures = add_yardsticks(config, run, measures, drawn, answers, references)
-            drawn = leave_out_unmeasured(measures, drawn, answers, failures)
+            drawn = leave_out_unmeasured(measures, drawn, answers, failures, config.baseline)
             prompts = list({prompt.id: prompt for prompt in drawn}.values())
             further = {
                 "yardsticks": facts(measures, failures),
@@ -104,6 +105,8 @@ def measure_policies(config: EvaluateConfig) -> Path:
             }
         if tasks is not None:
             further["benchmarks"] = run_benchmarks(config, run, tasks)
+        values = {name: measured_by_prompt(drawn, own) for name, own in answers.items()}
+        further["slices"] = figures_by_slice(drawn, values, config.baseline, config.seed)
         if canaries := find_canaries(list(config.policies.values())):
             further["canaries"] = measure_canaries(config, run, canaries)
         if not is_main_process():
@@ -439,7 +442,7 @@ def to_rows(config: EvaluateConfig, prompts: list[Prompt], answers: dict[str, li
 
 Further = dict[str, Any]
 """of several yardsticks: their facts, the policies' figures, and the gaps between counterfactual prompts; the figures of
-benchmarks and of canaries"""
+slices, of benchmarks and of canaries"""
 
 
 def to_report(
@@ -456,6 +459,7 @@ def to_report(
         | ({"yardsticks": further["figures"][name]} if "figures" in further else {})
         | ({"benchmarks": further["benchmarks"][name]} if "benchmarks" in further else {})
         | ({"canaries": further["canaries"][name]} if "canaries" in further else {})
+        | ({"slices": further["slices"][name]} if further.get("slices", {}).get(name) else {})
         for name, own in by_policy.items()
     }
     named = {key: further[key] for key in ("yardsticks", "gaps") if further.get(key)}
@@ -499,6 +503,12 @@ def means_by_prompt(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, fl
     for n, row in enumerate(rows):
         found.setdefault(row.get("prompt_id", str(n)), []).append(row[key])
     return {prompt: statistics.fmean(values) if len(values) > 1 else values[0] for prompt, values in found.items()}
+
+
+def measured_by_prompt(drawn: Sequence[Prompt], own: Sequence[Answer]) -> dict[str, float]:
+    """The yardstick's mean over a policy's answers to each prompt."""
+    rows = [{"prompt_id": one.id, "value": answer["measured"]["value"]} for one, answer in zip(drawn, own, strict=True)]
+    return means_by_prompt(rows, "value")
 
 
 def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, seed: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import gc
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tiebreak.chat.chat import Chat
 from tiebreak.data.reading import Rules, read_demonstrations, read_records
 from tiebreak.errors import DataError, HandoffError, TiebreakError, counted
 from tiebreak.hashing import hash_file
-from tiebreak.measures.compared import answer_id, pairs_of, share_against, shares_won
+from tiebreak.measures.compared import answer_id, pairs_of, share_against, share_unasked, shares_won
 from tiebreak.measures.functions import where_raised
 from tiebreak.measures.yardstick import KEPT, shortened
 from tiebreak.measures.yardsticks.inputs import Values, YardstickInput
@@ -30,7 +30,7 @@ from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.readers import Reader, build_reader
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.logprobs import completion_logps_in_batches
-from tiebreak.records import ExportedJudgment, Pair, Prompt, split_key
+from tiebreak.records import ExportedJudgment, Judgment, Pair, Prompt, split_key
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run
 from tiebreak.shipped import find_shipped
@@ -52,7 +52,8 @@ class Failure:
 
 def find_measures(config: EvaluateConfig) -> list[Measure]:
     """The yardsticks of the configuration, in its order, with their files read; [] if it has the one `yardstick`."""
-    return [build_measure(named, config.config_folder) for named in config.named_yardsticks]
+    found = [build_measure(named, config.config_folder) for named in config.named_yardsticks]
+    return [replace(one, title=_judged_title(one)) if one.named.entry.of == "pairs" else one for one in found]
 
 
 def read_references(config: EvaluateConfig, run: Run, prompts: Sequence[Prompt]) -> References:
@@ -264,16 +265,13 @@ def compare_answers(
     config: EvaluateConfig,
 ) -> None:
     """Give every answer the share of its judged comparisons that it won; a policy's against the baseline is also under
-    `won`, from which its win rate comes.
+    `won`, from which its win rate comes. Equal answers are a tie, and an empty one loses to any other; neither is judged.
 
     Raises:
         DataError: the folder has no judgment of these answers.
     """
     folder, ids, source = measure.named.argument, _policy_ids(config, run), measure.source
-    models = measure.named.name == "judge"
-    file = Path(folder) / "final" / "judgments.jsonl"
-    judged = [one.judgment for one in read_records(file, ExportedJudgment)] if file.is_file() else []
-    won = shares_won(one for one in judged if (one.kind == "model") == models)
+    won = shares_won(_judgments(measure))
     base, found = answers[config.baseline], 0
     against: list[list[float]] = [[] for _ in base]
     for name, own in answers.items():
@@ -285,19 +283,36 @@ def compare_answers(
             ]
             share = share_against(won, *keys)
             found += share is not None
-            if share is None and mine["text"].strip() == theirs["text"].strip():
-                share = 0.5
+            if share is None:
+                share = share_unasked(mine["text"], theirs["text"])
             mine["yardsticks"][source] = share
             mine.setdefault("won", {})[source] = share
             against[n] += [] if share is None else [1 - share]
     for answer, shares in zip(base, against, strict=True):
         answer["yardsticks"][source] = statistics.fmean(shares) if shares else None
     if not found:
+        models = measure.named.name == "judge"
         who = "a model judge's" if models else "people's"
         raise DataError(
             f"yardsticks: {source}: {folder} has no {who} judgment of these answers: judge the pairs that this evaluation "
             f"writes without that yardstick (tiebreak {'judge' if models else 'label'} --pairs RUN), and give their folder"
         )
+
+
+def _judgments(measure: Measure) -> list[Judgment]:
+    """The folder's judgments of a model judge; or of people, and of simulated raters only where no person judged."""
+    file = Path(measure.named.argument) / "final" / "judgments.jsonl"
+    found = [one.judgment for one in read_records(file, ExportedJudgment)] if file.is_file() else []
+    if measure.named.name == "judge":
+        return [one for one in found if one.kind == "model"]
+    others = [one for one in found if one.kind != "model"]
+    return [one for one in others if one.kind == "human"] or others
+
+
+def _judged_title(measure: Measure) -> str:
+    """No judgment of a simulated rater counts as people's by name."""
+    simulated = any(one.kind == "simulated" for one in _judgments(measure))
+    return measure.title.replace("people", "simulated raters", 1) if simulated else measure.title
 
 
 # --- from a model's log-probabilities ---
@@ -395,15 +410,20 @@ def leave_out_unmeasured(
     drawn: Sequence[Prompt],
     answers: dict[str, list[Answer]],
     failures: Sequence[Failure],
+    baseline: str,
 ) -> list[Prompt]:
     """The prompts, as `drawn`, that the first yardstick measured for every policy; answers to others are removed.
 
-    Every answer gets `measured`, as of a single yardstick.
+    Every answer gets `measured`, as of a single yardstick. Where that is the share of judgments against the baseline, the
+    baseline's own is one half: what an answer would get against itself.
 
     Raises:
         HandoffError: none is left.
     """
     first = measures[0]
+    compares = first.named.entry.of == "pairs"
+    for answer in answers[baseline] if compares else ():
+        answer["yardsticks"][first.source] = 0.5
     missing = {
         prompt.id
         for own in answers.values()
@@ -412,7 +432,8 @@ def leave_out_unmeasured(
     }
     kept = [n for n, prompt in enumerate(drawn) if prompt.id not in missing]
     if not kept:
-        why = next((one.message for one in failures if one.yardstick == first.source), "it applies to none of them")
+        unasked = "no prompt has a judgment of each" if compares else "it applies to none of them"
+        why = next((one.message for one in failures if one.yardstick == first.source), unasked)
         raise HandoffError(f"the first yardstick, {first.source}, measured no prompt for all policies: {why}")
     if missing:
         say(f"{counted(len(missing), 'prompt')} left out: the first yardstick, {first.source}, has no value for them")

@@ -75,6 +75,8 @@ class SimulateConfig(Section):
 class LabelConfig(StageConfig):
     """`tiebreak label`"""
 
+    printed: ClassVar[frozenset[str]] = frozenset({"reward_reports"})
+
     pairs: str = ""
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional with `converse`
     or `answers`, or if `store` has pairs"""
@@ -135,6 +137,8 @@ class LabelConfig(StageConfig):
     """stop raters whose gold accuracy, self-consistency or pace fails a sequential test; true: with all defaults"""
     no_difference: float = Field(default=0.1, gt=0.0, lt=0.5, exclude_if=lambda gap: gap == 0.1)
     """duels on /lead/: a win rate within this distance of 0.5 counts as no difference"""
+    reward_reports: list[str] = Field(default_factory=list, exclude_if=lambda reports: not reports)
+    """finished reports of reward models with influence_pairs: /lead/ lists the judgments that pull against the rest"""
     show_gold_agreement: bool = False
     """show raters their gold accuracy, except for today's judgments"""
     goal_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda goal: goal is None)

@@ -52,6 +52,7 @@ from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.criteria import agreement_by_criterion, criterion_lines
 from labeling_ui.quality.judges import measure_judges
+from labeling_ui.quality.pulls import read_pull_report
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.single import assessment_lines, measure_assessments
 from labeling_ui.simulate import refuse_people, simulate
@@ -278,12 +279,12 @@ def read_judgments(source: str) -> list[Judgment]:
 
 def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
-    pairs, answers = read_some_pairs(config), read_some_answers(config)
+    pairs, answers, page = read_some_pairs(config), read_some_answers(config), build_page(config)
     begins = bool(config.pairs or config.answers) or config.converse is not None
     with listen(config.host, config.port) as listening:
         store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
         try:
-            _serve_store(store, config, pairs, answers, listening)
+            _serve_store(store, config, page, pairs, answers, listening)
         finally:
             store.close()
     export_words = shlex.join(["tiebreak", "label", "export", "--store", store.url, "--output", config.output])
@@ -366,6 +367,7 @@ def _name_after(file: Path) -> str:
 def _serve_store(
     store: Store,
     config: LabelConfig,
+    page: PageConfig,
     pairs: Sequence[Pair],
     answers: Sequence[SingleAnswer],
     listening: socket.socket,
@@ -373,7 +375,6 @@ def _serve_store(
     new = _prepare_store(store, config, pairs, answers)
     from labeling_ui.web.server import create_app, run_server
 
-    page = build_page(config)
     with _mailing(store, config, page) as mail:
         app = create_app(store, page, config.aggregation, oidc=config.oidc, mail=mail)
         _greet(store, config, new, pairs, answers)
@@ -528,6 +529,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         policies=tuple(config.converse.policies) if config.converse else (),
         system=config.converse.system if config.converse else "",
         no_difference=config.no_difference,
+        pulls=tuple(read_pull_report(folder) for folder in config.reward_reports),
         prefix=config.prefix,
         hosts=() if anyone else tuple(sorted(hosts)),
     )

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reward.configuration import RewardReportConfig
 from reward.examples import EncodedPreference, encode, prompt_keys
@@ -29,6 +29,8 @@ from tiebreak.config import TrainingConfig
 from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
+from tiebreak.explain.pairs import Pull
+from tiebreak.hashing import hash_text
 from tiebreak.records import (
     Preference,
     write_json,
@@ -40,9 +42,6 @@ from tiebreak.runs.run import Run, read_manifest, start_run, that_drops
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import tracked
 from tiebreak.training.labels import is_tie
-
-if TYPE_CHECKING:
-    pass
 
 SCORES = "validation_scores.jsonl"
 """The scores of each held-out pair, in a run's `final/`."""
@@ -231,10 +230,7 @@ def against_the_rest(run: Run, config: RewardReportConfig, chat: Chat, model: An
     from tiebreak.explain.pairs import pulls_of
 
     pulls, of = pulls_of(config.reward_model, chat, model, config.influence_pairs)
-    write_jsonl(
-        run.final / PULLS,
-        [{"pair_id": one.pair.pair_id, "raters": one.pair.raters, "pull": round(one.pull, 4)} for one in pulls],
-    )
+    write_jsonl(run.final / PULLS, [_pull_row(one) for one in pulls])
     rows = [
         {
             "pair_id": one.pair.pair_id,
@@ -249,6 +245,18 @@ def against_the_rest(run: Run, config: RewardReportConfig, chat: Chat, model: An
     ]
     return {
         "against_the_rest": {"pairs": len(pulls), "of": of, "against": sum(p.pull < 0 for p in pulls), "rows": rows}
+    }
+
+
+def _pull_row(one: Pull) -> dict[str, Any]:
+    """A row of `PULLS`; the label server finds the raters who chose an answer by the hash of its text."""
+    pair = one.pair
+    return {
+        "pair_id": pair.pair_id,
+        "raters": pair.raters,
+        "pull": round(one.pull, 4),
+        "chosen": hash_text(pair.chosen_text),
+        "adjudicated": pair.adjudicated,
     }
 
 

@@ -16,7 +16,8 @@ from evaluation.compare.curves import Curve, Panel, base_name, read_panels, rewa
 from evaluation.compare.reading import Answer
 from evaluation.compare.samples import Sample, missed
 from evaluation.compare.words import edge, label
-from evaluation.compare.yardsticks import benchmarks_part, canaries_part, gaps_part, yardsticks_part
+from evaluation.compare.yardsticks import benchmarks_part, canaries_part, gaps_part, slices_part, yardsticks_part
+from tiebreak.measures.yardsticks.registry import COMPARED
 from tiebreak.page.charts import Scale, change_scale, count_bar, outcome_bar, share_bar, swatch, value_scale, whisker
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
@@ -74,6 +75,7 @@ def build_page(report: Report, trained: Sequence[LoggedRun], samples: Sequence[S
     sections = [
         ("figures", "Policies", _policies(report, marks, measure)),
         ("yardsticks", "Other yardsticks", yardsticks_part(report, marks)),
+        ("slices", "By slice", slices_part(report, marks)),
         ("benchmarks", "Benchmarks", benchmarks_part(report, marks)),
         ("canaries", "Memorised canaries", canaries_part(report, marks)),
         ("gaps", "Counterfactual prompts", gaps_part(report, marks)),
@@ -165,6 +167,8 @@ def _lead(sentences: Sequence[str]) -> Markup:
 
 def _yardstick(report: Report) -> str:
     name, source = report["yardstick_name"], report["yardstick"]
+    if source.partition(":")[0] in COMPARED:
+        return f"{name}, against {label(report['baseline'])}, whose own value is one half"
     return str(source) if source in (name, "rubric") else f"{name} ({source})"
 
 

@@ -16,6 +16,7 @@ from tiebreak.errors import HandoffError, RunError
 from tiebreak.hashing import hash_file
 from tiebreak.measures.statistics import Interval, Outcomes, count_outcomes
 from tiebreak.measures.yardstick import RUBRIC, RUBRIC_NAME
+from tiebreak.measures.yardsticks.registry import COMPARED
 from tiebreak.records import Message, explain
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import manifest_chain
@@ -126,9 +127,17 @@ class Evaluation:
 
     @property
     def yardstick_id(self) -> str | None:
-        """The hash of the yardstick's source file; None for the rubric, and if the manifest lacks it."""
-        one = self.manifest["inputs"].get("yardstick")
+        """The hash of the yardstick's source file, or the id of the run of its judgments; None for other yardsticks, and if
+        the manifest lacks it."""
+        inputs = self.manifest["inputs"]
+        one = inputs.get("yardstick") or inputs.get(f"judgments_{self.yardstick.partition(':')[2]}")
         return str(one["id"]) if one else None
+
+    @property
+    def against_baseline(self) -> bool:
+        """Whether the yardstick is a share of judgments against the baseline's answers, of which one half is the
+        baseline's own."""
+        return self.yardstick.partition(":")[0] in COMPARED
 
 
 @dataclass(frozen=True)

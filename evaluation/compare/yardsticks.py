@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.compare.words import label
+from evaluation.compare.words import edge, label
 from tiebreak.page.charts import swatch
 from tiebreak.page.markup import Markup, el, join
 from tiebreak.page.numbers import digits_for, number, p_value, signed
@@ -81,6 +81,44 @@ def _cell(policy: str, row: Row, one: Row) -> Markup:
 
 def _span(scale: Sequence[float] | None, row: Row) -> float:
     return float(scale[1] - scale[0]) if scale else float(max(abs(row["mean"]), 1e-6))
+
+
+def slices_part(report: Row, marks: Marks) -> Markup | None:
+    """The first yardstick's figures by tag and source of the prompts."""
+    measured = {name: row["slices"] for name, row in report["policies"].items() if row.get("slices")}
+    if not measured:
+        return None
+    names = list(dict.fromkeys(name for slices in measured.values() for name in slices))
+    span = _span(
+        report["yardstick_scale"],
+        {"mean": max(abs(r["yardstick_mean"]) for s in measured.values() for r in s.values())},
+    )
+    rows = []
+    for name in names:
+        first = next(slices[name] for slices in measured.values() if name in slices)
+        cells = [_slice_cell(policy, slices.get(name), digits_for(span)) for policy, slices in measured.items()]
+        rows.append(
+            el("tr", el("th", name, el("small", f"{first['n_prompts']} prompts", cls="unit"), scope="row"), cells)
+        )
+    headings = [heading("Slice"), *(el("th", _named(name, marks), scope="col", cls="n") for name in measured)]
+    remark = (
+        f"{report['yardstick_name']}, and below it the win rate against {label(report['baseline'])}, on the prompts of one "
+        "tag or source, with 95% intervals. There are no verdicts by slice: among many, some differ by chance."
+    )
+    return join(el("div", table(headings, rows), cls="scroll"), note(remark))
+
+
+def _slice_cell(policy: str, row: Row | None, digits: int) -> Markup:
+    if row is None:
+        return cell(label(policy), "–", cls="n", absent=True)
+    shown = ranged(row["yardstick_mean"], row["yardstick_interval"], lambda value: number(value, digits))
+    rate = row.get("win_rate_vs_baseline")
+    won = ranged(rate, row["win_rate_interval"], edge) if rate is not None else None
+    return cell(
+        label(policy),
+        el("span", shown, el("small", "wins ", won, cls="verdict") if won else None, cls="stacked"),
+        cls="n",
+    )
 
 
 def benchmarks_part(report: Row, marks: Marks) -> Markup | None:

@@ -222,6 +222,8 @@ class Field(Part):
     evaluations: list[str]
     yardstick: str
     yardstick_scale: Interval | None = None
+    against_baseline: bool = False
+    """the yardstick is a share of judgments against the baseline's answers"""
     prompts: int
     sampling: dict[str, Any] = {}
     baseline: str | None = None

@@ -151,6 +151,11 @@ def _field(field: Field, styles: Styles) -> Markup:
         "all pairs of policies, intervals clustered by prompt; 100 points are a win rate of 64%. KL is from the baseline "
         "of the policy's own evaluation."
     )
+    if field.against_baseline:
+        remarks += (
+            " The yardstick is a share of judgments against the baseline's answers, and one half is the baseline's own: "
+            "two other policies were compared through it, not with each other."
+        )
     return join(
         _apart(field),
         el("div", table(headings, rows), cls="scroll"),

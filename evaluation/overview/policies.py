@@ -75,6 +75,8 @@ def unlike(first: Evaluation, other: Evaluation) -> list[str]:
         reasons.append(
             f"the yardstick {other.yardstick} has changed" if same_name else f"another yardstick ({other.yardstick})"
         )
+    if first.against_baseline and identity_of(first, first.baseline) != identity_of(other, other.baseline):
+        reasons.append("judged against another baseline")
     ours, theirs = first.sampling, other.sampling
     keys = [key for key in sorted({*ours, *theirs} - {"seed"}) if ours.get(key) != theirs.get(key)]
     if keys:
@@ -168,6 +170,7 @@ def make_field(
         evaluations=list(evaluations),
         yardstick=first.yardstick_name,
         yardstick_scale=first.yardstick_scale,
+        against_baseline=first.against_baseline,
         prompts=len(prompts),
         sampling=first.sampling,
         baseline=baseline,

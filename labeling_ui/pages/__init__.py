@@ -20,6 +20,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 from fastapi import FastAPI
 
+from labeling_ui.quality.pulls import PullReport
 from labeling_ui.store.answers import SKIP_REASONS
 from labeling_ui.store.leads.documents import identify_text
 from labeling_ui.store.work.asking import Questionnaire, describe_asked
@@ -57,6 +58,7 @@ SCRIPTS = {
         "batches.js",
         "files.js",
         "duels.js",
+        "pulls.js",
         "items.js",
         "people.js",
         "documents.js",
@@ -128,6 +130,8 @@ class PageConfig:
     words: dict[str, str] = field(default_factory=load_words)
     no_difference: float = SMALLEST_GAP
     """a win rate of a duel within this distance of one half counts as no difference"""
+    pulls: tuple[PullReport, ...] = ()
+    """reports of reward models, for the lead's page"""
     prefix: str = ""
     """the path that the pages are under, behind a proxy: /label, or nothing"""
 

@@ -346,6 +346,7 @@ async function refresh() {
     showStatus(status, waiting.length);
     showExport(since, status.judged);
     await showDuels();
+    await showPulls();
     await showWaiting();
     await figures;
     showFigures();

@@ -51,7 +51,7 @@ POLLED = frozenset(
     f"/api/{name}"
     for name in (
         *("notes", "next", "lead/status", "lead/raters", "lead/disputes", "lead/export", "lead/agreement"),
-        *("lead/notes", "lead/duels"),
+        *("lead/notes", "lead/duels", "lead/pulls"),
     )
 )
 """What the pages ask again and again while they are open."""

@@ -830,6 +830,37 @@ class DuelSoFar(Reply):
     more: int
 
 
+class PairAgainstTheRest(Reply):
+    """A training pair that pulls against the rest, and the raters who prefer its chosen answer."""
+
+    item_id: str
+    prompt: str
+    pull: float
+    """in units of the average pair's, below 0"""
+    raters: list[str]
+
+
+class RaterAgainstTheRest(Reply):
+    """The share of a rater's training pairs that pull against the rest."""
+
+    rater: str
+    value: float
+    interval: list[float]
+    n: int
+
+
+class PullsFound(Reply):
+    """A reward model's report on its training pairs, and what of it is still in the campaign."""
+
+    report: str
+    pairs: int
+    """of the report"""
+    against: int
+    """that pull against the rest"""
+    rows: list[PairAgainstTheRest]
+    raters: list[RaterAgainstTheRest]
+
+
 class OwnAddress(Reply):
     """Whether the campaign sends e-mail, and the rater's address, if they gave one."""
 

@@ -27,6 +27,7 @@ from labeling_ui.pages import FILES, PageConfig, mount_pages, typesetting
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.quality.measuring import LatestFigures
+from labeling_ui.quality.pulls import LivePulls
 from labeling_ui.store.store import Store
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer
 from labeling_ui.web.login.accounts import LoginLimit, needs_login
@@ -114,6 +115,7 @@ def create_app(
         app.include_router(linking_router)
     app.state.metrics = Metrics()
     app.state.duels = LiveDuels(store, page.no_difference)
+    app.state.pulls = LivePulls(store, page.pulls)
     app.add_middleware(Guard, page=page, metrics=app.state.metrics)
     _add_routes(app)
     _add_refusals(app)

@@ -69,7 +69,8 @@ def strict(prompt, answer):
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    rows = [{"prompt": word, "split": "test", "tags": ["safe"] if word == "four" else []} for word in LANGUAGE.words]
+    tags = {"three": ["late"], "four": ["safe", "late"]}
+    rows = [{"prompt": word, "split": "test", "tags": tags.get(word, [])} for word in LANGUAGE.words]
     write_rows(folder / "prompts.jsonl", rows)
     write_rows(
         folder / "references.jsonl", [{"prompt": "one", "completion": FEED}, {"prompt": "two", "completion": "No"}]
@@ -245,7 +246,9 @@ def test_the_first_answers_seed_does_not_depend_on_how_many_there_are() -> None:
     assert seeds == [row_seed(3, *named), row_seed(3, *named, 1), row_seed(3, *named, 2)]
 
 
-def test_judges_and_people_as_yardsticks_of_judged_pairs(bench: Path, tmp_path: Path) -> None:
+def test_judges_and_people_as_yardsticks_of_judged_pairs(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The policies differ on two prompts, where SFT refuses. A judge prefers the longer answer there, and so SFT's."""
     first, judged, people = tmp_path / "first", tmp_path / "judged", tmp_path / "people"
     assert evaluate(bench, first)[0] == 0
@@ -286,6 +289,55 @@ def test_judges_and_people_as_yardsticks_of_judged_pairs(bench: Path, tmp_path: 
     assert figures[names[2]]["outcomes"] == {"wins": 1, "ties": 3, "losses": 0}
     status, printed = evaluate(bench, tmp_path / "none", yardsticks=["rubric", f"people:{judged}"])
     assert (status, "has no people's judgment of these answers" in printed) == (1, True), printed
+
+    # As the first yardstick: people prefer dpo once of four, with three ties; of the judge's, two are ties and two losses.
+    monkeypatch.setattr("evaluation.slices.FEWEST", 2)
+    by_people, by_judge = tmp_path / "by_people", tmp_path / "by_judge"
+    for folder, order in ((by_people, [names[2], "rubric"]), (by_judge, [names[1], names[2]])):
+        status, printed = evaluate(bench, folder, yardsticks=order)
+        assert status == 0, printed
+    assert verdict_of(by_people) == (0.625, 0.625, {"wins": 1, "ties": 3, "losses": 0}, 0.5)
+    assert verdict_of(by_judge) == (0.25, 0.25, {"wins": 0, "ties": 2, "losses": 2}, 0.5)
+    [(name, late)] = report_of(by_people)["policies"]["dpo"]["slices"].items()  # three, a tie, and four, a win
+    assert (name, late["n_prompts"], late["yardstick_mean"], late["win_rate_vs_baseline"]) == ("late", 2, 0.75, 0.75)
+    status, printed = run_here("compare", "--evaluation", by_people, "--output", tmp_path / "compare")
+    assert status == 0, printed
+    page = (tmp_path / "compare" / "report.html").read_text()
+    assert "Preferred by people (" in page
+    assert "By slice" in page
+    assert "), against SFT, whose own value is one half" in page
+
+    # One of the two is judged, and by a simulated rater: the other is left out, and nobody is called people.
+    with start_run(StageConfig(output=str(tmp_path / "simulated")), "label", {}) as run:
+        write_rows(run.final / "judgments.jsonl", [{**vote("r", "four", 2), "kind": "simulated"}])
+        run.finish()
+    status, printed = evaluate(bench, tmp_path / "part", yardsticks=[f"people:{tmp_path / 'simulated'}"])
+    assert status == 0, printed
+    assert f"1 prompt left out: the first yardstick, people:{tmp_path / 'simulated'}, has no value" in printed
+    assert verdict_of(tmp_path / "part") == (2 / 3, 2 / 3, {"wins": 1, "ties": 2, "losses": 0}, 0.5)
+    assert report_of(tmp_path / "part")["yardstick_name"].startswith("Preferred by simulated raters (")
+
+
+def verdict_of(output: Path) -> tuple[float, float, dict[str, int], float]:
+    """(dpo's mean, its win rate, its outcomes, the baseline's mean)."""
+    own, baseline = (report_of(output)["policies"][name] for name in ("dpo", "sft"))
+    return own["yardstick_mean"], own["win_rate_vs_baseline"], own["outcomes"], baseline["yardstick_mean"]
+
+
+def test_prompts_that_lack_a_judgment_of_a_policy_are_left_out() -> None:
+    """b's answer to the second prompt was judged by nobody, so no figure is of that prompt."""
+    prompts = [Prompt(id=name, messages=(Message(role="user", content="?"),)) for name in ("p", "q")]
+    [measure] = [build_measure(parse("people:x"))]
+    shares = {"a": [0.0, 1.0], "b": [1.0, None], "sft": [0.5, 0.0]}
+    answers = {
+        name: [{"text": "", "yardsticks": {"people:x": share}} for share in values] for name, values in shares.items()
+    }
+    kept = leave_out_unmeasured([measure], prompts, answers, [], "sft")
+    assert [one.id for one in kept] == ["p"]
+    assert {name: own[0]["measured"]["value"] for name, own in answers.items()} == {"a": 0.0, "b": 1.0, "sft": 0.5}
+    answers = {name: [{"text": "", "yardsticks": {"people:x": None}}] for name in ("a", "sft")}
+    with pytest.raises(HandoffError, match="no prompt has a judgment of each"):
+        leave_out_unmeasured([measure], prompts[:1], answers, [], "sft")
 
 
 def test_a_tie_beside_a_win_of_another_policy_stays_a_tie() -> None:
@@ -348,7 +400,6 @@ def bertscore_by_hand(model: Path, text: str, other: str) -> float:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"yardsticks": ["judge:runs/x"]}, "judge:runs/x compares answers, and the first must measure each"),
         ({"yardsticks": ["rubric", "bertscore:x"]}, "bertscore:x needs references"),
         ({"yardsticks": ["rubric", "toxicity"]}, "toxicity needs an argument: toxicity:MODEL"),
         ({"yardsticks": ["rogue"]}, "no yardstick 'rogue'; did you mean rouge?"),
@@ -606,7 +657,7 @@ def test_criteria_are_of_the_last_question() -> None:
     users: Any = SimpleNamespace(criteria_of=lambda question, text: {f"{question}: {text}": True})
     measure = replace(build_measure(parse("refusal")), users=users)
     answers: dict[str, list[dict[str, Any]]] = {"sft": [{"text": "a", "yardsticks": {"refusal": 1.0}}]}
-    assert leave_out_unmeasured([measure], drawn, answers, []) == drawn
+    assert leave_out_unmeasured([measure], drawn, answers, [], "sft") == drawn
     assert answers["sft"][0]["measured"] == {"value": 1.0, "criteria": {"last: a": True}}
 
 
@@ -622,7 +673,7 @@ def test_why_the_first_yardstick_measured_nothing_is_its_own_failure() -> None:
     answers: dict[str, list[dict[str, Any]]] = {"sft": [{"text": "a", "yardsticks": {"refusal": None}}]}
     failures = [Failure("length", "sft", "p", "another's"), Failure("refusal", "sft", "p", "its own")]
     with pytest.raises(HandoffError, match="measured no prompt for all policies: its own"):
-        leave_out_unmeasured([build_measure(parse("refusal"))], asked("one"), answers, failures)
+        leave_out_unmeasured([build_measure(parse("refusal"))], asked("one"), answers, failures, "sft")
 
 
 def test_a_yardstick_that_raises_leaves_all_answers_of_its_prompt_without_a_value() -> None:

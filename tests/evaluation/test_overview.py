@@ -113,6 +113,19 @@ def test_other_prompts_yardsticks_and_sampling_stand_apart(tmp_path: Path) -> No
     assert page.count("Not comparable with the policies above") == 2 * 3  # policies, win rates, lengths
 
 
+def test_shares_of_judgments_against_two_baselines_are_apart(tmp_path: Path) -> None:
+    """The same judgments' folder and the same prompts, and two policies of the name sft."""
+    judged = {"yardstick": "people:runs/label", "yardstick_name": "Preferred by people"}
+    for name, baseline in (("a", "bundled:x"), ("b", "bundled:y"), ("c", "bundled:x")):
+        policies = {"sft": baseline, "dpo-low": f"bundled:{name}"}
+        write_evaluation(tmp_path / name / "evaluate", policies, {}, seed=0, prompts=30, **judged)
+    found = overview(tmp_path)
+    first, apart = found.fields
+    assert (first.evaluations, first.against_baseline) == (["a", "c"], True)
+    assert (apart.evaluations, apart.unlike) == (["b"], ["judged against another baseline"])
+    assert "two other policies were compared through it" in build_page(found)
+
+
 def test_levels_of_runs_on_other_data_are_marked_and_scores_of_other_reward_models_have_charts_of_their_own(
     report: Overview,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -15,13 +16,16 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store, wall_clock_ms
 from tiebreak.command.cli import main as command_line
+from tiebreak.config import StageConfig
 from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
+from tiebreak.runs.run import start_run
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -71,6 +75,17 @@ def open_store(
     for n in range(raters):
         store.add_rater(f"rater {n}", rater_id=f"r{n}")
     return store
+
+
+def write_reward_report(folder: Path, rows: list[dict[str, Any]] | None, stage: str = "reward report") -> Path:
+    """A finished report of a reward model with these pulls, `chosen` being texts; None: without any."""
+    with start_run(StageConfig(output=str(folder)), stage, {}) as run:
+        write_jsonl(run.final / "report.jsonl", [{}])
+        if rows is not None:
+            hashed = [{**row, "chosen": hashlib.sha256(row["chosen"].encode()).hexdigest()} for row in rows]
+            write_jsonl(run.final / "pulls.jsonl", hashed)
+        run.finish()
+    return folder
 
 
 def before_withdrawals(connection: sqlite3.Connection) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving
+from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving, write_reward_report
 from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults_of_both, press  # noqa: F401
 
 from labeling_ui.exchange.importing import import_records
@@ -29,7 +29,17 @@ def site(tmp_path: Path) -> Iterator[Site]:
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite", create=True)
     add_account(store, "Zoe", "lead", PASSWORD)
     pairs = [make_pair(n, f"first **{n}**", f"second {n}, the longer one") for n in range(8)]
-    with serving(tmp_path, pairs, "--overlap", "3") as (address, _), sync_playwright() as playwright:
+    pulls = [
+        {"pair_id": f"pair-{n}", "raters": ["someone"], "pull": pull, "chosen": side.format(n=n)}
+        for n, pull, side in (
+            (2, -3.04, "first **{n}**"),
+            (5, -1.2, "second {n}, the longer one"),
+            (3, 1.0, "first **{n}**"),
+        )
+    ]
+    report = str(write_reward_report(tmp_path / "report", pulls))
+    keys = ("--overlap", "3", "--reward_reports", report)
+    with serving(tmp_path, pairs, *keys) as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
         yield Site(address, store, browser, [])
         browser.close()
@@ -179,7 +189,16 @@ def test_duels_and_judges_are_beside_people(site: Site, axe: str) -> None:  # no
     assert "judge-m" in judge
     assert "75.0%" in judge
     assert "n 8" in judge
+    pulled = [row.inner_text() for row in page.locator(".pulls tbody tr").all()]
+    assert [one.replace("\t", " ").replace("\n", " ") for one in pulled] == [
+        "question 2? −3.0 Ada, Bruno",
+        "question 5? −1.2 Chiara",
+    ]
+    figures = " ".join(page.inner_text(".pulls .reports").split())
+    assert all(words in figures for words in ("of 3 training pairs, 2 in this campaign", "Ada 50.0%", "Chiara 100.0%"))
     assert faults_of_both(page, axe) == []
+    page.click(".pulls tbody tr:nth-child(2) button")
+    page.wait_for_selector(".item h2 >> text=pair-5")
 
 
 def verdict(n: int, answer: int) -> Judgment:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
+from support import TINY_TRAINING, read_rows, run_here, succeed, write_config, write_rows
 
 from tiebreak.config.monitors import MonitorConfig
 from tiebreak.tracking.wandb_copy import records_in
@@ -114,6 +114,28 @@ def test_completions_under_ppo_change_no_weight(finished_recipe: Path, tmp_path:
     assert [row["step"] for row in rows] == [0, 0, 2, 2, 4, 4, 6, 6]
     for weights in ("final/adapter_model.safetensors", "final/value_head.safetensors"):
         assert (tmp_path / "shown" / weights).read_bytes() == (tmp_path / "plain" / weights).read_bytes()
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("zero", ["cpu_zero2", "cpu_zero3"])
+def test_completions_under_zero_are_written_once_and_change_no_weight(
+    finished_recipe: Path, tmp_path: Path, zero: str
+) -> None:
+    """All processes draw, as each may hold a shard of every weight, and one writes. Before training, the answers are those
+    of one process."""
+    config, weights = finished_recipe / "runs" / "dpo" / "config.resolved.yaml", "final/adapter_model.safetensors"
+    for name, count, launched in (
+        ("shown", 2, ["--accelerate", zero]),
+        ("plain", 0, ["--accelerate", zero]),
+        ("one", 2, []),
+    ):
+        words = ("dpo", "--config", config, "--output", tmp_path / name, "--training.eval_steps", "1", *launched)
+        succeed(*words, "--tracking.completions", str(count), "--tracking.mode", "disabled", timeout=400)
+    rows, of_one = (read_rows(tmp_path / name / "completions.jsonl") for name in ("shown", "one"))
+    assert [row["step"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert rows[:2] == of_one[:2]
+    assert [row["prompt_id"] for row in rows] == [row["prompt_id"] for row in of_one]
+    assert (tmp_path / "shown" / weights).read_bytes() == (tmp_path / "plain" / weights).read_bytes()
 
 
 def test_an_alert_reaches_wandb_and_a_webhook_that_fails_ends_nothing(

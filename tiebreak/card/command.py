@@ -37,6 +37,8 @@ from tiebreak.runs.run import read_manifest
 from tiebreak.stages import find_stage
 from tiebreak.terminal import show
 
+PRINT_SECONDS = 300
+"""a busy machine takes minutes to start a browser"""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _STYLE = (
     ".blank{border-left:3px solid #c90;padding-left:.6em;list-style:none}.from{opacity:.65;font-size:.85em}"
@@ -220,7 +222,12 @@ def write_pdf(file: Path, page: str) -> None:
         source.write_text(page, encoding="utf-8")
         words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
         words += ["--no-pdf-header-footer", f"--print-to-pdf={file.resolve()}", source.as_uri()]
-        result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        try:
+            result = subprocess.run(words, capture_output=True, text=True, timeout=PRINT_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise MachineError(
+                f"{browser} did not print {file} in {PRINT_SECONDS} s: try again, or use --format html and print it"
+            ) from error
     if result.returncode or not file.is_file():
         raise MachineError(f"{browser} did not print {file}: {result.stderr.strip()[-300:]}; use --format html")
 

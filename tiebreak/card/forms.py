@@ -120,7 +120,11 @@ def _evaluated(subject: Subject) -> list[Fact]:
     found += fact(one, "prompts, split", "config/split")
     for key, name in _FIGURES.items():
         found += fact(one, name, f"metrics/{subject.policy}/{key}")
-    named = ((one.get("metrics") or {}).get(subject.policy) or {}).get("yardsticks") or {}
+    own = (one.get("metrics") or {}).get(subject.policy) or {}
+    for name, row in (own.get("slices") or {}).items():
+        place = f"metrics/{subject.policy}/slices/{name}"
+        found.append(Fact(f"prompts of {name}", row, str(one["id"]), "evaluate", place))
+    named = own.get("yardsticks") or {}
     for source in named:
         for key in ("mean", "interval", "difference", "difference_interval", "verdict"):
             value = named[source].get(key)

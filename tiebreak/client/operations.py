@@ -711,6 +711,15 @@ class OwnThread(TypedDict):
     notes: list[OwnNote]
 
 
+class PairAgainstTheRest(TypedDict):
+    """A training pair that pulls against the rest, and the raters who prefer its chosen answer."""
+
+    item_id: str
+    prompt: str
+    pull: float
+    raters: list[str]
+
+
 class PairCorrected(TypedDict):
     """A pair, and its new version's id."""
 
@@ -780,6 +789,25 @@ class PublishedFigure(TypedDict):
 
     what: str
     figure: str
+
+
+class PullsFound(TypedDict):
+    """A reward model's report on its training pairs, and what of it is still in the campaign."""
+
+    report: str
+    pairs: int
+    against: int
+    rows: list[PairAgainstTheRest]
+    raters: list[RaterAgainstTheRest]
+
+
+class RaterAgainstTheRest(TypedDict):
+    """The share of a rater's training pairs that pull against the rest."""
+
+    rater: str
+    value: float
+    interval: list[float]
+    n: int
 
 
 class RaterChange(TypedDict):
@@ -1535,6 +1563,11 @@ class Operations(Connection):
     def lead_duels(self) -> list[DuelSoFar]:
         """Each comparison: `state` is first or second (is better), no difference (above `most`), or undecided (about `more` pairs are missing)."""
         reply: list[DuelSoFar] = self.request("GET", "/api/lead/duels")
+        return reply
+
+    def lead_pulls(self) -> list[PullsFound]:
+        """Each report: the pairs from which learning raised the others' loss most, with the raters who prefer their chosen answer, and each rater's share of such pairs."""
+        reply: list[PullsFound] = self.request("GET", "/api/lead/pulls")
         return reply
 
     def own_address(self) -> OwnAddress:

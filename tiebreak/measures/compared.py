@@ -3,7 +3,7 @@
     yardsticks: [rubric, "judge:runs/judge-test", "people:runs/label-test"]
 
 An evaluation writes the pairs of its answers, policy against baseline; judges and people judge them like any pairs; a
-second evaluation, with this yardstick added, reads the judgments. Equal answers are a tie and are not judged.
+second evaluation, with this yardstick added, reads the judgments. Equal and empty answers are not judged.
 """
 
 from __future__ import annotations
@@ -83,3 +83,16 @@ def share_against(won: Won, own: str, other: str) -> float | None:
         return None
     first, share = found
     return share if first == own else 1 - share
+
+
+def share_unasked(own: str, other: str) -> float | None:
+    """The share of two answers that nobody has to judge: equal ones are a tie, and an empty one loses; None of others.
+
+    >>> share_unasked("Water.", "Water. "), share_unasked("", "Water."), share_unasked("Water.", " ")
+    (0.5, 0.0, 1.0)
+    >>> share_unasked("Water.", "Iron.")
+    """
+    mine, theirs = own.strip(), other.strip()
+    if mine == theirs:
+        return 0.5
+    return None if mine and theirs else float(bool(mine))

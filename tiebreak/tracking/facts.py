@@ -80,7 +80,7 @@ _LOGS_MODEL = ("1", "true", "end", "checkpoint")
 
 def _further_tags(config: Mapping[str, Any]) -> list[str]:
     """Seed, algorithm, adapter and commit; `dirty` if files differ from the commit."""
-    seed, commit = (config.get("training") or {}).get("seed"), git_commit() or ""
+    seed, commit = (config.get("training") or {}).get("seed", config.get("seed")), git_commit() or ""
     adapter = config.get("adapter") or {}
     return [
         *([f"seed-{seed}"] if seed is not None else []),

@@ -35,7 +35,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     label = finished(root / "label", "label", {"pairs": prepare}, kinds={"human": 77}, judgments=77)
     dpo = finished(root / "dpo", "dpo", {"policy": sft, "preferences": label}, metrics={"rewards/accuracies": 0.625})
     figures = {"win_rate_vs_baseline": 0.6789, "win_rate_interval": [0.55, 0.78], "n_prompts": 64}
-    metrics = {"dpo": {**figures, "yardsticks": {"refusal": {"mean": 0.125}}}, "sft": {"n_prompts": 64}}
+    slices = {"lamps": {"n_prompts": 12, "win_rate_vs_baseline": 0.5417, "win_rate_interval": [0.3125, 0.75]}}
+    metrics = {
+        "dpo": {**figures, "yardsticks": {"refusal": {"mean": 0.125}}, "slices": slices},
+        "sft": {"n_prompts": 64},
+    }
     inputs = {"prompts": prepare, "policy_sft": sft, "policy_dpo": dpo}
     finished(root / "evaluate", "evaluate", inputs, metrics=metrics)
     return root
@@ -129,6 +133,18 @@ def test_a_pdf_is_printed(runs: Path) -> None:
     status, message = run_here("card", runs / "dpo", "--format", "pdf", "--output", file)
     assert status == 0, message
     assert file.read_bytes().startswith(b"%PDF")
+
+
+def test_a_browser_that_never_ends_is_an_error_with_a_next_step(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = tmp_path / "chromium"
+    browser.write_text("#!/bin/sh\nexec sleep 60\n")
+    browser.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("tiebreak.card.command.PRINT_SECONDS", 0.2)
+    status, message = run_here("card", runs / "dpo", "--format", "pdf", "--output", tmp_path / "out.pdf")
+    assert (status != 0, "use --format html and print it" in message) == (True, True), message
 
 
 def test_what_has_no_card_is_refused(runs: Path) -> None:

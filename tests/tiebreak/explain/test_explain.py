@@ -4,6 +4,7 @@ against steps of gradient descent."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from peft import PeftModel
 from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from labeling_ui.quality.pulls import read_pull_report
 from tiebreak.command.cli import main
 from tiebreak.explain.influence import Sketch, TokenPair, influences, lora_parameters, reward_loss, score_of
 from tiebreak.explain.words import leave_one_out
@@ -140,6 +142,9 @@ def test_flipped_judgments_pull_against_the_rest_on_the_reward_models_page(tiny_
     assert len(pulls) == 24
     assert {row["pair_id"] for row in pulls[:3]} == {f"p{n}" for n in flipped}
     assert all(row["pull"] < 0 and row["raters"] == ["r1"] for row in pulls[:3])
+    chosen = {one["pair_id"]: hashlib.sha256(one["chosen"].encode()).hexdigest() for one in named}
+    of_labels = read_pull_report(str(tmp_path / "report"))  # as the label server reads it
+    assert all(row.chosen == chosen[str(row.pair_id)] for row in of_labels.rows)
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Judgments that pull against the rest" in page
     assert "judged by r1" in page

@@ -22,7 +22,7 @@ from wandb_stand_in import KEY, WandbServer
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.runs.run import read_metrics, start_run
 from tiebreak.tracking.contents import NewRows, in_order, judgments_by_rater, read_json, summary_of
-from tiebreak.tracking.facts import facts_of, round_of, wanted_mode
+from tiebreak.tracking.facts import _further_tags, facts_of, round_of, wanted_mode
 from tiebreak.tracking.recorder import LONGEST_WAIT, RunRecorder, is_copied, track_again, tracked
 from tiebreak.tracking.wandb_copy import records_in, rows_lacking
 
@@ -669,6 +669,8 @@ def test_the_metadata_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WANDB_NOTES", "mine")
     assert facts_of(run)["notes"] == "mine"
     assert round_of(tmp_path / "rounds" / "dpo") == ""
+    for keys in ({"seed": 4}, {"seed": 4, "training": {"precision": "auto"}}, {"training": {"seed": 4}}):
+        assert _further_tags(keys)[0] == "seed-4", keys
 
 
 def test_a_sweeps_objective_is_a_plain_number(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ ENTRIES: dict[str, Entry] = {
     "perplexity": Entry("Perplexity", "lower", of="logps", argument="MODEL", default=""),
     "bits_per_byte": Entry("Bits per byte", "lower", of="logps", argument="MODEL", default=""),
 }
+COMPARED = frozenset(name for name, entry in ENTRIES.items() if entry.of == "pairs")
+"""yardsticks that compare an answer with the baseline's"""
 
 
 @dataclass(frozen=True)
