@@ -134,6 +134,12 @@ class Evaluation:
         return str(one["id"]) if one else None
 
     @property
+    def baseline_id(self) -> str | None:
+        """The id of the baseline's run or model; None if the manifest lacks it."""
+        one = self.manifest["inputs"].get(f"policy_{self.baseline}")
+        return str(one["id"]) if one else None
+
+    @property
     def against_baseline(self) -> bool:
         """Whether the yardstick is a share of judgments against the baseline's answers, of which one half is the
         baseline's own."""

@@ -253,11 +253,15 @@ def _refuse_incomparable(first: Evaluation, other: Evaluation) -> None:
     if first.yardstick != other.yardstick:
         raise refuse(f"the yardsticks differ ({first.yardstick} and {other.yardstick})")
     if first.yardstick_id != other.yardstick_id:
+        if first.against_baseline:
+            raise refuse(f"the judgments of {first.yardstick} have changed")
         raise refuse(f"the function {first.yardstick} has changed (its source file differs)")
     if _criteria(first) != _criteria(other):
         raise refuse(f"the rubric's criteria differ ({', '.join(sorted(_criteria(first) ^ _criteria(other)))})")
     if first.baseline != other.baseline:
         raise refuse(f"the win rates have different baselines ({first.baseline} and {other.baseline})")
+    if first.against_baseline and first.baseline_id != other.baseline_id:
+        raise refuse(f"the answers were judged against two baselines, both named {first.baseline}")
     keys = sorted(k for k in first.sampling.keys() | other.sampling.keys() if k != "seed")
     unlike = [k for k in keys if first.sampling.get(k) != other.sampling.get(k)]
     if unlike:

@@ -75,7 +75,7 @@ def unlike(first: Evaluation, other: Evaluation) -> list[str]:
         reasons.append(
             f"the yardstick {other.yardstick} has changed" if same_name else f"another yardstick ({other.yardstick})"
         )
-    if first.against_baseline and identity_of(first, first.baseline) != identity_of(other, other.baseline):
+    if first.against_baseline and first.baseline_id != other.baseline_id:
         reasons.append("judged against another baseline")
     ours, theirs = first.sampling, other.sampling
     keys = [key for key in sorted({*ours, *theirs} - {"seed"}) if ours.get(key) != theirs.get(key)]

@@ -21,6 +21,8 @@ from study import curve, finished, logged, write_evaluation, write_seed, write_s
 from support import run_here, succeed
 from test_compare import CHROMIUM, CHROMIUM_FLAGS
 
+from evaluation.compare.reading import read_evaluation
+from evaluation.compare.summary import _refuse_incomparable
 from evaluation.configuration import OverviewArguments
 from evaluation.overview import read_overview, write_overview
 from evaluation.overview.charts import mean_and_band, smooth
@@ -28,7 +30,7 @@ from evaluation.overview.model import SCHEMA, Overview, schema
 from evaluation.overview.page import build_page
 from evaluation.overview.reading import read_rows
 from evaluation.overview.serve import LivePage, make_server
-from tiebreak.errors import RunError
+from tiebreak.errors import HandoffError, RunError
 from tiebreak.measures.yardsticks.wording import refuses
 
 
@@ -124,6 +126,10 @@ def test_shares_of_judgments_against_two_baselines_are_apart(tmp_path: Path) -> 
     assert (first.evaluations, first.against_baseline) == (["a", "c"], True)
     assert (apart.evaluations, apart.unlike) == (["b"], ["judged against another baseline"])
     assert "two other policies were compared through it" in build_page(found)
+    a, b, c = (read_evaluation(str(tmp_path / name / "evaluate")) for name in "abc")
+    _refuse_incomparable(a, c)
+    with pytest.raises(HandoffError, match="judged against two baselines, both named sft"):
+        _refuse_incomparable(a, b)
 
 
 def test_levels_of_runs_on_other_data_are_marked_and_scores_of_other_reward_models_have_charts_of_their_own(
