@@ -110,11 +110,17 @@ def _base_of(path: Path) -> str | None:
 
 
 def _adapter_of(path: Path, pinned: Mapping[str, Any]) -> AdapterConfig:
-    """The adapter of a run's model, or of a folder that PEFT saved; the default where there is none."""
+    """The adapter of a run's model, or of a folder that PEFT saved; the default where there is none, or one that no stage
+    trains."""
     if pinned.get("adapter"):
         return AdapterConfig.model_validate(dict(pinned["adapter"]))
     values = _read(path / PEFT_FILE)
-    return to_adapter_config(values, {}) if method_of(values.get("peft_type")) else AdapterConfig()
+    if method_of(values.get("peft_type")) is None:
+        return AdapterConfig()
+    try:
+        return to_adapter_config(values, {})
+    except (ValueError, KeyError):  # the stage says what is wrong with it
+        return AdapterConfig()
 
 
 def _read(file: Path) -> Mapping[str, Any]:
