@@ -253,7 +253,7 @@ def _dawid_skene(votes: Votes) -> Objective:
 def ballots_of(votes: Votes) -> list[Ballots]:
     """Each world's votes as the label export's, a pair being an item of a prompt of its own."""
     count, pairs, each = votes.signs.shape
-    items, nothing = np.arange(pairs), np.zeros(pairs, dtype=np.int64)
+    items, nothing = np.arange(pairs, dtype=np.int64), np.zeros(pairs, dtype=np.int64)
     raters = int(votes.raters.max()) + 1
     return [
         Ballots(
@@ -265,7 +265,7 @@ def ballots_of(votes: Votes) -> list[Ballots]:
             items,
             nothing,
             nothing + 1,
-            np.full(pairs, UNKNOWN),
+            np.full(pairs, UNKNOWN, dtype=np.int64),
         )
         for world in range(count)
     ]
