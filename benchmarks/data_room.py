@@ -1,7 +1,10 @@
 """`tiebreak prepare` on generated tickets: time, processor time, memory, and the same bytes after kill -9.
 
-python benchmarks/data_room.py                       # 1,000,000 rows; make room
-python benchmarks/data_room.py --rows 20000 --kill   # kills it halfway, and compares with a run that was left alone
+    python benchmarks/data_room.py                       # 1,000,000 rows
+    python benchmarks/data_room.py --kill                # kills it once, halfway, and resumes it; make room
+
+With --kill, time and memory are those of both parts, and on the first 20,000 rows (`--compare`) the files of a run that was
+killed are compared with those of a run that was left alone.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 WORDS = (
@@ -25,6 +29,8 @@ WORDS = (
     "colour socket dimmer glass crack noise smell hot timer sensor app account"
 ).split()
 LOOK_SECONDS = 0.5
+PART_ROWS = 4_000
+"""rows of a part, as in sft.store"""
 
 
 def tickets(count: int) -> Iterator[dict[str, str]]:
@@ -61,20 +67,53 @@ def command(source: Path, output: Path, policy: str) -> list[str]:
     return [sys.executable, "-m", "tiebreak", "prepare", *flags, "--steps", "repair", "--output", str(output)]
 
 
-def run(words: list[str], kill_at: Path | None = None) -> tuple[float, int]:
-    """(seconds, peak memory in bytes of all its processes). Killed as soon as `kill_at` is there."""
-    began, peak = time.monotonic(), 0
+@dataclass
+class Used:
+    """What a run took."""
+
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+    memory: int = 0
+    """bytes that all its processes had at once, at most"""
+
+    def then(self, other: Used) -> Used:
+        """Both, one after the other."""
+        seconds = self.seconds + other.seconds
+        return Used(seconds, self.processor_seconds + other.processor_seconds, max(self.memory, other.memory))
+
+
+def run(words: list[str], kill_at: Path | None = None) -> Used:
+    """Run a command. It is killed as soon as `kill_at` is there."""
+    began, before, looked, used = time.monotonic(), _ended(), 0.0, Used()
     process = subprocess.Popen(words, env={**os.environ, "TIEBREAK_FOLLOWS_PARENT": "1"}, start_new_session=True)
     while process.poll() is None:
-        peak = max(peak, sum(map(_memory, _tree(process.pid))))
+        if time.monotonic() - looked > LOOK_SECONDS:
+            looked = time.monotonic()
+            used.memory = max(used.memory, sum(map(_memory, _tree(process.pid))))
         if kill_at is not None and kill_at.exists():
+            used.processor_seconds = sum(map(_processor_seconds, _tree(process.pid)[1:]))  # nobody will wait for these
             process.kill()
-            process.wait()
-            return time.monotonic() - began, peak
-        time.sleep(LOOK_SECONDS if kill_at is None else 0.01)
-    if process.returncode:
+        time.sleep(0.01)
+    if process.returncode and kill_at is None:
         raise SystemExit(f"prepare ended with status {process.returncode}")
-    return time.monotonic() - began, peak
+    used.seconds = time.monotonic() - began
+    used.processor_seconds += _ended() - before
+    return used
+
+
+def _ended() -> float:
+    """Processor seconds of all processes that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _processor_seconds(process: int) -> float:
+    """Processor seconds of one that runs."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _tree(process: int) -> list[int]:
@@ -102,32 +141,55 @@ def hashes(output: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((output / "final").iterdir())}
 
 
+def kill_and_resume(words: list[str], marker: Path) -> Used:
+    """A run that is killed once `marker` is there, and the same command again."""
+    killed = run(words, kill_at=marker)
+    if not marker.exists():
+        raise SystemExit(f"the run ended before {marker} was there: it was not killed")
+    return killed.then(run(words))
+
+
+def halfway(output: Path, rows: int) -> Path:
+    """The file that a run writes halfway through measuring lengths, its longest pass."""
+    return output / "work" / "3-measure" / f"{rows // PART_ROWS // 2:05d}.json"
+
+
+def same_after_kill(folder: Path, rows: int, policy: str) -> bool:
+    """Whether a run that was killed wrote the same files as one that was left alone."""
+    source = folder / "compared.jsonl"
+    write_tickets(source, rows)
+    run(command(source, folder / "alone", policy))
+    kill_and_resume(command(source, folder / "killed", policy), halfway(folder / "killed", rows))
+    return hashes(folder / "killed") == hashes(folder / "alone")
+
+
 def main() -> None:
     """Generate, prepare, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--kill", action="store_true", help="kill a second run while it measures, and resume it")
+    parser.add_argument("--kill", action="store_true", help="kill the run once, halfway, and resume it")
+    parser.add_argument("--compare", type=int, default=20_000, help="with --kill, rows on which the files are compared")
     parser.add_argument("--policy", default="bundled:smollm2-135m-instruct", help="the model whose tokenizer counts")
     parser.add_argument("--folder", type=Path, default=Path(".bench/data_room"))
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
-    source = options.folder / "tickets.jsonl"
+    source, output = options.folder / "tickets.jsonl", options.folder / "run"
     write_tickets(source, options.rows)
-    seconds, peak = run(command(source, options.folder / "run", options.policy))
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = command(source, output, options.policy)
+    used = kill_and_resume(words, halfway(output, options.rows)) if options.kill else run(words)
     figures: dict[str, object] = {
         "rows": options.rows,
-        "seconds": round(seconds, 1),
-        "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "peak_memory_gb": round(peak / 1e9, 2),
+        "seconds": round(used.seconds, 1),
+        "processor_seconds": round(used.processor_seconds, 1),
+        "peak_memory_gb": round(used.memory / 1e9, 2),
+        "kills": int(options.kill),
+        "load": round(os.getloadavg()[1], 1),
     }
+    print(json.dumps(figures), flush=True)
     if options.kill:
-        killed = command(source, options.folder / "killed", options.policy)
-        run(killed, kill_at=options.folder / "killed" / "work" / "3-measure" / "00000.json")
-        run(killed)
-        figures["same_bytes_after_kill"] = hashes(options.folder / "killed") == hashes(options.folder / "run")
-    print(json.dumps(figures))
+        figures["same_bytes_after_kill"] = same_after_kill(options.folder, options.compare, options.policy)
+        print(json.dumps(figures))
 
 
 if __name__ == "__main__":

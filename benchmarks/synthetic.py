@@ -1,7 +1,8 @@
 """What synthetic demonstrations are worth beside real ones, on the quickstart's world.
 
     python benchmarks/synthetic.py --plan            # the cells that are not finished, and how long they take
-    python benchmarks/synthetic.py                   # all of them: about 45 minutes on two quiet CPU cores
+    python benchmarks/synthetic.py                   # all of them: about 20 minutes on two quiet CPU cores
+    python benchmarks/synthetic.py --seeds 0 1       # twice the cells: a second draw of rows, a second training of each
     python benchmarks/synthetic.py --minutes 20      # begins no cell after 20 minutes; the same command continues
     python benchmarks/synthetic.py --table           # the table of what is finished, and benchmarks/synthetic.json
     python benchmarks/synthetic.py --table --docs    # also into docs/benchmarks.md
@@ -9,7 +10,8 @@
 Real rows are the quickstart's training demonstrations. Synthetic ones are written by a local model, by default the bundled
 one, from those; nobody reviewed them. A cell trains SFT from the base model on N real rows, on N synthetic ones, or on N of
 each, for the same number of optimizer steps, and answers the test prompts; its figure is the rubric's mean. Seeds change
-which rows are drawn and the training. Intervals are 95% bootstraps over prompts, whose values are means over seeds.
+which rows are drawn and the training. Intervals are 95% bootstraps over prompts, whose values are means over seeds: with
+one seed they leave out what another draw and another training would change. On CPUs, oneDNN multiplies.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from typing import Any
 
 import yaml
 
+from tiebreak.errors import MachineError
 from tiebreak.measures.statistics import bootstrap_interval
+from tiebreak.packed.products import use_products
 from tiebreak.records import content_id
 from tiebreak.terminal import say
 
@@ -42,8 +46,8 @@ STEPS = 14
 """optimizer steps of every SFT run, of 8 rows: one epoch of the quickstart's 108"""
 METHODS = {"self-instruct": 70, "persona": 40, "paraphrase": 40, "typos": 20}
 """rows that each method tries to make; some are dropped"""
-SECONDS = {"synthesise": 420, "sft": 85, "evaluate": 45}
-"""of the stages on two cores: 300 texts of about 70 tokens; 14 steps of 8 rows; 64 answers of up to 80 tokens"""
+SECONDS = {"synthesise": 150, "sft": 65, "evaluate": 40}
+"""of the stages on two cores: 260 texts of up to 96 tokens; 14 steps of 8 rows; 64 answers of up to 80 tokens"""
 PAGE = "docs/benchmarks.md"
 BEGIN, END = "<!-- synthetic: begin -->", "<!-- synthetic: end -->"
 
@@ -129,6 +133,8 @@ def synthesise(world: World) -> None:
         "model": world.writer,
         "review": "none",
         "sampling": {"temperature": 0.9, "max_new_tokens": 8 if world.small else 96},
+        "batch_size": 64,
+        "training": products(),
     }
     run("synthesise", keys, world.folder)
 
@@ -143,6 +149,7 @@ def run_cell(cell: Cell, world: World) -> None:
         rows.write_text(text, encoding="utf-8")
     base = yaml.safe_load((CONFIGS / "sft.yaml").read_text(encoding="utf-8"))
     training = {**base["training"], "seed": cell.seed, "epochs": 100, "max_steps": 2 if world.small else STEPS}
+    training |= products()
     sft = {**base, "output": folder / "sft", "policy": world.policy, "demonstrations": rows, "training": training}
     run("sft", sft, folder)
     evaluate: dict[str, Any] = {
@@ -154,8 +161,18 @@ def run_cell(cell: Cell, world: World) -> None:
         "max_prompts": 3 if world.small else 64,
         "sampling": {"temperature": 0.7, "max_new_tokens": 6 if world.small else 80},
         "batch_size": 64,
+        "training": products(),
     }
     run("evaluate", evaluate, folder)
+
+
+def products() -> dict[str, str]:
+    """The keys that multiply by oneDNN, where it can."""
+    try:
+        use_products("onednn")
+    except MachineError:
+        return {}
+    return {"matrix_products": "onednn"}
 
 
 def run(stage: str, keys: Mapping[str, Any], folder: Path) -> None:
@@ -193,7 +210,7 @@ def summarise(world: World, seeds: Sequence[int]) -> dict[str, Any]:
     for cell in cells_of(world, seeds):
         if (values := by_prompt(cell, world)) is not None:
             found.setdefault((cell.source, cell.size), []).append(values)
-    return {"writer": world.writer, "cells": [_figures(*key, values) for key, values in found.items()]}
+    return {"writer": world.writer, **products(), "cells": [_figures(*key, values) for key, values in found.items()]}
 
 
 def _figures(source: str, size: int, seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -250,7 +267,7 @@ def main() -> None:
     parser.add_argument("--writer", default="bundled:smollm2-135m-instruct", help="the model that writes")
     parser.add_argument("--policy", default="bundled:smollm2-135m-instruct", help="the base model")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after so many minutes")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--small", action="store_true", help="few steps and prompts")

@@ -64,6 +64,18 @@ class QualityConfig(Section):
     """flag: keep the rows and list them in flagged.jsonl; drop: leave them out"""
 
 
+class PerplexityConfig(Section):
+    """Rows that surprise a model more, or less, than the others do."""
+
+    model: str | None = None
+    """the model that measures: a hub id, a path, bundled:… or a run folder; null: `policy`"""
+    deviations: float = Field(default=3.5, gt=0.0)
+    """flag rows whose log perplexity is further than so many robust standard deviations from the median (Iglewicz and
+    Hoaglin 1993)"""
+    max_tokens: int = Field(default=256, ge=16)
+    """read only so many tokens of a row"""
+
+
 class ContaminationConfig(Section):
     """Test sets that the data may not contain."""
 
@@ -86,7 +98,7 @@ class AnonymiseConfig(Section):
     languages: list[Literal["de", "en"]] = Field(default=["de", "en"], min_length=1)
     """languages of the patterns for addresses, dates of birth and national numbers"""
     model: str | None = None
-    """folder of a spaCy model that finds names; null: names are not looked for"""
+    """folder of a spaCy or GLiNER model that finds names; null: names are not looked for"""
     patterns: dict[str, str] = {}
     """further kinds, each with a regular expression, such as {ORDER: "A-[0-9]{6}"}"""
     words: str | None = None
@@ -129,6 +141,7 @@ STEPS = {
     "repair": "sft.steps.repair:Repair",
     "language": "sft.steps.language:Language",
     "quality": "sft.steps.quality:Quality",
+    "perplexity": "sft.steps.perplexity:Perplexity",
     "contradictions": "sft.steps.contradictions:Contradictions",
     "contamination": "sft.steps.contamination:Contamination",
     "anonymise": "sft.steps.anonymise:Anonymise",
@@ -160,7 +173,7 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     split: SplitShares = SplitShares()
     """shares of the prompts to hold out; training uses the rest. A row that names its split keeps it"""
     steps: list[str] = []
-    """steps to run on the rows, in this order, before duplicates are dropped: repair, language, quality,
+    """steps to run on the rows, in this order, before duplicates are dropped: repair, language, quality, perplexity,
     contradictions, contamination, anonymise, balance, or your own package.module:function; see docs/data.md"""
     repair: RepairConfig = RepairConfig()
     """settings of the step `repair`"""
@@ -168,6 +181,8 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     """settings of the step `language`"""
     quality: QualityConfig = QualityConfig()
     """settings of the step `quality`"""
+    perplexity: PerplexityConfig = PerplexityConfig()
+    """settings of the step `perplexity`"""
     contamination: ContaminationConfig = ContaminationConfig()
     """settings of the step `contamination`"""
     anonymise: AnonymiseConfig = AnonymiseConfig()

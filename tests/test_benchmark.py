@@ -342,11 +342,13 @@ def test_without_the_data_the_benchmark_says_so(
 
 @pytest.mark.proof
 def test_prepare_killed_by_the_kernel_resumes_to_the_same_bytes(tmp_path: Path, tiny_model: Path) -> None:
+    folder = tmp_path / "room"
     done = run_benchmark(
-        "data_room.py", "--rows", "400", "--kill", "--policy", tiny_model, "--folder", tmp_path / "room"
+        "data_room.py", "--rows", "400", "--kill", "--compare", "300", "--policy", tiny_model, "--folder", folder
     )
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["same_bytes_after_kill"] is True
+    assert figures["kills"] == 1
     report = json.loads((tmp_path / "room" / "run" / "final" / "report.json").read_text())
     assert report["dropped"] == {"the same as": 19, "near duplicate of": 19}
     assert figures["rows"] == 400

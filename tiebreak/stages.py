@@ -164,6 +164,7 @@ PREPARE = Stage(
         "contamination.against": "test_set_{}",
         "anonymise.model": "names_model",
         "anonymise.words": "words",
+        "perplexity.model": "model",
     },
     rows=("prompts", "demonstrations"),
     next=(

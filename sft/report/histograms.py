@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,6 +76,52 @@ def _panel(name: str, one: Mapping[str, Sequence[Any]]) -> Markup:
     )
     caption = el("figcaption", el("b", figure.title), f" · {percent(moved(one))} of rows in another bin")
     return el("figure", caption, drawing)
+
+
+def outliers(facts: Mapping[str, Any]) -> Markup | None:
+    """The perplexities of the rows, with the limits beyond which they are flagged."""
+    if not facts["measured"]:
+        return note("Every row is too short to be measured.")
+    edges, counts = facts["edges"], facts["counts"]
+    used = [n for n, count in enumerate(counts) if count]
+    first, last = used[0], used[-1]
+    step = (_WIDTH - _LEFT) / (last - first + 1)
+    most = max(counts)
+
+    def x_of(value: float) -> float:
+        """Its place: bins have one width, and within a bin the scale is logarithmic."""
+        number = bisect_right(edges, value)
+        if number in (0, len(edges)):
+            within = 0.5
+        else:
+            within = math.log(value / edges[number - 1]) / math.log(edges[number] / edges[number - 1])
+        return min(max(_LEFT + (number - first + within) * step, _LEFT), float(_WIDTH))
+
+    bars = [
+        el("rect", cls="fill tone-sft", x=_LEFT + (n - first) * step + 1, y=_BASE - height, width=step - 2,
+           height=height, fill_opacity="0.75")
+        for n in used
+        if (height := (_BASE - _TOP) * counts[n] / most)
+    ]  # fmt: skip
+    limits = [
+        line(x_of(facts[name]), _TOP, x_of(facts[name]), _BASE, "curve tone-dpo")
+        for name in ("low", "high")
+        if name in facts
+    ]
+    marks = [
+        text(_LEFT + (n - first + 1) * step, _BASE + 14, f"{edges[n]:g}", "tick", "middle") for n in range(first, last)
+    ]
+    sizes = [text(_LEFT - 4, _TOP + 4, str(most), "tick", "end"), text(_LEFT - 4, _BASE, "0", "tick", "end")]
+    unit = text((_LEFT + _WIDTH) / 2, _HEIGHT - 2, "perplexity", "name", "middle")
+    parts = [f"{label_of(edges, n)}: {counts[n]} rows" for n in used]
+    said = " and ".join(f"{name} {facts[name]:g}" for name in ("low", "high") if name in facts)
+    drawing = svg(
+        _WIDTH, _HEIGHT, bars, limits, line(_LEFT, _BASE, _WIDTH, _BASE, "axis"), marks, sizes, unit,
+        cls="plot", label=f"Perplexity. {'; '.join(parts)}. Limits: {said or 'none'}.",
+    )  # fmt: skip
+    caption = el("figcaption", el("b", "Rows by perplexity"), f" · median {facts['median']:g}")
+    remark = f"Rows beyond the limits ({said}) are flagged." if said else "Too few rows, or too alike, for a limit."
+    return join(el("div", el("figure", caption, drawing), cls="panels"), note(remark))
 
 
 def _described(title: str, one: Mapping[str, Sequence[Any]], before: Sequence[float], after: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.report.examples import Lines, examples
 from sft.report.flow import flow
-from sft.report.histograms import histograms
+from sft.report.histograms import histograms, outliers
 from tiebreak.page.charts import count_bar
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
@@ -55,6 +55,7 @@ def build_page(
         ("personal", "Personal data", _personal(report)),
         ("kept", "What is kept", _kept(report)),
         ("distributions", "Before and after", histograms(drawn)),
+        ("perplexity", "Perplexity", _perplexity(report)),
         ("balance", "Balance", _balance(report)),
         ("changes", "Changes", examples(changed)),
         ("drops", "Dropped rows", examples(dropped)),
@@ -184,6 +185,11 @@ def _kept(report: Report) -> Markup:
         table(heads, lengths) if lengths else None,
         table([heading("Tag"), heading("Prompts")], shown) if shown else None,
     )
+
+
+def _perplexity(report: Report) -> Markup | None:
+    facts = next((tally["facts"] for tally in report.get("steps", []) if "perplexity" in tally["facts"]), None)
+    return None if facts is None else outliers(facts["perplexity"])
 
 
 def _balance(report: Report) -> Markup | None:

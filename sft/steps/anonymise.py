@@ -25,7 +25,7 @@ from tiebreak.pii.finding import Finding
 from tiebreak.pii.patterns import users_patterns
 from tiebreak.records import Demonstration, Messages, prompt_id
 
-NAMES_NOT_SOUGHT = "names of people were not looked for: anonymise.model names a spaCy model that finds them"
+NAMES_NOT_SOUGHT = "names of people were not looked for: anonymise.model names a spaCy or GLiNER model that finds them"
 ALL_DATA = "all rows"
 
 

@@ -6,16 +6,16 @@ import json
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_strings import CLEAN, ODD
 from sentences import sentences
-from support import read_rows, write_rows
+from support import REPOSITORY, read_rows, write_rows
 
 from sft.configuration import PrepareConfig
 from sft.pii.surrogates import surrogate
@@ -69,19 +69,21 @@ def prompts(final: Path) -> list[str]:
 # --- what is found -----------------------------------------------------------------------------------------------------
 
 
-def test_every_structured_kind_is_found_with_f1_of_at_least_95_percent() -> None:
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark as a module."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import personal_data
+
+    return personal_data
+
+
+def test_every_structured_kind_is_found_with_f1_of_at_least_95_percent(benchmark: Any) -> None:
     """The sentences are ours, and so are most patterns: how well names are found depends on the user's model."""
-    right, missed, wrong = Counter[str](), Counter[str](), Counter[str]()
     measured = list(sentences())
-    for sentence in measured:
-        found = [one for one in DETECTOR.find(sentence.text) if one.is_sure]
-        for (start, end), kind in sentence.spans.items():
-            is_found = any(one.kind == kind and one.start <= start and end <= one.end <= end + 2 for one in found)
-            (right if is_found else missed)[kind] += 1
-        for one in found:
-            wrong[one.kind] += not any(one.start < end and start < one.end for start, end in sentence.spans)
+    counts = benchmark.count(DETECTOR, measured)
     assert len(measured) >= 400
-    scores = {kind: 2 * right[kind] / (2 * right[kind] + missed[kind] + wrong[kind]) for kind in right | missed}
+    scores = counts.f1()
     assert set(scores) >= {
         "EMAIL",
         "PHONE",
@@ -96,6 +98,17 @@ def test_every_structured_kind_is_found_with_f1_of_at_least_95_percent() -> None
         "ADDRESS",
     }
     assert min(scores.values()) >= 0.95, scores
+    page = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
+    assert "\n".join(benchmark.table(counts)) in page, "run python benchmarks/personal_data.py --docs"
+
+
+def test_recall_and_precision_by_hand(benchmark: Any) -> None:
+    """One of two addresses is found, with a false one beside it: Wilson's interval of 1 of 2 is .095 to .905."""
+    texts = {"mail anna@example.org or bob(at)home": {(5, 21): "EMAIL", (25, 36): "EMAIL"}, "c@example.org": {}}
+    counts = benchmark.count(DETECTOR, [SimpleNamespace(text=text, spans=spans) for text, spans in texts.items()])
+    assert (counts.found["EMAIL"], counts.missed["EMAIL"], counts.false["EMAIL"]) == (1, 1, 1)
+    assert counts.f1() == {"EMAIL": 0.5}
+    assert list(benchmark.table(counts))[2] == ("| `EMAIL` | 2 | 1 | 0.500 [0.095, 0.905] | 1 | 0.500 [0.095, 0.905] |")
 
 
 def test_nothing_is_found_in_texts_about_plants() -> None:
@@ -279,6 +292,72 @@ def test_names_are_found_by_the_users_model(tmp_path: Path, tiny_model: Path) ->
     assert json.loads((final.parent / "manifest.json").read_text())["inputs"]["names_model"]["kind"] == "model"
 
 
+class StandIn:
+    """The interface of gliner 0.2.29. Like it, this model reads a limited number of words and ignores the rest."""
+
+    names: ClassVar = {"Erika Muster": 0.9, "Ö. Ångström": 0.8, "Lamp": 0.4, "Cable": 0.2}
+
+    @classmethod
+    def from_pretrained(cls, folder: str, local_files_only: bool = False) -> StandIn:
+        assert local_files_only
+        if "broken" in folder:
+            raise RuntimeError("size mismatch\nfor encoder")
+        return cls()
+
+    def predict_entities(self, text: str, labels: list[str], threshold: float) -> list[dict[str, Any]]:
+        words = [one.end() for one in re.finditer(r"\w+(?:[-_]\w+)*|\S", text)][:40]
+        read = text[: words[-1]]
+        return [
+            {"start": one.start(), "end": one.end(), "text": name, "label": labels[0], "score": score}
+            for name, score in self.names.items()
+            if score >= threshold
+            for one in re.finditer(name, read)
+        ]
+
+
+@pytest.fixture
+def gliner_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(sys.modules, "gliner", SimpleNamespace(GLiNER=StandIn))
+    folder = tmp_path / "names"
+    folder.mkdir()
+    (folder / "gliner_config.json").write_text('{"max_len": 40}')
+    return folder
+
+
+def test_gliner_finds_names_wherever_they_stand_in_a_long_text(gliner_model: Path) -> None:
+    detector = Detector(model=str(gliner_model), kinds=["PERSON"])
+    for before in range(100):  # at the edges of pieces, too
+        text = f"{'wörd, ' * before}Erika Muster and Ö. Ångström{' rest' * 50}"
+        found = [(text[one.start : one.end], one.kind, one.score) for one in detector.find(text)]
+        assert found == [("Erika Muster", "PERSON", 0.9), ("Ö. Ångström", "PERSON", 0.8)], before
+    assert detector.find("") == detector.find("  \n") == []
+
+
+def test_names_of_which_gliner_is_unsure_are_flagged(gliner_model: Path, tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": "I am Erika Muster", "completion": "Lamp or Cable"}]
+    final = run(tmp_path / "x", tiny_model, rows, model=str(gliner_model))
+    assert read_rows(final / "demonstrations.jsonl")[0]["completion"] == "Lamp or Cable"
+    assert prompts(final) == ["I am <PERSON_1>"]
+    (flagged,) = read_rows(final / "flagged.jsonl")
+    assert flagged["reason"] == "may hold PERSON"
+    report = json.loads((final / "report.json").read_text())["steps"][-1]
+    assert report["facts"]["names"] == "sought"
+    assert json.loads((final.parent / "manifest.json").read_text())["inputs"]["names_model"]["kind"] == "model"
+
+
+def test_a_gliner_model_that_cannot_be_used_is_one_clear_error(
+    gliner_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = gliner_model.rename(tmp_path / "broken")
+    with pytest.raises(ConfigError, match=r"broken cannot be loaded: size mismatch$"):
+        Detector(model=str(broken))
+    monkeypatch.setitem(sys.modules, "gliner", None)
+    with pytest.raises(ConfigError, match=r"needs the package gliner\. It allows no transformers from 5\.17 on"):
+        Detector(model=str(broken))
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        Detector(model=str(tmp_path / "nowhere"))
+
+
 def test_a_speakers_name_is_hidden_and_the_prompts_id_follows() -> None:
     messages = (Message(role="user", name="erika", content="hi"),)
     step = Anonymise(PrepareConfig(output="x", prompts=["p.jsonl"], steps=["anonymise"]))
@@ -345,5 +424,5 @@ def test_a_map_in_the_run_folder_and_a_model_that_is_none_are_refused(
     monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET)
     with pytest.raises(ConfigError, match="is in the run folder"):
         run(tmp_path, tiny_model, ROWS, map=str(tmp_path / "run" / "map"))
-    with pytest.raises(ConfigError, match="is not the folder of a spaCy model"):
+    with pytest.raises(ConfigError, match="has neither a spaCy model"):
         run(tmp_path / "b", tiny_model, ROWS, model=str(tiny_model))

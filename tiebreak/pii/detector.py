@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from tiebreak.pii.checksums import find_checked
 from tiebreak.pii.finding import Finding, settle
-from tiebreak.pii.names import Names
+from tiebreak.pii.names import load_names
 from tiebreak.pii.patterns import PATTERNS, Pattern, find_patterns
 from tiebreak.pii.plain import plain
 from tiebreak.pii.presidio import RECOGNISERS, Presidio
@@ -29,7 +29,7 @@ class Detector:
     Args:
         languages: of the patterns with a language.
         kinds: to look for; empty: all.
-        model: folder of a spaCy model that finds names, or None.
+        model: folder of a spaCy or GLiNER model that finds names, or None.
         further: the user's patterns.
     """
 
@@ -42,7 +42,7 @@ class Detector:
     ) -> None:
         self.kinds, self.patterns, self.further = frozenset(kinds), PATTERNS, further
         self.presidio = Presidio(languages)
-        self.names = Names(model) if model else None
+        self.names = load_names(model) if model else None
 
     def find(self, text: str) -> list[Finding]:
         """The findings in a text, unsure ones (`Finding.is_sure`) included, in order and without overlaps."""

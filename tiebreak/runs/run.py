@@ -497,7 +497,7 @@ def identify_input(source: str) -> Input:
     path = Path(source)
     if source.startswith("hub:"):
         return Input(source, "name", pinned_source(source))
-    if (path / "config.cfg").is_file():  # a spaCy model
+    if (path / "config.cfg").is_file() or (path / "gliner_config.json").is_file():  # a spaCy or a GLiNER model
         return Input(source, "model", _hash_of(path, path.rglob("*")))
     data, _ = split_suffix(source)
     if is_data_folder(data):
