@@ -103,6 +103,9 @@ class LabelConfig(StageConfig):
     inspect: InspectConfig | None = Field(default=None, exclude_if=lambda inspect: inspect is None)
     """review a random sample of `answers`: if few enough of them are defective, the rest is accepted, else all are
     reviewed; true: with all defaults"""
+    flagged: bool = Field(default=False, exclude_if=lambda asked: not asked)
+    """`answers` is a prepare run: people review the rows that its steps flagged, in a batch (`flagged`, unless `batch`
+    names another); the other rows are kept as they are"""
     ratings: list[str] = Field(default=list(RATINGS), exclude_if=lambda names: names == list(RATINGS))
     """rate: the two to nine steps of the scale, from worst to best; exports give their numbers, from 1"""
     classes: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
@@ -223,6 +226,10 @@ class LabelConfig(StageConfig):
         others = self.converse is not None or self.store is not None or bool(self.answers)
         if self.answers and self.simulated:
             raise ValueError("answers: simulated raters compare two answers: set simulate: false, or leave answers out")
+        if self.flagged and not self.answers:
+            raise ValueError("flagged: applies to the rows of a prepare run: set answers")
+        if self.flagged and (self.inspect is not None or self.task not in (None, "review")):
+            raise ValueError("flagged: all flagged rows are reviewed, so leave out inspect, and any other task")
         if self.inspect is not None and not (self.answers and self.batch):
             raise ValueError("inspect: needs a named batch of answers: set answers and batch")
         if self.task is not None and not self.answers:

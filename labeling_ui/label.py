@@ -62,13 +62,13 @@ from labeling_ui.store.verify import verify
 from labeling_ui.web.listening import listen
 from labeling_ui.web.login.accounts import needs_login
 from labeling_ui.worker import start_worker
-from tiebreak.assessments import SingleAnswer
+from tiebreak.assessments import FLAGGED, SingleAnswer
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
-from tiebreak.data.single import read_single_answers
+from tiebreak.data.single import flagged_rows, read_single_answers
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted
 from tiebreak.extras import require_package
 from tiebreak.process.ending import exit_with_message
@@ -213,7 +213,11 @@ def read_some_answers(config: LabelConfig) -> list[SingleAnswer]:
         return []
     identify_input(config.answers)
     require(config.require, config.answers)
-    answers = read_single_answers(config.answers, config.task, media=config.media is not None)
+    reasons = flagged_rows(config.answers) if config.flagged else None
+    task = "review" if config.flagged else config.task
+    answers = read_single_answers(config.answers, task, media=config.media is not None, flagged=reasons)
+    if config.flagged and not any(FLAGGED in one.origin for one in answers):
+        raise HandoffError(f"{config.answers}: no step flagged an answer that is kept: there is nothing to review")
     if not answers:
         raise HandoffError(f"{config.answers} contains no answers: there is nothing to judge")
     refuse_unclassed(answers, config.classes, config.answers)
@@ -239,8 +243,8 @@ def add_answers(store: Store, config: LabelConfig, answers: Sequence[SingleAnswe
     if not answers:
         return 0
     _add_files(store, config, answers)
-    if config.inspect is not None:
-        batch = Batch(config.batch, config.priority, config.pool, config.overlap)
+    if config.inspect is not None or config.flagged:
+        batch = Batch(config.batch or "flagged", config.priority, config.pool, config.overlap)
         about = {"source": config.answers, "source_id": identify_input(config.answers).id}
         return store.add_lot(answers, batch, config.inspect, seed=config.seed, **about)
     steered: dict[str, Any] = {"batch": config.batch, "priority": config.priority, "pool": config.pool}

@@ -16,7 +16,7 @@ import shutil
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,13 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
     dropped += lengths.dropped
     canaries = planted(config.canaries)
     splits = assign_splits(compared, keep, config.split)
-    counts, after = write_rows(rows, keep, splits, compared, work, run.final, canaries)
+    flagged = {one["where"] for one in journal.lines("flagged")} if steps else set[str]()
+    counts, after, kept_flagged = write_rows(rows, keep, splits, compared, work, run.final, canaries, flagged)
     names = file_names([*config.prompts, *config.demonstrations])
     written = {"dropped": _listed(journal, rows, dropped, names)}
     if steps:
-        written |= {kind: (_by_name(one, names) for one in journal.lines(kind)) for kind in ("changed", "flagged")}
+        written["changed"] = (_by_name(one, names) for one in journal.lines("changed"))
+        written["flagged"] = (_with_prompt(one, names, kept_flagged) for one in journal.lines("flagged"))
     for name, lines in written.items():
         write_jsonl(run.final / f"{name}.jsonl", lines)
     if "balance" in config.steps:
@@ -138,6 +140,12 @@ def _anonymised(journal: Journal) -> dict[str, str]:
 
 def _by_name(entry: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
     return {**entry, "where": _named(entry["where"], names), "reason": _named(entry["reason"], names)}
+
+
+def _with_prompt(entry: Mapping[str, str], names: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
+    """A line of flagged.jsonl, with the prompt's id if the row is kept: the row's place is not in the run's other files."""
+    known = {"prompt_id": kept[entry["where"]]} if entry["where"] in kept else {}
+    return {**_by_name(entry, names), **known}
 
 
 def _named(text: str, names: Mapping[str, str]) -> str:
@@ -241,11 +249,16 @@ def write_rows(
     work: Store,
     final: Path,
     canaries: Sequence[Canary] = (),
-) -> tuple[Summary, list[Counts]]:
+    flagged: Collection[str] = (),
+) -> tuple[Summary, list[Counts], dict[str, str]]:
     """Write prompts.jsonl (each prompt once, canaries' left out) and demonstrations.jsonl.
 
+    Args:
+        flagged: places of rows.
+
     Returns:
-        the rows by split, the tags, and the rows that contain a canary's number; and the distributions of the parts.
+        the rows by split, the tags, and the rows that contain a canary's number; the distributions of the parts; and of
+        the flagged rows that are kept, their place and their prompt's id.
     """
     kept = np.flatnonzero(keep)
     _, first = np.unique(compared.prompts[kept], return_index=True)
@@ -258,10 +271,13 @@ def write_rows(
         prompts: list[Prompt] = []
         shown: list[Demonstration] = []
         rows_kept: list[Prompt | Demonstration] = []
+        flagged_here: dict[str, str] = {}
         for number, row in zip(range(numbers.start, numbers.stop), part, strict=True):
             if not keep[number]:
                 continue
             prompt = last.get(row.prompt.id, row.prompt).model_copy(update={"split": SPLITS[splits[number]]})
+            if row.where in flagged:
+                flagged_here[row.where] = prompt.id
             if is_first[number] and not is_canary(prompt):
                 prompts.append(prompt)
             if isinstance(row.record, Demonstration):
@@ -276,26 +292,29 @@ def write_rows(
             "tags": Counter(tag for prompt in prompts for tag in prompt.tags),
             "canaries": Counter(team for one in shown if is_canary(one.prompt) for team in in_clear(one, canaries)),
             "distributions": counted_rows(rows_kept[::stride]),
+            "flagged": flagged_here,
         }
 
     opened, stride = work.begin("write"), stride_of(len(kept))
     done = opened.work(of_part, rows.slices(), len(rows), "rows written", lambda task: len(task[0]))
-    counts, after = _summed(done)
+    counts, after, kept_flagged = _summed(done)
     for name in ("prompts", "demonstrations"):
         parts = (opened.folder / f"{number:05d}.{name}" for number in range(len(rows.parts)))
         _join(parts, final / f"{name}.jsonl")
-    return counts, after
+    return counts, after, kept_flagged
 
 
-def _summed(parts: Iterable[Summary]) -> tuple[Summary, list[Counts]]:
-    """(the sums of the parts' counts, their distributions)."""
+def _summed(parts: Iterable[Summary]) -> tuple[Summary, list[Counts], dict[str, str]]:
+    """(the sums of the parts' counts, their distributions, their flagged rows)."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("prompts", "demonstrations", "tags", "canaries")}
     after: list[Counts] = []
+    flagged: dict[str, str] = {}
     for one in parts:
         for name, counter in counts.items():
             counter.update(one[name])
         after.append(one["distributions"])
-    return counts, after
+        flagged |= one["flagged"]
+    return counts, after, flagged
 
 
 def _last_prompts(rows: RowFiles, kept: Numbers, compared: Table) -> dict[str, Prompt]:

@@ -20,6 +20,12 @@ VERDICTS = ("accept", "edit", "reject")
 """of a review"""
 
 
+FLAGGED = "flagged"
+"""the key in `origin` of the reasons why a step of *prepare* flagged the row"""
+NOT_FLAGGED = " (not flagged)"
+"""Suffix of the batch with the answers of a *prepare* run that no step flagged: they are kept without a review."""
+
+
 class SingleAnswer(Pair):
     """One completion of a prompt, to be judged by itself."""
 

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from labeling_ui.quality.single import measure_assessments
-from tiebreak.assessments import SINGLE_TASKS, ExportedAssessment, SingleAnswer, decide_review
+from tiebreak.assessments import NOT_FLAGGED, SINGLE_TASKS, ExportedAssessment, SingleAnswer, decide_review
 from tiebreak.records import Demonstration, Messages, Prompt, assistant, write_jsonl
 
 FILES = {"rate": "ratings.jsonl", "review": "reviews.jsonl", "classify": "classes.jsonl"}
@@ -37,9 +37,14 @@ class Assessed:
     text: str
     """the answer, as edited where the outcome is edit"""
     lot: str | None = None
-    """the batch whose sample passed inspection: nobody has seen this answer of it"""
+    """the batch whose sample passed inspection, or of the rows that were not flagged: nobody has seen this answer of it"""
     settled: ExportedAssessment | None = None
     """a lead's answer, which is the outcome"""
+
+    @property
+    def was_not_flagged(self) -> bool:
+        """Whether it is kept because no step of *prepare* flagged it: that is no review."""
+        return self.lot is not None and self.lot.endswith(NOT_FLAGGED)
 
     @property
     def is_text(self) -> bool:
@@ -114,16 +119,20 @@ def demonstrations_of(assessed: Sequence[Assessed]) -> Iterator[Demonstration]:
     for one in assessed:
         if one.answer.task == "review" and one.outcome in ("accept", "edit"):
             answer = one.answer
-            done = f"{REVIEWED}:{'by_sample' if one.lot else 'accepted' if one.outcome == 'accept' else 'edited'}"
+            done = () if one.was_not_flagged else (f"{REVIEWED}:{_how(one)}",)
             prompt = Prompt(
                 id=answer.prompt_id,
                 messages=answer.messages,
                 split=answer.split,
                 source=answer.source,
-                tags=(*answer.tags, done),
+                tags=(*answer.tags, *done),
                 tools=answer.tools,
             )
             yield Demonstration(prompt=prompt, completion=one.text if one.is_text else one.messages)
+
+
+def _how(one: Assessed) -> str:
+    return "by_sample" if one.lot else "accepted" if one.outcome == "accept" else "edited"
 
 
 def write_assessed(folder: Path, assessed: Sequence[Assessed]) -> None:
@@ -209,7 +218,7 @@ def describe_assessed(assessed: Sequence[Assessed], assessments: Sequence[Export
         those = [one for one in assessed if one.answer.task == task]
         if not those:
             continue
-        names = ["undecided" if one.outcome is None else "accept by sample" if one.lot else _name(one) for one in those]
+        names = [_name(one) for one in those]
         skipped = sum(one.skip for one in assessments if one.task == task)
         kinds = Counter(one.kind for one in assessments if one.task == task)
         report[task] = {
@@ -227,4 +236,6 @@ def describe_assessed(assessed: Sequence[Assessed], assessments: Sequence[Export
 
 
 def _name(one: Assessed) -> str:
+    if one.outcome is None or one.lot:
+        return "undecided" if one.outcome is None else "not flagged" if one.was_not_flagged else "accept by sample"
     return "rated" if one.answer.task == "rate" else str(one.outcome)

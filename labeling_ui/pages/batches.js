@@ -41,6 +41,7 @@ function batchRow(batch) {
 // A lot that is inspected by a sample, and what came of it.
 function inspected(one) {
   const about = { ...one, most: one.most_defects };
+  if (one.flagged) return say(one.passed ? 'inspection.flagged.passed' : 'inspection.flagged.open', about);
   return say(one.passed === null ? 'inspection.open' : one.passed ? 'inspection.passed' : 'inspection.failed', about);
 }
 

@@ -22,7 +22,7 @@ let lastMove = 0;
 function show(pair) {
   current = pair;
   desk.dataset.pair = pair ? pair.pair_id : '';
-  for (const part of ['.prompt', '.answers', '.dock']) find(part).hidden = !pair;
+  for (const part of ['.prompt', '.flagged', '.answers', '.dock']) find(part).hidden = !pair;
   find('.rest').hidden = Boolean(pair);
   find('.compose').hidden = true;
   desk.setAttribute('aria-busy', 'false');
@@ -31,6 +31,8 @@ function show(pair) {
   spans = [];
   selected = null;
   marker.hidden = true;
+  find('.flagged').hidden = !pair.flagged?.length;
+  find('.flagged').textContent = say('flagged', { reasons: (pair.flagged || []).join('; ') });
   const prompt = find('.prompt');
   prompt.replaceChildren(...pair.messages.map(turn));
   find('.answers').replaceChildren(...pair.answers.map(answer));

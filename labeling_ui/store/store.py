@@ -330,13 +330,14 @@ class Store:
         self,
         answers: Sequence[SingleAnswer],
         batch: Batch,
-        config: InspectConfig,
+        config: InspectConfig | None,
         *,
         seed: int,
         source: str,
         source_id: str,
     ) -> int:
-        """Add a lot of answers to review, of which a sample is given out; returns how many are new.
+        """Add a lot of answers to review, of which a sample is given out, or without `config` what a step of *prepare*
+        flagged; returns how many are new.
 
         Raises:
             StoreError: the lot is there and has grown, or some of it is not to be reviewed.
@@ -355,9 +356,13 @@ class Store:
             }
 
     def accepted_unseen(self) -> dict[str, str]:
-        """Single answers that were accepted by a sample of their lot, each with the lot's batch."""
+        """Single answers that are accepted though nobody has seen them, each with its lot.
+
+        Their lot's sample has passed, or all that a step of *prepare* flagged in the lot is reviewed.
+        """
         with self.reading() as connection:
-            passed = {one.rest: name for name, one in inspection.inspections(connection).items() if one.passed}
+            lots = inspection.inspections(connection)
+            passed = {one.rest: one.rest if one.flagged else name for name, one in lots.items() if one.passed}
             query = sa.select(ITEMS.c.id, ITEMS.c.batch).where(ITEMS.c.batch.in_(passed), ITEMS.c.withdrawn == 0)
             return {row.id: passed[row.batch] for row in connection.execute(query)}
 

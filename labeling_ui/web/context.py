@@ -37,8 +37,8 @@ from labeling_ui.web.login.accounts import (
 )
 from labeling_ui.web.mail.sending import Kind as MailKind
 from labeling_ui.web.mail.sending import Mailer
-from tiebreak.assessments import Assessment
-from tiebreak.records import Judgment, Span, explain
+from tiebreak.assessments import FLAGGED, Assessment, SingleAnswer
+from tiebreak.records import Judgment, Pair, Span, explain
 
 LOCAL_RATER = "local"
 SESSION_COOKIE = "tiebreak_session"
@@ -453,7 +453,14 @@ def as_json(assignment: Assignment, *, named: bool = False) -> dict[str, Any]:
         "right": shown[1] if len(shown) > 1 else None,
         "completions": shown if assignment.ranking else [],
         "draft": None if assignment.draft is None else _draft_as_json(assignment.draft, letter_of, texts),
+        "flagged": _flagged(assignment.pair),
     }
+
+
+def _flagged(pair: Pair) -> list[str]:
+    """Why a step of *prepare* flagged a row, for those who review it. Another file's column of that name is not shown."""
+    reasons = pair.origin.get(FLAGGED) if isinstance(pair, SingleAnswer) and pair.task == "review" else None
+    return reasons if isinstance(reasons, list) and all(isinstance(one, str) for one in reasons) else []
 
 
 def _draft_as_json(draft: dict[str, Any], letter_of: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, Any]:

@@ -167,6 +167,8 @@ class ShownPair(Reply):
     """all answers of a ranking"""
     draft: dict[str, Any] | None
     """a judgment's details, as sent"""
+    flagged: list[str]
+    """why a step of *prepare* flagged the row that is reviewed"""
 
 
 class MarkedSpan(Reply):
@@ -515,7 +517,7 @@ class BatchSettings(Reply):
 
 
 class LotInspected(Reply):
-    """A lot that is inspected by a sample, and what came of it."""
+    """A lot that is inspected by a sample, or by what was flagged in it, and what came of it."""
 
     batch: str
     lot: int
@@ -523,6 +525,7 @@ class LotInspected(Reply):
     most_defects: int
     passed: bool | None
     defects: int
+    flagged: bool
     inspected: int
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,12 @@ from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.pairs.inspection import InspectConfig, chance_of_at_most, plan_sample
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
-from tiebreak.data.reading import read_demonstrations
+from labeling_ui.web.context import as_json
+from tiebreak.data.reading import read_demonstrations, read_records
+from tiebreak.data.single import flagged_rows
+from tiebreak.data.synthetic import check_reviewed
+from tiebreak.errors import HandoffError
+from tiebreak.records import Demonstration
 
 
 @pytest.mark.parametrize(("most", "n", "share"), [(0, 10, 0.1), (3, 52, 0.02), (7, 200, 0.1), (52, 52, 0.3)])
@@ -120,13 +126,77 @@ def test_a_bad_sample_is_noticed_at_once_and_all_are_reviewed(url: str) -> None:
     assert store.claim("r0") is None
     assert store.status()["judgments_wanted"] == store.judged() == 40
     assert verify(store).faults == []
-    with pytest.raises(StoreError, match="inspect needs a new batch"):
+    with pytest.raises(StoreError, match="a lot needs a new batch"):
         store.add_lot([make_single(99, "review")], Batch("lot"), LOOSE, seed=0, source="s", source_id="t")
     assert (
         store.add_lot([make_single(3, "review", "text 3")], Batch("lot"), LOOSE, seed=0, source="s", source_id="t") == 0
     )
     with pytest.raises(StoreError, match="only answers to review"):
         store.add_lot([make_single(100, "rate")], Batch("other"), LOOSE, seed=0, source="s", source_id="t")
+
+
+def test_flagged_rows_are_reviewed_and_the_others_are_kept_without_a_review(url: str, tmp_path: Path) -> None:
+    """Five rows, two flagged. A synthetic one that was not flagged is not reviewed by that: training refuses it."""
+    store = Store.open(url, create=True)
+    store.add_rater("rater 0", rater_id="r0")
+    reasons = {1: ["anonymise: may hold PHONE"], 3: ["perplexity: is high", "quality: filler"]}
+    answers = [
+        make_single(n, "review", f"text {n}", tags=("synthetic",) if n == 4 else (),
+                    origin={"flagged": reasons[n]} if n in reasons else {})
+        for n in range(5)
+    ]  # fmt: skip
+    assert store.add_lot(answers, Batch("flagged"), None, seed=0, source="s", source_id="s") == 5
+    given = store.claim("r0")
+    assert given is not None
+    assert as_json(given)["flagged"] == reasons[int(given.pair.id.partition("-")[2])]
+    assert store.accepted_unseen() == {}, "not before all flagged rows are reviewed"
+    seen = review(store, ["reject", "accept"])
+    assert store.claim("r0") is None
+    assert len(seen) == 2
+    [inspection] = store.inspections().values()
+    assert (inspection["passed"], inspection["inspected"], inspection["defects"]) == (True, 2, 1)
+    assert store.status()["judgments_wanted"] == 2
+    assert verify(store).faults == []
+    final = export_of(store, tmp_path / "out")
+    report = json.loads((final / "report.json").read_text())["single_answers"]["review"]
+    assert report["outcomes"] == {"accept": 1, "not flagged": 3, "reject": 1}
+    kept = read_records(final / "demonstrations.jsonl", Demonstration)
+    assert sorted(one.prompt.tags for one in kept) == [(), (), ("reviewed:accepted",), ("synthetic",)]
+    with pytest.raises(HandoffError, match="1 of 4 rows synthetic, and reviewed by nobody"):
+        check_reviewed(kept, "out", None)
+
+
+def test_a_column_named_flagged_is_not_shown_to_raters(url: str) -> None:
+    store = Store.open(url, create=True)
+    store.add_rater("rater 0", rater_id="r0")
+    singles = [
+        make_single(0, "rate", "a", origin={"flagged": ["by model x"]}),
+        make_single(1, "review", origin={"flagged": 1}),
+    ]
+    store.add_pairs(singles, overlap=1, seed=0, source="s", source_id="s")
+    for _ in singles:
+        given = store.claim("r0")
+        assert given is not None
+        assert as_json(given)["flagged"] == []
+        store.submit("r0", Submission(client_id=given.item_id, pair_id=given.item_id, skip=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pairs": "p.jsonl"}, "flagged: applies to the rows of a prepare run: set answers"),
+        ({"answers": "runs/x", "inspect": True, "batch": "b"}, "leave out inspect"),
+        ({"answers": "runs/x", "task": "rate"}, "any other task"),
+    ],
+)
+def test_what_does_not_go_with_flagged_rows(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LabelConfig(output="out", flagged=True, **values)
+
+
+def test_a_run_without_flagged_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HandoffError, match="has no flagged rows: give the folder of a prepare run with steps"):
+        flagged_rows(str(tmp_path))
 
 
 def test_a_lot_needs_a_name() -> None:

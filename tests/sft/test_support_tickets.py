@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from support import REPOSITORY, read_rows, run_here
 
-from labeling_ui.store.answers import Submission
-from labeling_ui.store.store import Store
 from tiebreak.data.reading import read_demonstrations
-from tiebreak.data.single import read_single_answers
-from tiebreak.records import Demonstration
-from tiebreak.runs.run import identify_input
 
 TICKETS = REPOSITORY / "data" / "support-tickets" / "tickets.json"
 VALUES = re.compile(
@@ -60,8 +60,6 @@ def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypat
     assert "- personal data hidden, by kind: ADDRESS " in sheet
     assert "- step anonymise: read " in sheet
     assert review[:3] == ["label", "--answers", "runs/support-tickets/prepare"]
-    answers = read_single_answers("runs/support-tickets/prepare", "review")
-    assert len(answers) == len(read_rows(run / "final" / "demonstrations.jsonl"))
     report = json.loads((run / "final" / "report.json").read_text())
     done = {tally["step"]: tally for tally in report["steps"]}
     assert done["language"]["dropped"] >= 4  # French, Spanish, Dutch, Italian
@@ -85,27 +83,51 @@ def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypat
     tests = {row["prompt"] for row in questions if row["split"] == "test"}
     kept = [row for row in read_rows(run / "final" / "prompts.jsonl") if row["split"] == "test"]
     assert {row["messages"][0]["content"] for row in kept} == tests
-    reviewed = review_in_a_store(tmp_path, str(run))
-    assert [one.prompt.tags[-1] for one in reviewed].count("reviewed:edited") == 1
-    assert len(reviewed) == len(answers) - 1
+    flagged = [row for row in read_rows(run / "final" / "flagged.jsonl") if "prompt_id" in row]
+    asked = {row["prompt_id"] for row in flagged}
+    to_review = [row for row in shown if row["prompt"]["id"] in asked]
+    seen = review_over_http(review, tmp_path)
+    assert len(seen) == len(to_review) >= 3
+    assert all(reasons and all(": " in one for one in reasons) for reasons in seen.values())
+    store = f"sqlite:///{tmp_path}/runs/support-tickets/reviewed.sqlite"
+    output = "runs/support-tickets/reviewed"
+    status, err = run_here("label", "export", "--store", store, "--output", output)
+    assert status == 0, err
+    reviewed = read_demonstrations(output)
+    tags = [one.prompt.tags[-1:] for one in reviewed]
+    assert (tags.count(("reviewed:edited",)), tags.count(("reviewed:accepted",))) == (1, len(to_review) - 2)
+    assert len(reviewed) == len(shown) - 1
     assert {one.prompt.split for one in reviewed} == {"train", "validation"}
+    assert [one.text for one in reviewed if "reviewed:edited" in one.prompt.tags] == ["As a person wrote it."]
 
 
-def review_in_a_store(folder: Path, run: str) -> list[Demonstration]:
-    """The rows after a person edited the first, rejected the second and accepted the others."""
-    store = Store.open(f"sqlite:///{folder}/labels.sqlite", create=True)
-    store.require(["anonymised"])
-    about: dict[str, Any] = {"source": run, "source_id": identify_input(run).id}
-    store.add_pairs(read_single_answers(run, "review"), overlap=1, seed=0, **about)
-    store.add_rater("r0", rater_id="r0")
+def review_over_http(words: list[str], folder: Path) -> dict[str, list[str]]:
+    """Start the guide's command, and over HTTP edit the first row, reject the second, accept the others.
+
+    Returns:
+        why each row was flagged, as its reviewer was shown.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "tiebreak.command.cli", *words, "--port", port]
     verdicts = iter(
         [{"value": "edit", "edited_text": "As a person wrote it."}, {"value": "reject", "rationale": "No."}]
     )
-    given: list[str] = []
-    while (assignment := store.claim("r0", given)) is not None:
-        given.append(assignment.item_id)
-        verdict: dict[str, Any] = next(verdicts, {"value": "accept"})
-        store.submit("r0", Submission(client_id=f"r0 {len(given)}", pair_id=assignment.item_id, **verdict))
-    status, err = run_here("label", "export", "--store", store.url, "--output", folder / "reviewed")
-    assert status == 0, err
-    return read_demonstrations(str(folder / "reviewed"))
+    seen: dict[str, list[str]] = {}
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL) as server:
+        try:
+            site = httpx.Client(
+                base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8), timeout=60
+            )
+            pair = site.get("/api/next").raise_for_status().json()
+            while pair is not None:
+                seen[pair["pair_id"]] = pair["flagged"]
+                about = {"client_id": f"review {len(seen)}", "pair_id": pair["pair_id"]}
+                verdict: dict[str, Any] = next(verdicts, {"value": "accept"})
+                site.post("/api/judgments", json={**about, **verdict}).raise_for_status()
+                pair = site.get("/api/next").raise_for_status().json()
+        finally:
+            server.terminate()
+    return seen

@@ -8,13 +8,13 @@ are kept with the answer: they say where it is from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from tiebreak.assessments import SINGLE_TASKS, SingleAnswer, SingleTask
+from tiebreak.assessments import FLAGGED, SINGLE_TASKS, SingleAnswer, SingleTask
 from tiebreak.data.cells import Cells, about
 from tiebreak.data.images import require_text
 from tiebreak.data.pairs import completion_of
@@ -24,7 +24,7 @@ from tiebreak.data.shapes import interpret
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import split_of
 from tiebreak.data.text import BadRow
-from tiebreak.errors import DataError, counted
+from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.records import Demonstration, Messages, check_prompt, content_id, explain, prompt_id
 
 ANSWERS = "answers.jsonl"
@@ -39,6 +39,7 @@ def read_single_answers(
     stage: str = "label",
     *,
     media: bool = False,
+    flagged: Mapping[str, Sequence[str]] | None = None,
 ) -> list[SingleAnswer]:
     """All single answers of a source.
 
@@ -46,6 +47,8 @@ def read_single_answers(
         task: of the rows that name none.
         columns: our name of a column → its name in the data.
         stage: the stage that reads, which refuses images and recordings unless `media` is set.
+        flagged: of rows of a *prepare* run, the reasons why a step flagged them, by the prompt's id; they are kept as
+            `origin["flagged"]`.
 
     Raises:
         DataError: with every row that cannot be used.
@@ -53,7 +56,17 @@ def read_single_answers(
     file = Path(source) / "final" / ANSWERS
     if is_run(source) and not file.is_file():
         own: list[Demonstration] = read_own(source, "demonstrations", stage)
-        return _each_once([_of_demonstration(one, _task_of(None, task), {}) for one in own])
+        reasons = flagged or {}
+        return _each_once(
+            [
+                _of_demonstration(
+                    one,
+                    _task_of(None, task),
+                    {FLAGGED: list(reasons[one.prompt.id])} if one.prompt.id in reasons else {},
+                )
+                for one in own
+            ]
+        )
     table = read_file(file) if is_run(source) else read_source(source, "demonstrations")
     rows = whole_rows(table, source)
     answers: list[SingleAnswer] = []
@@ -70,6 +83,22 @@ def read_single_answers(
             f"{source}: {len(bad)} of {counted(len(rows), 'row')} hold no single answer", fault_lines(bad, len(rows))
         )
     return _each_once(answers)
+
+
+def flagged_rows(run: str) -> dict[str, list[str]]:
+    """Why steps of a *prepare* run flagged rows that it kept, by the prompt's id.
+
+    Raises:
+        HandoffError: it is no such run, or has no steps.
+    """
+    file = Path(run) / "final" / "flagged.jsonl"
+    if not is_run(run) or not file.is_file():
+        raise HandoffError(f"{run} has no flagged rows: give the folder of a prepare run with steps")
+    found: dict[str, list[str]] = {}
+    for _, row in read_file(file).rows:
+        if "prompt_id" in row:
+            found.setdefault(row["prompt_id"], []).append(f"{row['step']}: {row['reason']}")
+    return found
 
 
 def names_tasks(source: str) -> bool:

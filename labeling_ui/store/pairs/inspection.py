@@ -34,7 +34,7 @@ from labeling_ui.store.pairs.campaign import (
     record_source,
     write_batch,
 )
-from tiebreak.assessments import SingleAnswer, decide_review, read_judgment
+from tiebreak.assessments import FLAGGED, NOT_FLAGGED, SingleAnswer, decide_review, read_judgment
 from tiebreak.config import Section
 from tiebreak.records import content_id
 
@@ -79,11 +79,13 @@ class Inspection:
     passed: bool | None = None
     """None: not decided yet"""
     defects: int = 0
+    flagged: bool = False
+    """the sample is what a step of *prepare* flagged: the rest needs no review, whatever becomes of it"""
 
     @property
     def rest(self) -> str:
         """The batch that holds the rest of the lot."""
-        return self.batch + REST
+        return self.batch + (NOT_FLAGGED if self.flagged else REST)
 
 
 def plan_sample(config: InspectConfig, lot: int) -> tuple[int, int]:
@@ -121,13 +123,16 @@ def add_lot(
     tx: Transaction,
     answers: Sequence[SingleAnswer],
     batch: Batch,
-    config: InspectConfig,
+    config: InspectConfig | None,
     *,
     seed: int,
     source: Source,
     url: str,
 ) -> int:
     """Add a lot, of which a sample is given out; returns how many answers are new.
+
+    Args:
+        config: the plan of a random sample; None: the answers that a step of *prepare* flagged are given out.
 
     Raises:
         StoreError: the lot is there and has grown, or some of it is not to be reviewed.
@@ -139,22 +144,31 @@ def add_lot(
     if find_batch(tx.connection, batch.name) is not None:
         raise StoreError(
             f"batch {batch.name!r} of {url} exists, and {source.name} has {len(new)} answers that are not in it: "
-            "inspect needs a new batch: give another name"
+            "a lot needs a new batch: give another name"
         )
     if any(not isinstance(one, SingleAnswer) or one.task != "review" for one in new):
-        raise StoreError(f"inspect: only answers to review can be inspected, but {source.name} has others")
-    sample, most = plan_sample(config, len(new))
-    chance = random.Random(content_id("inspection", seed, batch.name, source.id))
-    drawn = {one.id for one in chance.sample(new, sample)}
+        raise StoreError(f"only answers to review can be inspected, but {source.name} has others")
+    inspection, drawn = _planned(new, batch.name, config, content_id("inspection", seed, batch.name, source.id))
     record_source(tx, source)
-    for part, chosen in ((batch, True), (replace(batch, name=batch.name + REST, paused=True), False)):
+    for part, chosen in ((batch, True), (replace(batch, name=inspection.rest, paused=True), False)):
         if those := [one for one in new if (one.id in drawn) is chosen]:
             write_batch(tx, part, exists=False)
             insert_pairs(tx, those, part, source=source)
-    inspection = Inspection(batch.name, len(new), sample, most, passed=None if sample < len(new) else False)
     tx.event("inspection_planned", payload=asdict(inspection))
     _write(tx, inspection)
     return len(new)
+
+
+def _planned(new: Sequence[Any], batch: str, config: InspectConfig | None, seed: str) -> tuple[Inspection, set[str]]:
+    """(the inspection, the ids of the answers to review)."""
+    if config is None:
+        drawn = {one.id for one in new if FLAGGED in one.origin}
+        return Inspection(batch, len(new), len(drawn), len(drawn), flagged=True), drawn
+    sample, most = plan_sample(config, len(new))
+    passed = None if sample < len(new) else False
+    return Inspection(batch, len(new), sample, most, passed), {
+        one.id for one in random.Random(seed).sample(new, sample)
+    }
 
 
 def inspections(connection: Connection) -> dict[str, Inspection]:
