@@ -1112,6 +1112,7 @@ class WorkedDay(TypedDict):
     active_seconds: float
     idle_seconds: float
 
+
 class Operations(Connection):
     """One method for each operation."""
 
@@ -1195,7 +1196,7 @@ class Operations(Connection):
         reply: Done = self.request("POST", "/api/consent/accept", body=body)
         return reply
 
-    def next_pair(self, *, holding: str = '') -> ShownPair | None:
+    def next_pair(self, *, holding: str = "") -> ShownPair | None:
         """The rater's next pair, or null; nobody gets one before accepting the consent and the guidelines."""
         reply: ShownPair | None = self.request("GET", "/api/next", query={"holding": holding})
         return reply
@@ -1282,12 +1283,16 @@ class Operations(Connection):
 
     def lead_one_version(self, document: Literal["guidelines", "consent"], seq: int) -> DocumentVersionRead:
         """One version, with its text."""
-        reply: DocumentVersionRead = self.request("GET", f"/api/lead/documents/{quote(str(document), safe='')}/{quote(str(seq), safe='')}")
+        reply: DocumentVersionRead = self.request(
+            "GET", f"/api/lead/documents/{quote(str(document), safe='')}/{quote(str(seq), safe='')}"
+        )
         return reply
 
     def lead_preview(self, document: Literal["guidelines", "consent"], body: Text) -> DocumentPreview:
         """A text as raters would see it, and how many of them would have to accept it."""
-        reply: DocumentPreview = self.request("POST", f"/api/lead/documents/{quote(str(document), safe='')}/preview", body=body)
+        reply: DocumentPreview = self.request(
+            "POST", f"/api/lead/documents/{quote(str(document), safe='')}/preview", body=body
+        )
         return reply
 
     def withdraw_consent(self, body: Withdrawal) -> Done:
@@ -1302,7 +1307,9 @@ class Operations(Connection):
 
     def lead_preview_erasure(self, rater_id: str, *, judgments: bool = False) -> ErasureReply:
         """What an erasure would do. `judgments`: reject the rater's judgments too."""
-        reply: ErasureReply = self.request("GET", f"/api/lead/raters/{quote(str(rater_id), safe='')}/erase", query={"judgments": judgments})
+        reply: ErasureReply = self.request(
+            "GET", f"/api/lead/raters/{quote(str(rater_id), safe='')}/erase", query={"judgments": judgments}
+        )
         return reply
 
     def lead_erase(self, rater_id: str, body: Withdrawal) -> ErasureReply:
@@ -1365,7 +1372,7 @@ class Operations(Connection):
         reply: BatchSettings = self.request("POST", "/api/lead/batches", body=body)
         return reply
 
-    def lead_change_batch(self, body: BatchChange, *, name: str = '') -> BatchSettings:
+    def lead_change_batch(self, body: BatchChange, *, name: str = "") -> BatchSettings:
         """Change a batch; pairs already leased stay with their raters."""
         reply: BatchSettings = self.request("PUT", "/api/lead/batches", query={"name": name}, body=body)
         return reply
@@ -1412,7 +1419,9 @@ class Operations(Connection):
 
     def lead_disputes(self, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> list[DisputeListed]:
         """Pairs that wait for a lead: raters disagree, opposite sides first, or skipped them; with `adjudicated`, the settled ones. Votes are counted for the sides as this lead sees the pair."""
-        reply: list[DisputeListed] = self.request("GET", "/api/lead/disputes", query={"limit": limit, "offset": offset, "adjudicated": adjudicated})
+        reply: list[DisputeListed] = self.request(
+            "GET", "/api/lead/disputes", query={"limit": limit, "offset": offset, "adjudicated": adjudicated}
+        )
         return reply
 
     def lead_draw_sample(self, body: Sample) -> Drawn:
@@ -1450,9 +1459,15 @@ class Operations(Connection):
         reply: ItemRead = self.request("GET", f"/api/lead/items/{quote(str(pair_id), safe='')}")
         return reply
 
-    def lead_judgments_of_rater(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[JudgmentListed]:
+    def lead_judgments_of_rater(
+        self, rater_id: str, *, before: int | None = None, limit: int = 50
+    ) -> list[JudgmentListed]:
         """A rater's judgments, rejected ones too, latest first; `before`: the `seq` of the last one that the client has."""
-        reply: list[JudgmentListed] = self.request("GET", f"/api/lead/raters/{quote(str(rater_id), safe='')}/judgments", query={"before": before, "limit": limit})
+        reply: list[JudgmentListed] = self.request(
+            "GET",
+            f"/api/lead/raters/{quote(str(rater_id), safe='')}/judgments",
+            query={"before": before, "limit": limit},
+        )
         return reply
 
     def lead_preview_rejection(self, body: Selection) -> RejectionEffect:
@@ -1470,27 +1485,29 @@ class Operations(Connection):
         reply: TakenBack = self.request("POST", "/api/lead/rejections/take-back", body=body)
         return reply
 
-    def lead_upload(self, content: bytes, *, name: str, batch: str = '', preview: bool = False) -> Uploaded:
+    def lead_upload(self, content: bytes, *, name: str, batch: str = "", preview: bool = False) -> Uploaded:
         """Add a file's new pairs to a batch. `preview`: only count and show them."""
-        reply: Uploaded = self.request("POST", "/api/lead/pairs/upload", query={"name": name, "batch": batch, "preview": preview}, content=content)
+        reply: Uploaded = self.request(
+            "POST", "/api/lead/pairs/upload", query={"name": name, "batch": batch, "preview": preview}, content=content
+        )
         return reply
 
-    def lead_work(self, *, first: str = '2000-01-01', last: str = '2999-12-31') -> WorkReport:
+    def lead_work(self, *, first: str = "2000-01-01", last: str = "2999-12-31") -> WorkReport:
         """Work by rater, day (UTC) and batch; seconds by which each rater's clock is ahead of the server's."""
         reply: WorkReport = self.request("GET", "/api/lead/work", query={"first": first, "last": last})
         return reply
 
-    def lead_work_csv(self, *, first: str = '2000-01-01', last: str = '2999-12-31', rate: float = 0.0) -> bytes:
+    def lead_work_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31", rate: float = 0.0) -> bytes:
         """The same as a table; rejected work is paid too."""
         reply: bytes = self.request("GET", "/api/lead/work.csv", query={"first": first, "last": last, "rate": rate})
         return reply
 
-    def lead_days_csv(self, *, first: str = '2000-01-01', last: str = '2999-12-31', rate: float = 0.0) -> bytes:
+    def lead_days_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31", rate: float = 0.0) -> bytes:
         """A row a rater and day, for payroll: begin and end, hours, breaks, rework, pay, and the difference of clocks."""
         reply: bytes = self.request("GET", "/api/lead/days.csv", query={"first": first, "last": last, "rate": rate})
         return reply
 
-    def lead_audit_csv(self, *, first: str = '2000-01-01', last: str = '2999-12-31') -> bytes:
+    def lead_audit_csv(self, *, first: str = "2000-01-01", last: str = "2999-12-31") -> bytes:
         """The log: who did what and when, under pseudonyms and without what anybody wrote."""
         reply: bytes = self.request("GET", "/api/lead/audit.csv", query={"first": first, "last": last})
         return reply
@@ -1510,12 +1527,12 @@ class Operations(Connection):
         reply: bytes = self.request("GET", f"/api/media/{quote(str(sha256), safe='')}")
         return reply
 
-    def lead_media_names(self, *, after: str = '') -> FilesListed:
+    def lead_media_names(self, *, after: str = "") -> FilesListed:
         """The files in the store, by name, after a name; and the limits of a file."""
         reply: FilesListed = self.request("GET", "/api/lead/media", query={"after": after})
         return reply
 
-    def lead_add_media(self, content: bytes, *, name: str, alt: str = '') -> FileAdded:
+    def lead_add_media(self, content: bytes, *, name: str, alt: str = "") -> FileAdded:
         """Add an image or recording under the name by which pairs refer to it; it is checked, and cleaned of EXIF."""
         reply: FileAdded = self.request("POST", "/api/lead/media", query={"name": name, "alt": alt}, content=content)
         return reply

@@ -20,8 +20,9 @@ SURELY_FINE_BYTES = 256 * 1024**2
 MOST_RATIO = 200
 """Larger content may expand to this many times its file's size: texts to less than 30, decompression bombs to 1,000."""
 LONGEST_LINE_BYTES = 64 * 1024**2
-LARGEST_WHOLE_BYTES = 2 * 1024**3
-"""Formats that are read as a whole (JSON arrays, tables, documents) may have this size, decompressed."""
+LARGEST_WHOLE_BYTES = 256 * 1024**2
+"""Forms that are read as a whole (one JSON object, a document) may have this size, decompressed: an object takes four times
+as much memory as its file."""
 _BLOCK = 1024**2
 
 
@@ -105,8 +106,8 @@ def read_bytes(path: Path) -> bytes:
         content = stream.read(LARGEST_WHOLE_BYTES + 1)
     if len(content) > LARGEST_WHOLE_BYTES:
         raise DataError(
-            f"{path}: larger than {LARGEST_WHOLE_BYTES // 1024**3} GB, and its format is read as a whole: save it as JSON "
-            "Lines or Parquet"
+            f"{path}: larger than {LARGEST_WHOLE_BYTES // 1024**2} MB, and this form (one JSON object, JSON whose first "
+            "line is broken, or a document) is read as a whole: save its rows as JSON Lines, an array, a table or Parquet"
         )
     return content
 

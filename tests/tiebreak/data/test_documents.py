@@ -17,6 +17,7 @@ from tiebreak.data.cells import Cells
 from tiebreak.data.reading import Rules, read, read_demonstrations
 from tiebreak.data.rows.content import PromptRow
 from tiebreak.data.shapes import interpret
+from tiebreak.data.sources import read_file
 from tiebreak.errors import DataError
 from tiebreak.records import Message, RecordKind
 
@@ -244,6 +245,20 @@ def test_a_line_without_end_and_json_without_bottom_are_bad_rows(
     assert faults(file) == {"x.jsonl:2": "a line of more than 64 MB", "x.jsonl:3": "nested more than 100 levels deep"}
     file.write_text(lines[1] + "\n" + lines[0])  # as the first line, too
     assert faults(file) == {"x.jsonl:1": "a line of more than 64 MB"}
+
+
+def test_one_large_object_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array of the same size is read a part at a time."""
+    rows = [{"prompt": f"question {n}", "completion": "answer"} for n in range(100)]
+    monkeypatch.setattr("tiebreak.data.compression.LARGEST_WHOLE_BYTES", 1024)
+    whole, array = tmp_path / "whole.json", tmp_path / "array.json"
+    whole.write_text(json.dumps({"rows": rows}))
+    array.write_text(json.dumps(rows))
+    with pytest.raises(
+        DataError, match=r"whole\.json: larger than 0 MB, and this form .* is read as a whole: save its rows"
+    ):
+        read_file(whole)
+    assert len(read_file(array).rows) == 100
 
 
 def test_formulas_of_a_spreadsheet_are_no_text(tmp_path: Path) -> None:
