@@ -106,7 +106,7 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
     written = {"dropped": _listed(journal, rows, dropped, names)}
     if steps:
         written["changed"] = (_by_name(one, names) for one in journal.lines("changed"))
-        written["flagged"] = (_with_prompt(one, names, kept_flagged) for one in journal.lines("flagged"))
+        written["flagged"] = (_with_prompts(one, names, kept_flagged) for one in journal.lines("flagged"))
     for name, lines in written.items():
         write_jsonl(run.final / f"{name}.jsonl", lines)
     if "balance" in config.steps:
@@ -142,10 +142,11 @@ def _by_name(entry: Mapping[str, str], names: Mapping[str, str]) -> dict[str, st
     return {**entry, "where": _named(entry["where"], names), "reason": _named(entry["reason"], names)}
 
 
-def _with_prompt(entry: Mapping[str, str], names: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
-    """A line of flagged.jsonl, with the prompt's id if the row is kept: the row's place is not in the run's other files."""
-    known = {"prompt_id": kept[entry["where"]]} if entry["where"] in kept else {}
-    return {**_by_name(entry, names), **known}
+def _with_prompts(
+    entry: Mapping[str, str], names: Mapping[str, str], kept: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """A line of flagged.jsonl, with the ids of the prompts that are kept of its place, which no other file names."""
+    return {**_by_name(entry, names), "prompt_ids": list(kept.get(entry["where"], ()))}
 
 
 def _named(text: str, names: Mapping[str, str]) -> str:
@@ -250,15 +251,15 @@ def write_rows(
     final: Path,
     canaries: Sequence[Canary] = (),
     flagged: Collection[str] = (),
-) -> tuple[Summary, list[Counts], dict[str, str]]:
+) -> tuple[Summary, list[Counts], dict[str, list[str]]]:
     """Write prompts.jsonl (each prompt once, canaries' left out) and demonstrations.jsonl.
 
     Args:
         flagged: places of rows.
 
     Returns:
-        the rows by split, the tags, and the rows that contain a canary's number; the distributions of the parts; and of
-        the flagged rows that are kept, their place and their prompt's id.
+        the rows by split, the tags, and the rows that contain a canary's number; the distributions of the parts; and the
+        ids of the flagged rows' prompts that are kept, by place: a place, such as a tree of messages, may hold several.
     """
     kept = np.flatnonzero(keep)
     _, first = np.unique(compared.prompts[kept], return_index=True)
@@ -271,13 +272,13 @@ def write_rows(
         prompts: list[Prompt] = []
         shown: list[Demonstration] = []
         rows_kept: list[Prompt | Demonstration] = []
-        flagged_here: dict[str, str] = {}
+        flagged_here: dict[str, list[str]] = {}
         for number, row in zip(range(numbers.start, numbers.stop), part, strict=True):
             if not keep[number]:
                 continue
             prompt = last.get(row.prompt.id, row.prompt).model_copy(update={"split": SPLITS[splits[number]]})
             if row.where in flagged:
-                flagged_here[row.where] = prompt.id
+                flagged_here.setdefault(row.where, []).append(prompt.id)
             if is_first[number] and not is_canary(prompt):
                 prompts.append(prompt)
             if isinstance(row.record, Demonstration):
@@ -304,16 +305,17 @@ def write_rows(
     return counts, after, kept_flagged
 
 
-def _summed(parts: Iterable[Summary]) -> tuple[Summary, list[Counts], dict[str, str]]:
-    """(the sums of the parts' counts, their distributions, their flagged rows)."""
+def _summed(parts: Iterable[Summary]) -> tuple[Summary, list[Counts], dict[str, list[str]]]:
+    """(the sums of the parts' counts, their distributions, the prompts' ids by flagged place)."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("prompts", "demonstrations", "tags", "canaries")}
     after: list[Counts] = []
-    flagged: dict[str, str] = {}
+    flagged: dict[str, list[str]] = {}
     for one in parts:
         for name, counter in counts.items():
             counter.update(one[name])
         after.append(one["distributions"])
-        flagged |= one["flagged"]
+        for where, ids in one["flagged"].items():
+            flagged.setdefault(where, []).extend(ids)
     return counts, after, flagged
 
 

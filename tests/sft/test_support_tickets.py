@@ -83,8 +83,7 @@ def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypat
     tests = {row["prompt"] for row in questions if row["split"] == "test"}
     kept = [row for row in read_rows(run / "final" / "prompts.jsonl") if row["split"] == "test"]
     assert {row["messages"][0]["content"] for row in kept} == tests
-    flagged = [row for row in read_rows(run / "final" / "flagged.jsonl") if "prompt_id" in row]
-    asked = {row["prompt_id"] for row in flagged}
+    asked = {prompt for row in read_rows(run / "final" / "flagged.jsonl") for prompt in row["prompt_ids"]}
     to_review = [row for row in shown if row["prompt"]["id"] in asked]
     seen = review_over_http(review, tmp_path)
     assert len(seen) == len(to_review) >= 3

@@ -22,7 +22,7 @@ from tiebreak.models.reload import FreshProcess, ReloadedModel
 
 ONE_STEP = ("--training.max-steps", "1", "--training.eval-steps", "1")
 RUNS: dict[str, tuple[str, ...]] = {
-    "prepare": ("--steps", "repair", "language", "quality", "contamination", "balance"),
+    "prepare": ("--steps", "repair", "language", "quality", "perplexity", "contamination", "balance"),
     "sft": (*ONE_STEP, "--merge"),
     "sample": ("--max-prompts", "2"),
     "reward": (*ONE_STEP, "--samples", "{runs}/sample", "--strength-as", "margin"),

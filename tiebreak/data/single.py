@@ -96,8 +96,8 @@ def flagged_rows(run: str) -> dict[str, list[str]]:
         raise HandoffError(f"{run} has no flagged rows: give the folder of a prepare run with steps")
     found: dict[str, list[str]] = {}
     for _, row in read_file(file).rows:
-        if "prompt_id" in row:
-            found.setdefault(row["prompt_id"], []).append(f"{row['step']}: {row['reason']}")
+        for prompt in row.get("prompt_ids", ()):
+            found.setdefault(prompt, []).append(f"{row['step']}: {row['reason']}")
     return found
 
 

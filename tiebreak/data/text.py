@@ -181,12 +181,15 @@ def _read_line(table: Table, where: str, line: bytes) -> None:
         table.bad.append(BadRow(where, f"not JSON ({error.msg} at column {error.colno})"))
     except RepeatedKeyError as error:
         table.bad.append(BadRow(where, str(error)))
-    except (RecursionError, ValueError) as error:
+    except RecursionError:
+        table.bad.append(BadRow(where, TOO_DEEP))
+    except ValueError as error:
         table.bad.append(BadRow(where, f"not JSON ({error})"))
 
 
 MOST_LEVELS = 100
 """Deeper JSON is not data: it would only break its readers."""
+TOO_DEEP = f"nested more than {MOST_LEVELS} levels deep"
 
 
 def _may_be_deep(line: bytes) -> bool:
@@ -250,9 +253,10 @@ def _add_element(table: Table, window: _Window) -> None:
         _add(table, where, value, escaped)
     except RepeatedKeyError as error:
         table.bad.append(BadRow(where, str(error)))
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
-        raise DataError(f"{where}: not JSON ({reason}): is the file cut off?") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON ({error.msg}): is the file cut off?") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: {TOO_DEEP}: remove what is nested, or this element") from error
     window.skip_space()
     if window.character == ",":
         window.at += 1
@@ -399,7 +403,7 @@ def _add(table: Table, where: str, value: object, escaped: bool, deep: bool = Tr
     if not isinstance(value, dict):
         table.bad.append(BadRow(where, f"a {type(value).__name__}, not an object"))
     elif deep and levels_of(value) > MOST_LEVELS:
-        table.bad.append(BadRow(where, f"nested more than {MOST_LEVELS} levels deep"))
+        table.bad.append(BadRow(where, TOO_DEEP))
     elif escaped and (column := _unwritable(value)):
         table.bad.append(BadRow(where, f"{column}: holds an unpaired surrogate, which is no character: remove it"))
     else:

@@ -446,13 +446,13 @@ def test_nested_too_deeply_is_a_fault_of_its_line(tmp_path: Path) -> None:
     deep = 100_000 * "["
     rows, faults = placed(table_of(tmp_path, "x.jsonl", f'{{"prompt": "a"}}\n{deep}\n'), tmp_path)
     assert (rows, [where for where, _ in faults]) == ([("x.jsonl:1", A)], ["x.jsonl:2"])
-    assert faults[0][1].startswith("not JSON (maximum recursion depth")
+    assert faults[0][1] == "nested more than 100 levels deep"
     assert [where for where, _ in placed(table_of(tmp_path, "x.jsonl", f'{{"a": {deep}\n{{}}'), tmp_path)[1]] == [
         "x.jsonl:1"
     ]
     pretty = table_of(tmp_path, "x.json", f'{{\n"a": {deep}\n}}')
     assert [one.where for one in pretty.bad] == [f"{tmp_path}/x.json:{n}" for n in (1, 2, 3)]
-    with pytest.raises(DataError, match=r"y\.json:2: not JSON \(nested too deeply\): is the file cut off\?"):
+    with pytest.raises(DataError, match=r"y\.json:2: nested more than 100 levels deep: remove what is nested"):
         table_of(tmp_path, "y.json", f"[\n{deep}")
 
 
