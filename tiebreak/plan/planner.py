@@ -299,7 +299,7 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
     if hardware.offloads_weights and not gathered:
         here -= weights / parts
     size = setting.size_held if numbers.trains_base else FLOAT32
-    held = 0 if numbers.trains_base else trained * setting.adapters * FLOAT32
+    held: float = 0 if numbers.trains_base else trained * setting.adapters * FLOAT32
     held += sum(_adapter_bytes(scorer) for scorer in setting.scorers if not scorer.apart)
     whole_gradients = trained * size
     gradients = whole_gradients / (hardware.count if hardware.shards_gradients else 1)
