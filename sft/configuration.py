@@ -202,6 +202,8 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     def _something(self) -> PrepareConfig:
         if not self.prompts and not self.demonstrations:
             raise ValueError("neither prompts nor demonstrations: name at least one file")
+        if not all(source.strip() for source in (*self.prompts, *self.demonstrations)):
+            raise ValueError("an empty name among prompts or demonstrations: leave it out, or name a file or folder")
         if self.canaries is not None and not self.demonstrations:
             raise ValueError("canaries: they are demonstrations, and there are no others: name some, or plant none")
         return self

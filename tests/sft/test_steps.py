@@ -390,6 +390,7 @@ def test_a_users_function_is_a_step(tmp_path: Path, tiny_model: Path, monkeypatc
         ({"steps": ["xyz"]}, "no step 'xyz'; there are repair, language"),
         ({"steps": ["repair", "repair"]}, "repair twice"),
         ({"quality": {"action": "drop"}}, "quality: set, but not among the steps"),
+        ({"prompts": ["p.jsonl", " "]}, "an empty name among prompts or demonstrations"),
     ],
 )
 def test_wrong_steps_are_refused_with_the_configuration(values: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tiebreak.data.compression import read_bytes
 from tiebreak.data.text import BadRow, Table
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, counted
 
 MARKUP_ENDINGS = (".html", ".htm")
 DOCUMENT_ENDINGS = (".txt", ".md", *MARKUP_ENDINGS, ".pdf")
@@ -87,7 +87,9 @@ def _of_pdf(content: bytes) -> str:
         raise ValueError(f"cannot be read as PDF: {str(error).splitlines()[0] if str(error) else error!r}") from None
     text = "\n\n".join(page for page in pages if page)
     if not text:
-        raise ValueError(f"a PDF without text ({len(pages)} pages of pictures?): recognise its text first (OCR)")
+        raise ValueError(
+            f"a PDF without text ({counted(len(pages), 'page')} of pictures?): recognise its text first (OCR)"
+        )
     return text
 
 

@@ -178,7 +178,7 @@ def _read_line(table: Table, where: str, line: bytes) -> None:
     except UnicodeDecodeError as error:
         table.bad.append(BadRow(where, f"not UTF-8 ({error.reason} at byte {error.start})"))
     except json.JSONDecodeError as error:
-        table.bad.append(BadRow(where, f"not JSON ({error.msg} at column {error.colno})"))
+        table.bad.append(BadRow(where, f"not JSON ({error.msg.removesuffix(' at')} at column {error.colno})"))
     except RepeatedKeyError as error:
         table.bad.append(BadRow(where, str(error)))
     except RecursionError:
@@ -254,7 +254,9 @@ def _add_element(table: Table, window: _Window) -> None:
     except RepeatedKeyError as error:
         table.bad.append(BadRow(where, str(error)))
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}): is the file cut off?") from error
+        raise DataError(
+            f"{where}: not JSON ({error.msg.removesuffix(' starting at')}): is the file cut off?"
+        ) from error
     except RecursionError as error:
         raise DataError(f"{where}: {TOO_DEEP}: remove what is nested, or this element") from error
     window.skip_space()

@@ -85,7 +85,7 @@ def test_a_folder_of_documents_is_rows_and_what_says_nothing_is_listed(
     assert not any(word in article for word in ("Basket", "Imprint", "<p>"))
     reasons = faults(folder)
     assert reasons.keys() == {"e.pdf", "f.txt", "g.pdf", "h.html"}
-    assert reasons["e.pdf"].startswith("a PDF without text (1 pages")
+    assert reasons["e.pdf"].startswith("a PDF without text (1 page of pictures?)")
     assert reasons["f.txt"] == "not UTF-8 (invalid start byte at byte 2): save it as UTF-8"
     assert reasons["g.pdf"].startswith("cannot be read as PDF")
     assert reasons["h.html"] == "no text in it"

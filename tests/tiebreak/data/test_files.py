@@ -408,6 +408,7 @@ MORE = "not JSON (there is more after the array that begins the file)"
     ("name", "content", "faults"),
     [
         ("x.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe9"}\n', [("x.jsonl:2", f"{NOT_UTF8} at byte 12)")]),
+        ("x.jsonl", '{"prompt": "a"}\n{"prompt', [("x.jsonl:2", "not JSON (Unterminated string starting at column 2)")]),
         ("x.jsonl", '{"prompt": "a"}\n{"prompt"}', [("x.jsonl:2", "not JSON (Expecting ':' delimiter at column 10)")]),
         ("x.jsonl", '{"prompt": "a"}\n[1]\n7', [("x.jsonl:2", f"a list{NO_ROW}"), ("x.jsonl:3", f"a int{NO_ROW}")]),
         ("x.jsonl", '[1]\n{"prompt": "a"}', [("x.jsonl:1", "a list, not an object")]),
