@@ -47,7 +47,7 @@ from sft.steps.running import KINDS, Journal, run_steps
 from sft.steps.step import build_steps
 from sft.store import WORK, RowFiles, RowPart, Store, Summary
 from tiebreak.command.launch import stage_main
-from tiebreak.errors import TiebreakError
+from tiebreak.errors import DataError, TiebreakError
 from tiebreak.measures.canaries import Canary, is_canary
 from tiebreak.records import (
     Demonstration,
@@ -87,6 +87,9 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
     steps = build_steps(config)
     read = read_sources(config, work, run)
     rows, journal = run_steps(steps, read.rows, work)
+    if not len(rows):
+        by_step = ", ".join(f"{tally.step} {tally.dropped}" for tally in journal.tallies if tally.dropped)
+        raise DataError(f"no row is left: the steps dropped all of them ({by_step}); nothing was written")
     compared = compare(rows, work, config.split.seed, config.near_duplicate)
     dropped = find_duplicates(
         compared,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,11 @@ class Anonymise(Step):
         require_package("presidio_analyzer", "anonymise", "pii")
         if unknown := sorted(set(settings.kinds) - {*KINDS, *settings.patterns, "WORD"}):
             raise ConfigError(f"anonymise.kinds: no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        for kind, key in (("PERSON", "model"), ("WORD", "words")):
+            if kind in settings.kinds and kind not in settings.patterns and getattr(settings, key) is None:
+                raise ConfigError(
+                    f"anonymise.kinds: {kind} is not found without anonymise.{key}: set it, or leave {kind} out"
+                )
         for kind, expression in settings.patterns.items():
             _require_pattern(kind, expression)
         words = _read_words(settings.words) if settings.words else []
@@ -59,6 +65,8 @@ class Anonymise(Step):
             raise ConfigError(
                 f"anonymise.map: {self.map} is in the run folder, which is passed on: name a file outside it"
             )
+        if self.map is not None:
+            _require_writable(self.map.absolute().parent)
         needed = "anonymise.map" if self.map else "anonymise.mode: hash" if settings.mode == "hash" else ""
         self.secret = secret_of(settings.key_variable, needed) if needed else b""
         if self.map is not None or settings.scope == "data":
@@ -189,6 +197,16 @@ def _require_pattern(kind: str, expression: str) -> None:
             raise ConfigError(f"anonymise.patterns.{kind}: {expression!r} matches the empty text")
     except re.error as error:
         raise ConfigError(f"anonymise.patterns.{kind}: {expression!r} is not a regular expression: {error}") from error
+
+
+def _require_writable(folder: Path) -> None:
+    """The map is written last: a folder that takes no file is refused first."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"anonymise.map: {folder} takes no file: {error.strerror or error}") from error
 
 
 def _read_words(path: str) -> list[str]:

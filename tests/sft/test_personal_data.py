@@ -407,7 +407,10 @@ def test_the_map_is_encrypted_and_outside_the_run(
         ({"patterns": {"ORDER": "A["}}, "is not a regular expression"),
         ({"patterns": {"ORDER": "A*"}}, "matches the empty text"),
         ({"mode": "hash"}, "needs a secret key, and TIEBREAK_PII_KEY is not set"),
-        ({"map": "/nowhere/tickets.map"}, "anonymise.map needs a secret key, and TIEBREAK_PII_KEY is not set"),
+        ({"kinds": ["EMAIL", "PERSON"]}, "PERSON is not found without anonymise.model"),
+        ({"kinds": ["WORD"]}, "WORD is not found without anonymise.words"),
+        ({"map": "/proc/tickets.map"}, "anonymise.map: /proc takes no file"),
+        ({"map": "tickets.map"}, "anonymise.map needs a secret key, and TIEBREAK_PII_KEY is not set"),
     ],
 )
 def test_wrong_settings_stop_before_any_row_is_read(

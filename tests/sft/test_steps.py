@@ -363,6 +363,14 @@ def test_contamination_drops_what_a_test_set_holds(tmp_path: Path, tiny_model: P
 # --- the user's own step, and bad input -----------------------------------------------------------------------------------
 
 
+def test_steps_that_drop_every_row_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [
+        {"prompt": "Pourquoi les feuilles de ma plante sont-elles jaunes depuis une semaine ?", "completion": "Le fer."}
+    ]
+    with pytest.raises(DataError, match=r"no row is left: the steps dropped all of them \(language 1\)"):
+        run(tmp_path, tiny_model, rows, steps=["repair", "language"])
+
+
 def test_a_users_function_is_a_step(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_steps.py").write_text(
         "def shorten(text, role):\n"
