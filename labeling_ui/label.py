@@ -473,6 +473,18 @@ def _answering(config: LabelConfig) -> Iterator[None]:
             worker.communicate()  # closes its standard input, which ends it
 
 
+def _answer_lines(
+    store: Store, config: LabelConfig, answers: Sequence[SingleAnswer], configured: Batch
+) -> Iterator[str]:
+    """What differs from the configuration; of lots, which are in two batches, how many answers are given out."""
+    if config.inspect is None and not config.flagged:
+        yield from steering.difference_lines(store, config.answers, answers, configured)
+        return
+    for name, lot in store.inspections().items():
+        why = "those that prepare flagged" if lot["flagged"] else "a random sample"
+        yield f"batch {name!r}: {lot['sample']} of {counted(lot['lot'], 'answer')} to review, {why}"
+
+
 def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair], answers: Sequence[SingleAnswer]) -> None:
     configured = Batch(config.batch, config.priority, config.pool, config.overlap)
     status = store.status()
@@ -484,7 +496,7 @@ def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair], a
     show(
         f"{' and '.join(there)} ({new} new), {judged} of {status['judgments_wanted']} judgments",
         *(steering.difference_lines(store, config.pairs, pairs, configured) if pairs else ()),
-        *(steering.difference_lines(store, config.answers, answers, configured) if answers else ()),
+        *(_answer_lines(store, config, answers, configured) if answers else ()),
         *lines,
         f"judgments are stored in {store.url}",
         f"rate at {paint(address, 'bold') if has_colours(sys.stdout) else address}   "
