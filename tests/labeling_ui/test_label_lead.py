@@ -121,14 +121,13 @@ def erase(site: Site, page: Any) -> None:
     chiara = next(one.id for one in site.store.raters() if one.name == "Chiara")
     site.store.withdraw_consent(chiara, judgments=True)
     held: list[Any] = []
-    page.route("**/api/lead/raters", lambda request: held.append(request))
+    page.route("**/api/lead/raters", lambda request: held.append(request), times=1)
     page.reload(wait_until="domcontentloaded")
-    with page.expect_request("**/api/lead/raters"):
-        pass
+    while not held:
+        page.wait_for_timeout(10)
     page.click("button[data-view=raters]")
-    page.unroute("**/api/lead/raters")
-    for request in held:
-        request.continue_()
+    held[0].continue_()
+    page.wait_for_selector(".desk[data-view=raters][aria-busy=false]")
     page.click(".raters tbody th button:text-is('Chiara')")
     page.click("[data-erase]")
     page.wait_for_selector(".erasure[open] .effect >> text=Judgments rejected")
