@@ -461,7 +461,7 @@ def written_by(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("launcher", "case"),
     [
-        pytest.param(launcher, case, marks=pytest.mark.proof if launcher == "zero2" else [])
+        pytest.param(launcher, case, marks=[] if launcher == "ddp" else pytest.mark.proof)
         for launcher, cases in CASES.items()
         for case in cases
         if case[-2] == "-" and case[:3] != "aot"
