@@ -6,9 +6,8 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 MINUTES ?= 60
 THINK_SECONDS ?= 1
-# Tests wait for servers, browsers and one another: two workers left a quarter of two cores idle. Their matrices are tiny.
+# Tests wait for servers, browsers and one another: two workers left a quarter of two cores idle.
 WORKERS ?= 3
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: room quickstart smoke test test-fast lint unit proofs campaign kills models methods spread docs setup wheel labels synthetic votes bench clean help
 
@@ -64,10 +63,10 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 test-fast: $(VENV)/dev.stamp
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 unit: $(VENV)/dev.stamp
-	$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=4
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=4
 
 proofs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --proofs -m proof

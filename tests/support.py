@@ -28,6 +28,20 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
 }
 os.environ.update(ENVIRONMENT)
+ADDITIONS_PER_SECOND = 2e7
+"""of Python on the machine on which bounds in seconds were set"""
+
+
+def seconds_here(bound: float) -> float:
+    """A bound in seconds as this machine would keep it: longer where Python adds more slowly, and never shorter."""
+
+    def add(n: int = 100_000) -> float:
+        total, begun = 0, time.process_time()
+        for one in range(n):
+            total += one
+        return (time.process_time() - begun) * ADDITIONS_PER_SECOND / n
+
+    return bound * max(1.0, min(add() for _ in range(3)))
 
 
 def run_command(

@@ -17,7 +17,7 @@ import pandas
 import pytest
 from label_support import make_pair, open_store, tiebreak
 from scipy import stats
-from support import SHARED_DATA
+from support import SHARED_DATA, seconds_here
 
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.quality.agreement import (
@@ -272,7 +272,7 @@ def test_a_million_judgments_are_measured_in_the_time_of_a_page() -> None:
     cast = votes_of_columns(tuple(f"r{k}" for k in range(raters)), columns)
     begun = time.process_time()
     measured = measure_votes({"human": cast})
-    assert time.process_time() - begun < 6, "1.3 s where nothing else runs"
+    assert time.process_time() - begun < seconds_here(6), "1.3 s where nothing else runs"
     assert measured["judgments"] == n
     assert len(measured["cohen_kappa"]) == 30 * 29 / 2
 

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from label_support import free_port, make_pair, open_store, serving
+from support import seconds_here
 
 from labeling_ui.configuration import LabelConfig
 from labeling_ui.label import believed_proxies
@@ -217,7 +218,7 @@ def test_bodies_are_bounded_in_bytes_and_time_whatever_the_headers_say(
     begun = time.monotonic()
     status, _ = ask(app, {**kind, "content-length": "10"}, [(0.1, b"{")] * 100)
     assert status == 408
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < seconds_here(2)
 
 
 def test_the_raw_address_decides_who_may_enter() -> None:
@@ -298,7 +299,7 @@ def test_made_up_names_at_a_crowded_address_cost_no_processor_and_as_long(
     monkeypatch.setattr(accounts._TYPICAL, "seconds", 0.2)
     begun = time.monotonic()
     assert log_in(store, "nobody", "x", crowded=True) is None
-    assert 0.2 <= time.monotonic() - begun < 1
+    assert 0.2 <= time.monotonic() - begun < seconds_here(1)
     assert hashed == []
 
 
