@@ -52,7 +52,7 @@ from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.criteria import agreement_by_criterion, criterion_lines
 from labeling_ui.quality.judges import measure_judges
-from labeling_ui.quality.pulls import read_pull_report
+from labeling_ui.quality.pull_reports import read_pull_report
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.single import assessment_lines, measure_assessments
 from labeling_ui.simulate import refuse_people, simulate

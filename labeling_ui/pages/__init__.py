@@ -20,7 +20,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 from fastapi import FastAPI
 
-from labeling_ui.quality.pulls import PullReport
+from labeling_ui.quality.pull_reports import PullReport
 from labeling_ui.store.answers import SKIP_REASONS
 from labeling_ui.store.leads.documents import identify_text
 from labeling_ui.store.work.asking import Questionnaire, describe_asked

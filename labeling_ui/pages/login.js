@@ -8,7 +8,8 @@ if (token) {
   form.querySelector('.invited').hidden = false;
   form.querySelector('button').textContent = words['invited.begin'];
   form.elements.password.autocomplete = 'new-password';
-  showStrength(form.elements.password, (password) => call('/api/invitations/strength', { method: 'POST', body: { token, username: form.elements.username.value, password } }));
+  const meter = showStrength(form.elements.password, (password) => call('/api/invitations/strength', { method: 'POST', body: { token, username: form.elements.username.value, password } }));
+  (form.elements.password.closest('label') || form).after(meter); // not in a row of fields
 }
 
 // The campaigns in which this account is, where the server has several.

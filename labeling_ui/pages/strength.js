@@ -1,4 +1,4 @@
-// How hard a new password is to guess, by the rule that the server goes by, while it is typed. `ask` gets the reply.
+// The meter of how hard a new password is to guess, by the server's rule, while it is typed. `ask` gets the reply.
 const TYPING_MS = 250;
 
 function showStrength(input, ask) {
@@ -6,7 +6,6 @@ function showStrength(input, ask) {
   const said = make('output', {});
   const shown = make('div', { class: 'strength', hidden: true }, meter, said);
   let timer = 0;
-  (input.closest('label') || input.form).after(shown); // not in a row of fields
   const hide = () => { clearTimeout(timer); shown.hidden = true; };
   input.form.addEventListener('reset', hide);
   input.addEventListener('input', () => {
@@ -21,4 +20,5 @@ function showStrength(input, ask) {
     said.textContent = refusal || words[`strength.${score}`];
     shown.hidden = false;
   }
+  return shown;
 }

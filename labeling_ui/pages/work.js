@@ -81,10 +81,10 @@ function account(sessions) {
   const field = (name, word, complete) => make('input', { name, type: 'password', required: true, autocomplete: complete, placeholder: words[word], 'aria-label': words[word] });
   const form = make('form', { class: 'account' }, field('current', 'password.current', 'current-password'), field('new', 'password.new', 'new-password'),
     make('button', { class: 'plain' }, words['password.change']), make('span', { class: 'note', role: 'status' }));
-  showStrength(form.elements.new, (password) => call('/api/password/strength', { method: 'POST', body: { password } }));
+  const meter = showStrength(form.elements.new, (password) => call('/api/password/strength', { method: 'POST', body: { password } }));
   form.addEventListener('submit', (event) => { event.preventDefault(); changePassword(form); });
   const seen = others.map(({ began_at_ms: at }) => whenOf(at)).join(', ');
-  return [make('h3', {}, words.account), form, make('p', { class: 'note sessions' }, others.length ? say('sessions', { n: others.length, seen }) : words['sessions.none'], ' ',
+  return [make('h3', {}, words.account), form, meter, make('p', { class: 'note sessions' }, others.length ? say('sessions', { n: others.length, seen }) : words['sessions.none'], ' ',
     others.length ? make('button', { type: 'button', class: 'plain', 'data-others': true }, words['sessions.end']) : '')];
 }
 

@@ -10,7 +10,8 @@ from label_support import make_pair, open_store, tiebreak, write_reward_report
 from support import write_config, write_rows
 from test_label_duels import judge_all
 
-from labeling_ui.quality.pulls import MOST_SHOWN, LivePulls, read_pull_report
+from labeling_ui.quality.pull_reports import read_pull_report
+from labeling_ui.quality.pulls import MOST_SHOWN, LivePulls
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.leads.rejecting import Selection
 

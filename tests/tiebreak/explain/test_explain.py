@@ -18,7 +18,7 @@ from peft import PeftModel
 from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from labeling_ui.quality.pulls import read_pull_report
+from labeling_ui.quality.pull_reports import read_pull_report
 from tiebreak.command.cli import main
 from tiebreak.explain.influence import Sketch, TokenPair, influences, lora_parameters, reward_loss, score_of
 from tiebreak.explain.words import leave_one_out
