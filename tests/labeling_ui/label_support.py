@@ -192,7 +192,7 @@ def serving(
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=180)
 
 
 @contextmanager

@@ -230,12 +230,19 @@ def test_judging_by_keys(site: Site) -> None:
     assert site.elsewhere == []
 
 
+DOUBLE_PRESS = """() => new Promise((done) => {
+  const key = { key: '1', code: 'Digit1', bubbles: true };
+  const press = () => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', key));
+  press();
+  setTimeout(() => { press(); done(); }, 60);
+})"""
+"""60 ms apart by the page's clock, however busy the machine is"""
+
+
 def test_a_double_press_or_click_judges_one_pair(site: Site) -> None:
     page = site.open("double", after=4, quick=False)
     on(page, 4)
-    press(page, "1")
-    page.wait_for_timeout(60)
-    page.keyboard.press("1")
+    page.evaluate(DOUBLE_PRESS)
     page.wait_for_timeout(400)
     on(page, 5)
     page.dblclick("[data-answer='2']", delay=20)
