@@ -140,7 +140,7 @@ def test_a_hint_of_nf4_counts_the_reward_model_that_stays_in_its_format(
 def test_an_adapter_made_elsewhere_is_counted_by_peft_s_file(bases: tuple[Path, Path], tmp_path: Path) -> None:
     values = {"peft_type": "LORA", "r": 7, "lora_alpha": 14, "target_modules": ["q_proj", "down_proj"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps({**values, "base_model_name_or_path": str(bases[0])}))
-    config = SFTConfig(output="x", policy=str(tmp_path), demonstrations="d.jsonl")
+    config = SFTConfig(output="x", policy=str(tmp_path), demonstrations="d.jsonl", adapter=None)
     assert plan_stage("sft", config, CPU).trained == 2 * 7 * ((4 + 4) + (6 + 4))
 
 

@@ -36,7 +36,7 @@ def test_two_servers_of_one_run_share_its_export(tmp_path: Path, monkeypatch: py
     """Both begin before there is one, and the second finds the first's folder in the place of its own."""
     run = tmp_path / "dpo"
     run.mkdir()
-    (run / "manifest.json").write_text(json.dumps({"id": "a", "stage": "dpo"}))
+    (run / "manifest.json").write_text(json.dumps({"id": "a", "stage": "dpo", "inputs": {}, "config": {}}))
     made = {"id": "a"}
 
     def export(_: str, arguments: ExportArguments) -> Any:
