@@ -2,7 +2,7 @@
 
 Perplexity is exp(−Σ log p / n) over a text's n tokens; the rows are compared by its logarithm. High values come from noise,
 wrong encodings and other languages, low ones from repetition and texts that the model knows by heart (Wenzek et al. 2020,
-section 3.3; Marion et al. 2023). What is far is told by the modified z-score (Iglewicz and Hoaglin 1993): a distance from
+section 3.3; Marion et al. 2023). Outliers are found by the modified z-score (Iglewicz and Hoaglin 1993): a distance from
 the median of more than `deviations` times 1.4826 times the median distance.
 """
 

@@ -20,7 +20,7 @@ from tiebreak.pii.finding import Finding
 
 LABELS = {"PER": "PERSON", "PERSON": "PERSON"}
 SPACY_FILE, GLINER_FILE = "config.cfg", "gliner_config.json"
-"""A model's folder is told by these."""
+"""Files by which the folder of a model is recognised."""
 
 
 class Names(Protocol):

@@ -216,24 +216,9 @@ def plan_stage(
     Raises:
         ModelError: the model is not there.
     """
-    training: OptimizerConfig = config.training
     policy = trained_model(config, shape, adapter, model)
-    rows = rows_of(str(getattr(config, ROWS_KEY[stage])), training.max_length_tokens, row_count, row_tokens)
-    whole = trains_base(policy.adapter)
-    setting = Setting(
-        stage,
-        policy.shape,
-        policy.adapter,
-        training,
-        config,
-        hardware,
-        training.tokens_per_pass or TOKENS_PER_PASS[hardware.device.is_gpu],
-        rows.tokens,
-        2 if _has_reference(stage, config) else 1,
-        1 if whole and _has_reference(stage, config) else 0,
-        scorers_of(config, policy, made or {}),
-        policy,
-    )
+    rows = rows_of(str(getattr(config, ROWS_KEY[stage])), config.training.max_length_tokens, row_count, row_tokens)
+    setting = _setting_of(stage, config, hardware, policy, rows.tokens, made or {})
     memory, phase = peak(setting)
     work = work_of(setting, rows)
     plan = StagePlan(
@@ -249,6 +234,33 @@ def plan_stage(
         price,
     )
     return replace(plan, nearest=tuple(nearest(setting))) if with_nearest and not plan.fits else plan
+
+
+def _setting_of(
+    stage: str,
+    config: Any,
+    hardware: Hardware,
+    policy: PlannedModel,
+    row_tokens: float,
+    made: Mapping[str, PlannedModel],
+) -> Setting:
+    """What the stage's memory and time follow from, with the models that it holds beside its policy."""
+    training: OptimizerConfig = config.training
+    has_reference = _has_reference(stage, config)
+    return Setting(
+        stage,
+        policy.shape,
+        policy.adapter,
+        training,
+        config,
+        hardware,
+        training.tokens_per_pass or TOKENS_PER_PASS[hardware.device.is_gpu],
+        row_tokens,
+        2 if has_reference else 1,
+        1 if trains_base(policy.adapter) and has_reference else 0,
+        scorers_of(config, policy, made),
+        policy,
+    )
 
 
 def trained_model(

@@ -57,7 +57,7 @@ def read_messages(cells: Cells, value: object, role: str = "user") -> Messages:
 
 
 def read_prompt(cells: Cells, name: str, *, checked_alone: bool = False) -> Messages:
-    """The prompt in a column, with the material, earlier turns and system message that stand beside it.
+    """The prompt in a column, with the row's material, earlier turns and system message.
 
     Args:
         checked_alone: true for a prompt that is only compared with whole conversations, which hold its material already
