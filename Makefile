@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+# Hundreds of processes import what others have imported: what Python compiles is kept.
+unexport PYTHONDONTWRITEBYTECODE
 MINUTES ?= 60
 THINK_SECONDS ?= 1
 # Tests wait for servers, browsers and one another: two workers left a quarter of two cores idle.
