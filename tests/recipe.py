@@ -54,7 +54,7 @@ def write_recipe(folder: Path, model: Path) -> Path:
 def run_recipe(folder: Path, model: Path) -> None:
     """Write and run it, with W&B offline."""
     recipe = write_recipe(folder, model)
-    succeed("run", "--config", recipe, environment={"WANDB_MODE": "offline"}, timeout=900)
+    succeed("run", "--config", recipe, environment={"WANDB_MODE": "offline"}, timeout=1700)
 
 
 def without_training_packages(start: Callable[..., subprocess.CompletedProcess[str]], runs: Path, folder: Path) -> None:

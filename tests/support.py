@@ -45,7 +45,7 @@ def seconds_here(bound: float) -> float:
 
 
 def run_command(
-    *words: str | Path, cwd: Path = REPOSITORY, environment: dict[str, str] | None = None, timeout: float = 300
+    *words: str | Path, cwd: Path = REPOSITORY, environment: dict[str, str] | None = None, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """`tiebreak …` in a process of its own."""
     return subprocess.run(
@@ -194,7 +194,7 @@ def build_tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
 
 def wait_for(condition: Callable[[], Any]) -> Any:
     """Its value once that is true; fails after five minutes, which a busy machine may need."""
-    give_up = time.monotonic() + 300
+    give_up = time.monotonic() + 600
     while not (found := condition()):
         assert time.monotonic() < give_up
         time.sleep(0.05)

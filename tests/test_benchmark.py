@@ -22,7 +22,7 @@ def run_benchmark(script: str, *words: str | Path) -> subprocess.CompletedProces
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -95,4 +95,4 @@ class _Server:
     def _run(self, program: str, *words: str, check: bool = True) -> None:
         become = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         command = [*become, str(self._programs / program), *words]
-        subprocess.run(command, check=check, stdout=subprocess.DEVNULL, cwd="/", timeout=60)
+        subprocess.run(command, check=check, stdout=subprocess.DEVNULL, cwd="/", timeout=600)

@@ -192,7 +192,7 @@ def serving(
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=180)
+        process.communicate(timeout=600)
 
 
 @contextmanager
@@ -209,7 +209,7 @@ def serving_config(config: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.communicate(timeout=180)
+            process.communicate(timeout=600)
 
 
 def processes(module: str, about: str) -> list[int]:

@@ -41,7 +41,7 @@ def raters(*words: str, password: str | None = None, ok: bool = True) -> subproc
     """`tiebreak raters …` with a password on its standard input."""
     command = [sys.executable, "-m", "tiebreak.command.cli", "raters", *words]
     result = subprocess.run(
-        command, input=password, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment(), check=False
+        command, input=password, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment(), check=False
     )
     assert (result.returncode == 0) is ok, result.stderr
     assert "Traceback" not in result.stderr

@@ -46,7 +46,7 @@ def test_a_server_that_is_asked_to_end_leaves_a_whole_file_and_copies_meanwhile_
         )
         judge(address, 2, since=4)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0
     assert "saved: 6 judgments" in output
     assert not Path(f"{file}-wal").exists(), "the log is in the file"

@@ -93,7 +93,7 @@ class Site:
 
     def answer(self) -> None:
         """Answer what waits in a conversation."""
-        request, give_up = None, monotonic() + 20
+        request, give_up = None, monotonic() + 600
         while request is None:  # the page says "waiting" before the server has the message
             assert monotonic() < give_up, "no message came"
             sleep(0.02)
@@ -108,7 +108,7 @@ class Site:
         )
         if quick:
             window.add_init_script(QUICK)
-        window.set_default_timeout(20_000)
+        window.set_default_timeout(180_000)
         return window
 
     def page(self, rater: str, path: str = "/rate/", **context: Any) -> Any:
@@ -189,7 +189,7 @@ def press(page: Any, *keys: str) -> None:
 
 def eventually(page: Any, found: Callable[[], bool], what: str) -> None:
     """Wait until the store says so; the page sends in the background."""
-    for _ in range(100):
+    for _ in range(2_000):
         if found():
             return
         page.wait_for_timeout(50)
@@ -345,7 +345,7 @@ def a_draft_is_saved_and_comes_back(site: Site, page: Any) -> None:
     press(page, "a", "6", "3", "Escape", "f", "2", "b", "f", "r")
     page.keyboard.type("because")
     with page.expect_response(
-        lambda reply: "/api/drafts/" in reply.url and reply.request.method == "PUT", timeout=2_000
+        lambda reply: "/api/drafts/" in reply.url and reply.request.method == "PUT", timeout=60_000
     ):
         pass
     page.reload()

@@ -227,7 +227,7 @@ def test_a_lead_of_two_campaigns_logs_in_once(tmp_path: Path) -> None:
             browser.close()
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=600)
     stores = [Store.open(f"sqlite:///{tmp_path}/{name}/out.sqlite") for name in ("first", "second")]
     assert [store.judged() for store in stores] == [0, 1]
     assert log_in(stores[0], "Zoe", PASSWORD) is not None

@@ -295,7 +295,7 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
         page = browser.new_page(viewport={"width": 1366, "height": 768})
-        page.set_default_timeout(90_000)
+        page.set_default_timeout(180_000)
         with serving(tmp_path, [make_pair(0)], *words, port=port) as (address, server):
             (worker,) = processes("labeling_ui.worker", str(tmp_path))
             os.kill(worker, signal.SIGSTOP)
@@ -328,7 +328,7 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
             while page.evaluate("Object.keys(localStorage).some((key) => key.startsWith('tiebreak-judgment:'))"):
                 page.wait_for_timeout(100)
         browser.close()
-    for _ in range(100):  # the server was killed; whoever answered for it ends too
+    for _ in range(2_000):  # the server was killed; whoever answered for it ends too
         left = [*processes("labeling_ui.worker", str(tmp_path)), *processes("preference.answer", str(tiny_model))]
         if not left:
             break

@@ -126,14 +126,14 @@ def behind_nginx(folder: Path, upstream: int) -> Iterator[str]:
     (folder / "nginx.conf").write_text(f"{whole} http {{ access_log off; {paths} include {folder}/site.conf; }}")
     process = subprocess.Popen([program, "-c", str(folder / "nginx.conf"), "-p", str(folder)])
     try:
-        for _ in range(100):
+        for _ in range(2_000):
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             time.sleep(0.05)
         yield f"https://localhost:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(600)
 
 
 @pytest.mark.slow

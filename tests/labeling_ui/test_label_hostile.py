@@ -102,7 +102,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
 def test_every_field_keeps_a_text_as_it_is_or_refuses_it(served: ServedPage) -> None:
     """And a reply is JSON that no browser takes for a page."""
     kept = 0
-    with httpx.Client(base_url=f"{served.address}/api", timeout=20) as client:
+    with httpx.Client(base_url=f"{served.address}/api", timeout=600) as client:
         path = f"/drafts/{client.get('/next').json()['pair_id']}"
         for n, text in enumerate(CORPUS):
             span = {"completion": "A", "start": 0, "end": 1, "label": "note", "comment": text}

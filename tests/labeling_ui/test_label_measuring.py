@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def wait_for(figures: LatestFigures, ready: Callable[[dict[str, Any]], bool], seconds: float = 60) -> dict[str, Any]:
+def wait_for(figures: LatestFigures, ready: Callable[[dict[str, Any]], bool], seconds: float = 600) -> dict[str, Any]:
     until = time.monotonic() + seconds
     while not ready(printed := figures()):
         assert time.monotonic() < until, printed

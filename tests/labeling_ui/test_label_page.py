@@ -61,7 +61,7 @@ def test_kill_right_after_an_acknowledged_judgment_loses_nothing(tmp_path: Path)
         progress = httpx.get(f"{address}/api/me").json()["progress"]
         assert progress == {"done": 2, "goal_per_day": None}
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
+        output, _ = process.communicate(timeout=600)
     assert f"tiebreak label export --store sqlite:///{tmp_path}/label.sqlite" in output
     assert judgments_in(tmp_path) == acknowledged
 

@@ -63,7 +63,7 @@ class ServedPage:
     def call(self, method: str, path: str, body: object = None) -> httpx.Response:
         text = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json"}
-        return httpx.request(method, f"{self.address}/api{path}", content=text, headers=headers, timeout=20)
+        return httpx.request(method, f"{self.address}/api{path}", content=text, headers=headers, timeout=600)
 
     def next(self) -> dict[str, Any]:
         given: dict[str, Any] = self.call("GET", "/next").json()

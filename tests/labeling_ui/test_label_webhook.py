@@ -124,7 +124,7 @@ def test_the_thread_tries_again_by_itself(receiver: Receiver, tmp_path: Path, mo
     arrived = threading.Event()
     with Webhook(store, WebhookConfig(url=receiver.url, events=["judgments"], every=1, allow_private=True), "t"):
         judge(store, "r0", 1)
-        for _ in range(100):
+        for _ in range(2_000):
             if receiver.got or arrived.wait(0.05):
                 break
     assert [kind for kind, _ in receiver.events] == ["judgments"]

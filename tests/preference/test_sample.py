@@ -180,7 +180,7 @@ def test_kill_9_and_the_same_command_end_in_the_same_run(whole: Path, values: di
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not list((tmp_path / "run").glob("partial/*/00001.json")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)

@@ -80,7 +80,7 @@ def run_all(commands: list[tuple[list[Any], bool]], package: Path) -> list[tuple
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-4000:]

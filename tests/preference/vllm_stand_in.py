@@ -112,7 +112,7 @@ class StandIn:
         return 200, replies.get(path, {})
 
     def _join(self, info: dict[str, Any]) -> None:
-        for _ in range(100):
+        for _ in range(2_000):
             try:
                 self._connection = socket.create_connection((info["master_address"], info["master_port"]))
                 return

@@ -120,7 +120,7 @@ def review_over_http(words: list[str], folder: Path) -> dict[str, list[str]]:
     ) as server:
         try:
             site = httpx.Client(
-                base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8), timeout=300
+                base_url=f"http://127.0.0.1:{port}", transport=httpx.HTTPTransport(retries=8), timeout=600
             )
             pair = site.get("/api/next").raise_for_status().json()
             while pair is not None:

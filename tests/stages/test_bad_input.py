@@ -428,7 +428,7 @@ def answers(cases: dict[str, Case]) -> dict[str, tuple[int, str]]:
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=True,
     )
     lines = [json.loads(line) for line in result.stdout.splitlines()]

@@ -191,6 +191,6 @@ def test_a_forked_process_runs_it_too(trained: Path, raw_data: Path, tmp_path: P
     )
     command = [sys.executable, "-m", "tiebreak.command.cli", "dpo", "--config", str(config)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert read_manifest(tmp_path / "dpo")["probe_difference"] <= 1e-5

@@ -130,7 +130,7 @@ def test_completions_under_zero_are_written_once_and_change_no_weight(
         ("one", 2, []),
     ):
         words = ("dpo", "--config", config, "--output", tmp_path / name, "--training.eval_steps", "1", *launched)
-        succeed(*words, "--tracking.completions", str(count), "--tracking.mode", "disabled", timeout=400)
+        succeed(*words, "--tracking.completions", str(count), "--tracking.mode", "disabled", timeout=600)
     rows, of_one = (read_rows(tmp_path / name / "completions.jsonl") for name in ("shown", "one"))
     assert [row["step"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert rows[:2] == of_one[:2]

@@ -30,7 +30,7 @@ def start(recipe: Path) -> subprocess.Popen[bytes]:
 def kill_once_there(recipe: Path, marker: str) -> bool:
     """Start the recipe and kill -9 all of it as soon as a file like `marker` is there; False if it ended first."""
     process = start(recipe)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if any((recipe.parent / "runs").glob(marker)):
             os.killpg(process.pid, signal.SIGKILL)
@@ -107,6 +107,6 @@ def test_kill_9_in_a_stage_ends_in_the_same_report(
         shutil.copytree(finished_recipe / "runs", tmp_path / "runs", ignore=unfinished)
     killed = [marker for marker in markers if kill_once_there(recipe, marker)]
     assert len(killed) >= len(markers) - 1, f"only {killed} were cut off"
-    result = run_command("run", "--config", recipe, timeout=900)
+    result = run_command("run", "--config", recipe, timeout=1700)
     assert result.returncode == 0, result.stderr[-6000:]
     assert report(tmp_path) == report(finished_recipe)

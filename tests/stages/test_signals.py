@@ -407,7 +407,7 @@ def start_and_wait_for_steps(recipe: Path, folder: Path) -> subprocess.Popen[str
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not read_metrics(folder) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert process.poll() is None, process.stderr.read() if process.stderr else ""
@@ -426,7 +426,7 @@ def test_a_recipe_passes_signals_on_and_takes_its_workers_with_it(
     assert len(below) >= (4 if accelerate else 1)  # the stage; or its starter, the launcher and two workers
     for pid in (*(below if accelerate else ()), process.pid):
         os.kill(pid, signal.SIGUSR1)
-    message = process.communicate(timeout=60)[1]
+    message = process.communicate(timeout=600)[1]
     assert process.returncode == 75, message[-3000:]
     assert "stopped by SIGUSR1" in message
     assert "Traceback" not in message
@@ -470,7 +470,7 @@ def test_ppo_on_two_processes_stops_and_goes_on_to_the_same_weights(finished_rec
     while not read_metrics(tmp_path / "cut") and process.poll() is None:
         time.sleep(0.05)
     process.terminate()
-    message = process.communicate(timeout=60)[1]
+    message = process.communicate(timeout=600)[1]
     assert process.returncode == 75, message[-3000:]
     assert "Traceback" not in message
     assert len(list((tmp_path / "cut" / "checkpoints").glob("*/COMPLETE"))) == 1

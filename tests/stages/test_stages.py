@@ -120,7 +120,7 @@ def test_wandb_offline_run_reads_back(finished_recipe: Path) -> None:
         [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(offline)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -166,7 +166,7 @@ def test_deepspeed_on_two_processes(finished_recipe: Path, tmp_path: Path, stage
     """Three steps under ZeRO; what was saved answers the same on one process (the stage's own fresh reload)."""
     folder = tmp_path / stage
     words = (stage, "--config", config_of(finished_recipe, stage), "--output", folder, "--accelerate", zero)
-    result = succeed(*words, timeout=400)
+    result = succeed(*words, timeout=600)
     assert "built successfully" not in result.stdout + result.stderr  # nothing that needs a compiler
     manifest = read_manifest(folder)
     assert manifest["probe_difference"] <= 1e-5
@@ -192,7 +192,7 @@ def test_under_zero3_the_saved_policy_is_the_one_that_the_guard_kept(finished_re
     folder = tmp_path / "dpo"
     words = ("dpo", "--config", config_of(finished_recipe, "dpo"), "--output", folder, "--accelerate", "cpu_zero3")
     guard = ("--guard.reward_model", output(finished_recipe, "reward"), "--guard.eval_every_steps", 1)
-    succeed(*words, *guard, "--training.learning_rate", 1e-7, timeout=400)
+    succeed(*words, *guard, "--training.learning_rate", 1e-7, timeout=600)
     assert read_manifest(folder)["guard"]["kept"]["step"] == 0
     first, last, saved = (
         load_file(place / "adapter_model.safetensors")

@@ -127,7 +127,7 @@ def test_llama_cpp_answers_as_the_run(exported: Path, runs: Path, origin: Origin
     probe = json.loads((runs / "dpo/final/probe.json").read_text())["input_ids"]
     prompts, file = [probe[:3], probe[:-1]], str(exported / "model-f16.gguf")
     command = [sys.executable, "-c", LLAMA_CPP, file, json.dumps(prompts), json.dumps(CHAT[1:2])]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    made = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert made.returncode == 0, made.stderr[-2000:]
     rows, rendered = json.loads(made.stdout.splitlines()[-1])
     read = AutoModelForCausalLM.from_pretrained(exported, gguf_file="model-f16.gguf", dtype=torch.float32)

@@ -58,7 +58,7 @@ def test_neither_cache_nor_index_is_one_message_with_the_alternatives(tmp_path: 
         "PIP_FIND_LINKS": "",
     }
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

@@ -93,7 +93,7 @@ except KeyboardInterrupt:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.communicate(timeout=30)[0].splitlines() == ["stage saved", "recipe stopped"]
+    assert process.communicate(timeout=600)[0].splitlines() == ["stage saved", "recipe stopped"]
 
 
 def test_an_interrupt_right_after_the_fork_is_passed_on() -> None:
@@ -193,7 +193,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     run_code(code)
     folder = Path("/proc") / (tmp_path / "pid").read_text()
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 600
     while folder.exists() and "\tZ" not in next(
         x for x in (folder / "status").read_text().splitlines() if "State" in x
     ):

@@ -44,7 +44,7 @@ def test_each_process_computes_its_share_and_all_have_all(tmp_path: Path) -> Non
         )
         for rank in (1, 0)  # the second waits until the main one has opened the folder
     ]
-    other, main = (json.loads(process.communicate(timeout=60)[0]) for process in processes)
+    other, main = (json.loads(process.communicate(timeout=600)[0]) for process in processes)
     assert main[0] == [[0, 1], [4, 5]]
     assert other[0] == [[2, 3], [6]]
     assert main[1] == other[1] == [n * n for n in range(7)]

@@ -82,14 +82,14 @@ def greedy(folder: Path) -> str:
 
 def test_a_completion_is_greedy_generation_whole_and_streamed(server: str, merged: Path) -> None:
     body = {"model": str(merged.resolve()), "messages": ASK, "temperature": 0, "max_tokens": 8}
-    reply = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=60).json()
+    reply = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=600).json()
     assert reply["choices"][0]["message"]["content"] == greedy(merged)
     assert reply["usage"]["completion_tokens"] <= 8
-    streamed = httpx.post(f"{server}/v1/chat/completions", json=body | {"stream": True}, timeout=60).text
+    streamed = httpx.post(f"{server}/v1/chat/completions", json=body | {"stream": True}, timeout=600).text
     events = [json.loads(line.removeprefix("data: ")) for line in streamed.splitlines() if line.startswith("data: {")]
     text = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
     assert text == greedy(merged)
-    assert httpx.post(f"{server}/v1/chat/completions", json=body | {"model": "other"}, timeout=60).status_code == 400
+    assert httpx.post(f"{server}/v1/chat/completions", json=body | {"model": "other"}, timeout=600).status_code == 400
 
 
 def test_a_taken_port_or_a_foreign_address_is_refused_before_loading(merged: Path) -> None:

@@ -53,7 +53,7 @@ def finish(recorder: RunRecorder, **facts: Any) -> None:
 
 def rows_sent(folder: Path, name: str, count: int) -> None:
     """Wait until a copy has sent so many rows."""
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + 600
     while time.monotonic() < give_up:
         path = state_file(folder, name)
         state = json.loads(path.read_text()) if path.is_file() else {}

@@ -65,7 +65,7 @@ def offline_copy(folder: Path) -> list[dict[str, Any]]:
     """The records of the one offline run in a folder, as W&B's own reader prints them."""
     (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
-    lines = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout.splitlines()
     return [json.loads(line) for line in lines]
 
 
