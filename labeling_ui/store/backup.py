@@ -18,7 +18,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from labeling_ui.database.errors import StoreError
-from labeling_ui.store.store import SERVED, Store
+from labeling_ui.store.store import Store
+from labeling_ui.store.transactions import SERVED
 from labeling_ui.store.verify import Verification, verify
 from tiebreak.errors import counted
 from tiebreak.records import flush_to_disk

@@ -10,9 +10,7 @@ for any number of threads, processes and servers:
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +18,10 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
-from pydantic_core import from_json
-from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.engine import Engine
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError, StoreError
@@ -35,17 +31,11 @@ from labeling_ui.database.schema import (
     BATCHES,
     GOLD,
     ITEMS,
-    JUDGMENTS,
-    LOG_HEAD,
-    ONE_STATEMENT,
-    PAIRS,
     RATERS,
-    READ_ONLY,
     SETTINGS,
-    WITHDRAWALS,
     build_engine,
-    flush_to_disk,
 )
+from labeling_ui.store import contents
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.clock import iso_time as iso_time
 from labeling_ui.store.clock import wall_clock_ms as wall_clock_ms
@@ -65,27 +55,19 @@ from labeling_ui.store.pairs.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.pairs.changes import Correction, Withdrawal
 from labeling_ui.store.pairs.inspection import InspectConfig
 from labeling_ui.store.raters import Rater, RaterKind, Role, as_rater, insert_rater, move_rater
-from labeling_ui.store.turns import Turn
+from labeling_ui.store.transactions import SERVED, TransactionalStore
 from labeling_ui.store.work import assigning, judging
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.store.work.assigning import LEASE_SECONDS, Assignment, Rules
 from labeling_ui.store.work.judging import StoredJudgment
 from labeling_ui.store.work.scales import SCALES, keep_scales
 from labeling_ui.store.work.standing import Attempt, Standing, is_tested, present_attempt, set_standing
-from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, read_judgment, read_pair
+from tiebreak.assessments import ExportedAssessment, SingleAnswer, read_judgment
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.requirements import Requirement
 
 SESSION_HOURS = 336.0
 """Two weeks"""
-T = TypeVar("T")
-ATTEMPTS = 5
-SERVED = "served:"
-"""Prefix of the setting by which a running server marks the store."""
-IMPORTED = "imported"
-"""Prefix of the ids of judgments made elsewhere."""
-_TRY_AGAIN = ("40001", "40P01")
-"""Postgres: the two transactions could not be serialised, or deadlocked."""
 
 
 def default_store_url(path: Path) -> str:
@@ -99,20 +81,20 @@ class SessionRules:
 
     hours: float = SESSION_HOURS
     idle_minutes: int | None = None
-    """without anything done; None: the same as active"""
+    """minutes without activity after which a session ends; None: it does not"""
 
     @property
     def most_ms(self) -> int:
-        """However active."""
+        """The longest session, in ms, however active."""
         return round(self.hours * 3_600_000)
 
     def expires_at_ms(self, began_at_ms: int, active_at_ms: int) -> int:
-        """When a session ends if nothing more is done in it."""
+        """When a session ends if there is no more activity."""
         idle = active_at_ms + self.idle_minutes * 60_000 if self.idle_minutes else began_at_ms + self.most_ms
         return min(began_at_ms + self.most_ms, idle)
 
 
-_NOT_OF_THE_CAMPAIGN = (
+_OTHER_SETTINGS = (
     campaign.CONFIGURED,
     campaign.REQUIRES,
     SERVED,
@@ -120,9 +102,10 @@ _NOT_OF_THE_CAMPAIGN = (
     exported.EXPORTED,
     SCALES,
 )
+"""Prefixes of settings that `Store.campaign` leaves out."""
 
 
-class Store:
+class Store(TransactionalStore):
     """One label store. Thread-safe; each process opens its own."""
 
     def __init__(
@@ -136,16 +119,9 @@ class Store:
     ) -> None:
         """`url`: for messages, without the password. `clock` None: times are event numbers, so that simulated campaigns
         leave the same log every time. `had_log`: whether a SQLite file's log was beside it."""
-        self.engine = engine
-        self.url = url
+        super().__init__(engine, url, clock=clock, had_log=had_log)
         self.rules = Rules(lease_ms=lease_seconds * 1000)
         self.sessions = SessionRules()
-        self._clock = clock
-        self._had_log = had_log
-        self._mark = ""
-        database = engine.url.database if engine.dialect.name == "sqlite" else None
-        self._turn = Turn(Path(database)) if database else None
-        self._log = Path(f"{database}-wal").absolute() if database else None
 
     @classmethod
     def open(
@@ -184,113 +160,6 @@ class Store:
         """
         self.transact(lambda tx: keep_scales(tx, asked, self.url))
 
-    def begin_serving(self) -> None:
-        """Leave a mark in a SQLite file until `close`: by it, `verify` finds a copy that lacks its log."""
-        if self._turn is None:
-            return
-        self._turn.share()
-        mark = f"{SERVED}{secrets.token_hex(8)}"
-        values = {"name": mark, "value": json.dumps(self._identity())}
-        self.transact(lambda tx: tx.connection.execute(sa.insert(SETTINGS).values(**values)))
-        self._mark = mark
-        with self.glancing() as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
-
-    def lacks_log(self) -> bool:
-        """Whether this is a copy of a file that a server was using, without that file's log."""
-        if self._turn is None or self._had_log:
-            return False
-        return any(mark != self._identity() for mark in self._marks())
-
-    def _marks(self) -> list[Any]:
-        query = sa.select(SETTINGS.c.value).where(SETTINGS.c.name.like(f"{SERVED}%"))
-        with self.glancing() as connection:
-            return [json.loads(value) for value in connection.scalars(query)]
-
-    def _forget_killed_servers(self) -> None:
-        """Remove marks of servers that are gone: with its log, or in its own place, the file is whole."""
-        if self._turn is not None and self._marks() and not self.lacks_log() and self._turn.is_free():
-            marks = sa.delete(SETTINGS).where(SETTINGS.c.name.like(f"{SERVED}%"))
-            self.transact(lambda tx: tx.connection.execute(marks))
-
-    def _identity(self) -> list[int]:
-        """The file's identity; a copy's is different."""
-        status = os.stat(str(self.engine.url.database))
-        return [status.st_dev, status.st_ino]
-
-    def close(self) -> None:
-        """Close all connections; the last one of a SQLite file writes its log into it."""
-        if self._mark:
-            mine, self._mark = SETTINGS.c.name == self._mark, ""
-            with contextlib.suppress(SQLAlchemyError):  # a full disk: the mark stays
-                self.transact(lambda tx: tx.connection.execute(sa.delete(SETTINGS).where(mine)))
-        self.engine.dispose()
-        if self._turn:
-            self._turn.close()
-
-    # --- transactions -------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def writing(self, *, durable: bool = True) -> Iterator[Transaction]:
-        """An exclusive writing transaction. Durable: on return it is on disk and survives a crash of the machine.
-
-        Without `durable`, a crash of the machine (not of the process) may undo it: enough for assignments.
-        """
-        with self._turn or contextlib.nullcontext(), self.engine.begin() as connection:
-            transaction = Transaction(connection, self._clock)
-            yield transaction
-            transaction.write_head()
-        if durable and self._log is not None:
-            flush_to_disk(self._log)  # Postgres's commit returns once it is on disk, and groups commits itself
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A connection with a consistent snapshot and no lock."""
-        sqlite = self.engine.dialect.name == "sqlite"
-        options: dict[str, Any] = READ_ONLY if sqlite else {"isolation_level": "REPEATABLE READ"}
-        with self.engine.connect().execution_options(**options) as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def glancing(self) -> Iterator[Connection]:
-        """A connection for a single reading statement: half the cost of `reading`."""
-        with self.engine.connect().execution_options(**ONE_STATEMENT) as connection:
-            yield connection
-
-    def transact(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:
-        """Do `work` in a transaction, retried where the database asks for it."""
-        for attempt in range(ATTEMPTS):
-            try:
-                with self.writing(durable=durable) as tx:
-                    return work(tx)
-            except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in _TRY_AGAIN or attempt == ATTEMPTS - 1:
-                    raise
-        raise RuntimeError("unreachable")
-
-    def transact_all(self, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
-        """Do all `works` in one durable transaction, each in a savepoint: one that fails undoes only itself.
-
-        Many raters' judgments then share one flush to disk. Returns each result or exception.
-
-        Raises:
-            OperationalError: the database cannot continue (a full disk, a lock that is not released): nothing was stored.
-        """
-
-        def do(tx: Transaction) -> list[Any]:
-            results: list[Any] = []
-            for work in works:
-                try:
-                    with tx.savepoint():
-                        results.append(work(tx))
-                except OperationalError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - it is for whoever asked for this work
-                    results.append(error)
-            return results
-
-        return self.transact(do)
-
     # --- contents ------------------------------------------------------------------------------------------------------
 
     def add_pairs(
@@ -321,7 +190,7 @@ class Store:
         """Demand that the sources of all pairs meet requirements, from now on, whatever adds them.
 
         Raises:
-            HandoffError: a source that is there does not.
+            HandoffError: a source already in the store does not.
         """
         if requirements:
             self.transact(lambda tx: campaign.set_requirements(tx, requirements))
@@ -336,11 +205,13 @@ class Store:
         source: str,
         source_id: str,
     ) -> int:
-        """Add a lot of answers to review, of which a sample is given out, or without `config` what a step of *prepare*
-        flagged; returns how many are new.
+        """Add a lot of answers to review; returns how many are new.
+
+        Args:
+            config: raters get a sample of the lot. None: they get the answers that a step of *prepare* flagged.
 
         Raises:
-            StoreError: the lot is there and has grown, or some of it is not to be reviewed.
+            StoreError: the batch exists and lacks some of the answers, or some of them are not to be reviewed.
         """
         about = Source(source, source_id)
         return self.transact(
@@ -348,7 +219,7 @@ class Store:
         )
 
     def inspections(self) -> dict[str, dict[str, Any]]:
-        """The lots under inspection and those decided, by batch."""
+        """Lots under inspection and lots already accepted or rejected, by batch."""
         with self.reading() as connection:
             return {
                 name: inspection.progress_of(connection, one)
@@ -356,9 +227,9 @@ class Store:
             }
 
     def accepted_unseen(self) -> dict[str, str]:
-        """Single answers that are accepted though nobody has seen them, each with its lot.
+        """Single answers that were accepted without review, each with its lot.
 
-        Their lot's sample has passed, or all that a step of *prepare* flagged in the lot is reviewed.
+        Their lot's sample has passed, or every answer that a step of *prepare* flagged in the lot has been reviewed.
         """
         with self.reading() as connection:
             lots = inspection.inspections(connection)
@@ -367,7 +238,7 @@ class Store:
             return {row.id: passed[row.batch] for row in connection.execute(query)}
 
     def mark_export(self, head: str, where: str) -> None:
-        """Remember that the labels were exported as they were at this head of the log. Stores without a clock do not."""
+        """Record that the labels were exported as of this head of the log. A store without a clock records nothing."""
         if self._clock is not None:
             now = self._clock()
             self.transact(lambda tx: exported.mark_export(tx, head, where, now))
@@ -381,7 +252,7 @@ class Store:
         """The store's settings: overlap, seed, and `sources`, [source, id] of the pairs."""
         with self.reading() as connection:
             rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
-        return {row.name: json.loads(row.value) for row in rows if not row.name.startswith(_NOT_OF_THE_CAMPAIGN)}
+        return {row.name: json.loads(row.value) for row in rows if not row.name.startswith(_OTHER_SETTINGS)}
 
     def sources_of_single_answers(self) -> set[str]:
         """The ids of the sources whose rows are single answers."""
@@ -417,14 +288,14 @@ class Store:
         return self.transact(lambda tx: campaign.upload_pairs(tx, pairs, batch, source, self.url, preview=preview))
 
     def move_pairs(self, pair_ids: Sequence[str], batch: str, change: BatchChange | None = None) -> Batch:
-        """Move pairs to a batch, created or changed as `change` says. Raises RefusedError if one is not there."""
+        """Move pairs to a batch, which `change` creates or changes. Raises RefusedError if a pair does not exist."""
         steered = change or BatchChange()
         return self.transact(lambda tx: changes.move(tx, pair_ids, batch, steered))
 
     def withdraw_pairs(self, pair_ids: Sequence[str], reason: str = "", by: str | None = None) -> int:
         """Withdraw pairs: nobody gets them, and they count nowhere; `restore_pairs` brings them back.
 
-        Returns how many are newly withdrawn. Raises RefusedError if one is not there.
+        Returns how many are newly withdrawn. Raises RefusedError if a pair does not exist.
         """
         return self.transact(lambda tx: changes.withdraw(tx, pair_ids, reason, by))
 
@@ -432,7 +303,7 @@ class Store:
         """Restore withdrawn pairs, with their judgments; returns how many.
 
         Raises:
-            RefusedError: one is not there, or has a corrected version.
+            RefusedError: a pair does not exist, or has a corrected version.
         """
         return self.transact(lambda tx: changes.restore(tx, pair_ids, by))
 
@@ -463,21 +334,24 @@ class Store:
             return changes.pairs_elsewhere(connection, pair_ids, batch)
 
     def pairs_outdated(self, pairs: Sequence[Pair]) -> list[str]:
-        """Those of these pairs that the store has in a later, corrected version."""
+        """Ids of these pairs that have a later, corrected version in the store."""
         with self.reading() as connection:
             return changes.pairs_outdated(connection, pairs)
 
     def pairs_absent(self, source: str, pair_ids: Sequence[str]) -> list[str]:
-        """Pairs that came from this file earlier and are still given out, but are not in it any more."""
+        """Ids of pairs that this file once added and raters still get, but that it no longer contains."""
         with self.reading() as connection:
             return changes.pairs_absent(connection, source, pair_ids)
 
     def set_gold(self, item_id: str, preferred_id: str | None, value: int | str | None = None) -> Gold:
-        """Make an item gold: `preferred_id` is the better completion, or None where neither is better; of a single answer,
-        `value` is the rating, the verdict or the class.
+        """Make an item gold.
+
+        Args:
+            preferred_id: the better completion; None: neither is better.
+            value: of a single answer: the correct rating, verdict or class.
 
         Raises:
-            RefusedError: there is no such item, or the completion is not one of its own.
+            RefusedError: there is no such item, or the completion does not belong to it.
         """
         return self.transact(lambda tx: campaign.set_gold(tx, item_id, preferred_id, value))
 
@@ -491,7 +365,7 @@ class Store:
         self.transact(lambda tx: campaign.remove_gold(tx, item_id))
 
     def gold(self) -> list[Gold]:
-        """All gold items but those withdrawn, in the order they became gold."""
+        """All gold items except withdrawn ones, in the order they became gold."""
         with self.reading() as connection:
             query = sa.select(GOLD).join(ITEMS, ITEMS.c.id == GOLD.c.item_id)
             query = query.where(ITEMS.c.withdrawn == sa.literal_column("0"))
@@ -527,11 +401,11 @@ class Store:
 
     def move_rater(self, rater_id: str, pool: str) -> None:
         """Move a rater to another pool. Raises RefusedError if there is no such rater, or they are disabled."""
-
         self.transact(lambda tx: move_rater(tx, rater_id, pool))
 
     def set_standing(self, rater_id: str, standing: Standing, reason: str = "", by: str | None = None) -> None:
-        """Let a rater continue, stop them, or test them again (''). Raises RefusedError if there is no such rater."""
+        """Let a rater continue, stop them, or test them again (standing ''). Raises RefusedError if there is no such
+        rater."""
 
         def change(tx: Transaction) -> None:
             assigning.active_rater(tx.connection, rater_id)
@@ -545,7 +419,7 @@ class Store:
             return connection.scalar(sa.select(RATERS.c.standing).where(RATERS.c.id == rater_id)) or ""
 
     def attempt(self, rater_id: str) -> Attempt | None:
-        """The rater's present attempt at the test; None: there is none to take."""
+        """The rater's current attempt at the test; None: they have no test to take."""
         if self.rules.qualify is None:
             return None
         with self.reading() as connection:
@@ -557,34 +431,34 @@ class Store:
     # --- guidelines and consent ----------------------------------------------------------------------------------------
 
     def configure_document(self, document: Document, version: str, text: str) -> None:
-        """Publish the configuration's text, unless it is the one that a configuration published last."""
+        """Publish the configuration's text, unless a configuration published the same text last."""
         self.transact(lambda tx: documents.configure(tx, document, version, text))
 
     def publish(self, document: Document, version: str, text: str, by: str | None = None) -> Publication:
         """Publish a text, which every rater must accept before their next judgment.
 
         Raises:
-            RefusedError: it is the present text under the same version.
+            RefusedError: text and version are the current ones.
         """
         return self.transact(lambda tx: documents.publish(tx, document, version, text, by))
 
     def present_document(self, document: Document) -> Publication | None:
-        """The text that counts; None: there was none."""
+        """The current text; None: none was published."""
         with self.glancing() as connection:
             return documents.present(connection, document)
 
     def publications(self, document: Document) -> list[Publication]:
-        """What was published, the latest first."""
+        """All publications, the latest first."""
         with self.reading() as connection:
             return documents.publications(connection, document)
 
     def acceptances(self, document: Document) -> dict[str, int]:
-        """How many raters have accepted each version last."""
+        """Number of raters by the version that they accepted last."""
         with self.reading() as connection:
             return documents.accepted_by(connection, document)
 
     def published(self, document: Document) -> list[str]:
-        """The versions that there were, in order."""
+        """All published versions, in order."""
         with self.reading() as connection:
             return documents.versions(connection, document)
 
@@ -599,11 +473,15 @@ class Store:
             return documents.accepted(connection, rater_id, version, document)
 
     def withdraw_consent(self, rater_id: str, *, judgments: bool) -> None:
-        """A rater does not agree any more: they get no work. `judgments`: they ask that theirs are not used either."""
+        """Record that a rater withdraws consent: they get no more work.
+
+        Args:
+            judgments: they also ask that their judgments not be used.
+        """
         self.transact(lambda tx: documents.withdraw_consent(tx, rater_id, judgments=judgments))
 
     def consents_withdrawn(self) -> list[ConsentWithdrawn]:
-        """Those who have withdrawn their consent, in order."""
+        """Raters who have withdrawn their consent, in order."""
         with self.reading() as connection:
             return documents.consents_withdrawn(connection)
 
@@ -613,7 +491,7 @@ class Store:
             return documents.has_withdrawn(connection, rater_id)
 
     def audit(self, first: date, last: date) -> Iterator[AuditEntry]:
-        """The events of the days (UTC) from the first to the last, in parts, so that nothing waits for the reader."""
+        """Events from the first day to the last (UTC), read in parts, so that no transaction waits for the caller."""
         after = 0
         while True:
             with self.reading() as connection:
@@ -643,7 +521,7 @@ class Store:
                 conversations; otherwise the judgments stay under the pseudonym.
 
         Raises:
-            RefusedError: there is no such person, it is oneself, or the campaign would be left without any account.
+            RefusedError: there is no such person, it is the lead who asks, or the campaign would have no account left.
         """
         self.transact(lambda tx: erasing.begin(tx, rater_id, by))
         rejected = 0
@@ -665,13 +543,13 @@ class Store:
         return replace(done, judgments=rejected, conversations=len(pairs) if judgments else done.conversations)
 
     def inactive_raters(self, days: int) -> list[str]:
-        """People other than leads who have not worked for so many days and came before."""
+        """Ids of people, except leads, whose accounts are older than `days` days and who have not worked since."""
         since = (self._clock() if self._clock else 0) - days * 86_400_000
         with self.reading() as connection:
             return erasing.inactive(connection, since)
 
     def _overwrite_free_pages(self) -> None:
-        """Rewrite a SQLite file: free pages, and its log, may still hold what was deleted."""
+        """Rewrite a SQLite file: its free pages and its log may still contain deleted data."""
         if self._turn is None:
             return
         with self._turn, self.glancing() as connection:
@@ -695,7 +573,7 @@ class Store:
         """Store a judgment. On return, it is on disk.
 
         Raises:
-            RefusedError: the item is not this rater's, is already judged, or its lease expired and others took its place.
+            RefusedError: the item is not this rater's, is already judged, or its lease expired and other raters took it.
         """
         return self.transact(lambda tx: judging.submit(tx, self.rules, rater_id, submission))
 
@@ -708,7 +586,7 @@ class Store:
     def submit_and_claim_in(
         self, tx: Transaction, rater_id: str, submission: Submission, holding: Sequence[str] = ()
     ) -> tuple[StoredJudgment, Assignment | None]:
-        """The same in an existing transaction."""
+        """`submit_and_claim` in an existing transaction."""
         rater = assigning.active_rater(tx.connection, rater_id)
         stored = judging.submit_for(tx, self.rules, rater, submission)
         if self.rules.qualify is not None or self.rules.stop is not None:
@@ -726,7 +604,7 @@ class Store:
         return self.transact(lambda tx: judging.amend(tx, rater_id, judgment_id, client_id, answer))
 
     def undo(self, rater_id: str, judgment_id: str) -> Assignment:
-        """Undo a judgment: the pair is the rater's again, with the same sides and the old answer as its draft.
+        """Undo a judgment: the rater gets the pair back, with the same sides and the old answer as its draft.
 
         Raises:
             RefusedError: it is not theirs, or was already undone.
@@ -768,16 +646,16 @@ class Store:
     # --- disagreements ------------------------------------------------------------------------------------------------
 
     def disputes(self, lead_id: str, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
-        """Items that wait for a lead: raters disagree about them, opposite sides first, or skipped them."""
+        """Items that await a lead because raters disagree about them or skipped them; opposite votes come first."""
         with self.reading() as connection:
             return adjudication.disputes(connection, lead_id, limit=limit, offset=offset, adjudicated=adjudicated)
 
     def draw_review_sample(self, count: int, by: str | None = None) -> int:
-        """Draw pairs at random, about which all raters agree, to be reviewed beside the disputes; returns how many."""
+        """Draw random pairs on which all raters agree, for leads to review with the disputes; returns how many."""
         return self.transact(lambda tx: adjudication.draw_sample(tx, count, by))
 
     def feedback(self, rater_id: str, limit: int = 20) -> list[Feedback]:
-        """The latest pairs that a lead settled otherwise than this rater had answered."""
+        """The latest pairs that a lead settled differently from this rater's answer."""
         with self.reading() as connection:
             return adjudication.feedback(connection, rater_id, limit=limit)
 
@@ -801,15 +679,15 @@ class Store:
             return list(adjudication.adjudications(connection))
 
     def exported_adjudications(self) -> list[ExportedJudgment]:
-        """The same, each with its time and its batch."""
+        """`adjudications`, each with its time and its batch."""
         with self.reading() as connection:
             rows = adjudication.adjudication_rows(connection)
-        return [_as_settled(row) for row in rows]
+        return [contents.as_settled(row) for row in rows]
 
     # --- finding and rejecting ------------------------------------------------------------------------------------------
 
     def find(self, search: Search, *, after: int = -1, limit: int = 50) -> SearchPage:
-        """A page of the items that a search is for, in campaign order; `after`: that of the previous page."""
+        """A page of the items that match a search, in campaign order; `after`: the previous page's `after`."""
         with self.reading() as connection:
             return finding.find(connection, search, after=after, limit=limit)
 
@@ -824,15 +702,15 @@ class Store:
             return finding.judgments_of_rater(connection, rater_id, before=before, limit=limit)
 
     def preview_rejection(self, selection: Selection) -> Rejection:
-        """What rejecting a selection would do. Raises RefusedError if it selects no judgment."""
+        """The effect of rejecting a selection. Raises RefusedError if it selects no judgment."""
         with self.reading() as connection:
             return rejecting.preview(connection, selection)
 
     def reject(self, selection: Selection, reason: str, by: str | None = None, *, again: bool = False) -> int:
-        """Reject judgments: they count nowhere, and their places are free again. Returns how many.
+        """Reject judgments: they count nowhere, and other raters get their pairs. Returns how many.
 
         Args:
-            again: their raters get the pairs again, unless others are faster.
+            again: their own raters may judge the pairs again, if no one else does first.
 
         Raises:
             RefusedError: it selects no judgment.
@@ -846,8 +724,8 @@ class Store:
         return rejected
 
     def take_back_rejections(self, judgment_ids: Sequence[str], by: str | None = None) -> tuple[int, int]:
-        """Take rejections back: the judgments count again. Returns how many, and how many stay rejected because their
-        raters have judged the pair again."""
+        """Take rejections back: the judgments count again. Returns (taken back, still rejected); a judgment stays
+        rejected if its rater has judged the pair again."""
         return self.transact(lambda tx: rejecting.take_back(tx, judgment_ids, by))
 
     def rejections_of_rater(self, rater_id: str, limit: int = 50) -> list[JudgmentEntry]:
@@ -900,7 +778,7 @@ class Store:
     def head(self) -> str:
         """The hash of the log's last event: it changes with every event."""
         with self.reading() as connection:
-            return connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
+            return contents.head(connection)
 
     def judged_by_day(self) -> dict[str, int]:
         """Current judgments by UTC day."""
@@ -915,95 +793,55 @@ class Store:
     # --- reading -------------------------------------------------------------------------------------------------------
 
     def pairs(self, *, withdrawn: bool = False) -> list[Pair]:
-        """All pairs, in the order they were added; without those withdrawn, or with them. Single answers are none."""
-        return [one for one in self._contents(withdrawn=withdrawn) if not isinstance(one, SingleAnswer)]
+        """All pairs, in the order they were added; `withdrawn`: with those withdrawn. Single answers are not pairs."""
+        return [one for one in self._records(withdrawn=withdrawn) if not isinstance(one, SingleAnswer)]
 
     def single_answers(self, *, withdrawn: bool = False) -> list[SingleAnswer]:
-        """All single answers, likewise."""
-        return [one for one in self._contents(withdrawn=withdrawn) if isinstance(one, SingleAnswer)]
+        """All single answers, in the order they were added; `withdrawn`: with those withdrawn."""
+        return [one for one in self._records(withdrawn=withdrawn) if isinstance(one, SingleAnswer)]
 
-    def _contents(self, *, withdrawn: bool) -> list[Pair]:
-        query = sa.select(PAIRS.c.record).order_by(PAIRS.c.position)
-        if not withdrawn:
-            query = query.where(PAIRS.c.id.not_in(sa.select(WITHDRAWALS.c.pair_id)))
+    def _records(self, *, withdrawn: bool) -> list[Pair]:
         with self.reading() as connection:
-            rows = connection.execute(query)
-            return [read_pair(row.record) for row in rows]
+            return contents.records(connection, withdrawn=withdrawn)
 
     def judgments(self) -> tuple[list[Judgment], str]:
-        """The current judgments of pairs, by pair and rater, but those of withdrawn pairs; and the log's head hash at that
-        state."""
+        """The current judgments of pairs, by pair and rater, except those of withdrawn pairs; and the hash of the log's
+        last event at that time."""
         with self.reading() as connection:
-            query = sa.select(JUDGMENTS.c.record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
-            query = query.where(ITEMS.c.withdrawn == sa.literal_column("0"))
-            rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)).all()
-            head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
-        judgments = [read_judgment(row.record) for row in rows]
-        return [one for one in judgments if not isinstance(one, Assessment)], head
+            return contents.judgments(connection)
 
     def judgments_with_criteria(self, limit: int) -> list[Judgment]:
         """The latest judgments that answer aspects or criteria, without repeats, in order."""
-        record = JUDGMENTS.c.record
-        answers = sa.or_(record.like('%"criteria":{"%'), record.like('%"aspects":{"%'))
-        query = sa.select(record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
-        query = query.where(answers, JUDGMENTS.c.occasion == 0, ITEMS.c.withdrawn == sa.literal_column("0"))
         with self.reading() as connection:
-            rows = connection.scalars(query.order_by(JUDGMENTS.c.seq.desc()).limit(limit)).all()
-        return [read_judgment(one) for one in reversed(rows)]
+            return contents.judgments_with_criteria(connection, limit)
 
     def exported_judgments(self) -> tuple[list[ExportedJudgment], str]:
-        """The same, each with its time, its batch, and whether it is of gold or a repeat."""
+        """`judgments`, each with its time, its batch, and whether it is of gold or a repeat."""
         judgments, _, head = self.exported()
         return judgments, head
 
     def assessments(self) -> list[ExportedAssessment]:
-        """The current judgments of single answers, by answer and rater, but those of withdrawn ones."""
+        """The current judgments of single answers, by answer and rater, except those of withdrawn ones."""
         return self.exported()[1]
 
     def has_single_answers(self) -> bool:
-        """Whether anybody is asked about single answers."""
+        """Whether any item is a single answer."""
         with self.glancing() as connection:
             query = sa.select(ITEMS.c.id).where(ITEMS.c.second_id.is_(None)).limit(1)
             return connection.scalar(query) is not None
 
     def exported(self) -> tuple[list[ExportedJudgment], list[ExportedAssessment], str]:
-        """`exported_judgments`, `assessments`, and the log's head hash, of one state."""
+        """`exported_judgments`, `assessments`, and the hash of the log's last event, all of one snapshot."""
         with self.reading() as connection:
-            query = (
-                sa.select(JUDGMENTS, ITEMS.c.batch, GOLD.c.item_id.label("gold"))
-                .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
-                .outerjoin(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
-                .where(ITEMS.c.withdrawn == sa.literal_column("0"))
-                .order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)
-            )
-            rows = connection.execute(query).all()
-            head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
-        every = [_as_exported(row) for row in rows]
-        assessments = [one for one in every if isinstance(one, ExportedAssessment)]
-        return [one for one in every if not isinstance(one, ExportedAssessment)], assessments, head
-
-
-def _as_exported(row: Any) -> ExportedJudgment:
-    fields = from_json(row.record)
-    timed = row.kind != "simulated" and not row.id.startswith(IMPORTED)
-    fields["at"] = iso_time(row.at_ms) if timed else None
-    fields["seconds_idle"] = row.idle_ms / 1000 if row.idle_ms else None
-    fields |= {"batch": row.batch, "gold": row.gold is not None, "repeat": row.occasion > 0}
-    return (ExportedAssessment if "task" in fields else ExportedJudgment).model_validate(fields)
-
-
-def _as_settled(row: Any) -> ExportedJudgment:
-    fields = from_json(row.record) | {"batch": row.batch, "gold": row.gold is not None, "settled": True}
-    fields["at"] = None if row.at_ms < 0 else iso_time(row.at_ms)
-    return (ExportedAssessment if "task" in fields else ExportedJudgment).model_validate(fields)
+            return contents.exported(connection)
 
 
 def open_store(url: str, *, create: bool = False) -> Store:
-    """A label store, brought to the present schema. Its times are in milliseconds since 1970, UTC.
+    """Open a label store and migrate it to the current schema. Its times are in milliseconds since 1970, UTC.
 
     Args:
-        url: as sqlite:///runs/mine/label.sqlite or postgresql+psycopg://…
-        create: make it where there is none.
+        url: such as sqlite:///runs/mine/label.sqlite or postgresql+psycopg://…
+        create: create the store if there is none.
 
     Raises:
         StoreError: there is none, or it cannot be opened.

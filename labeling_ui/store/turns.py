@@ -29,7 +29,7 @@ class Turn:
         self._threads.release()
 
     def share(self) -> None:
-        """Hold the file as one of its servers until `close`. (Another kind of lock than the writers'.)"""
+        """Hold the file as one of its servers until `close`. This lock is independent of the writers' lock."""
         fcntl.lockf(self._file, fcntl.LOCK_SH)
 
     def is_free(self) -> bool:

@@ -39,11 +39,12 @@ from labeling_ui.database.schema import (
     turn_of,
     vote_of,
 )
+from labeling_ui.store.contents import IMPORTED
 from labeling_ui.store.leads.erasing import digest_of
 from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.pairs.inspection import Inspection, inspections
 from labeling_ui.store.pairs.items import Item, items_of, pairs_digest
-from labeling_ui.store.store import IMPORTED, Store
+from labeling_ui.store.store import Store
 from tiebreak.assessments import disagreement, is_single, read_judgment, read_pair
 from tiebreak.hashing import canonical_json
 

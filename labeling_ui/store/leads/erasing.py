@@ -204,7 +204,8 @@ def _redact(connection: Connection, redactions: Mapping[int, str]) -> None:
 
 
 def inactive(connection: Connection, before_ms: int) -> list[str]:
-    """People who are no leads, have not worked since a time, came before it, and are not erased."""
+    """Ids of people, except leads and erased people, whose accounts are older than a time and who have not worked
+    since."""
     worked = sa.select(RATER_HOURS.c.rater_id).where(RATER_HOURS.c.hour >= before_ms // HOUR_MS)
     worked = worked.where(RATER_HOURS.c.rater_id == RATERS.c.id)
     query = sa.select(RATERS.c.id).where(RATERS.c.kind == "human", RATERS.c.role != "lead", ~worked.exists())
@@ -216,8 +217,8 @@ def inactive(connection: Connection, before_ms: int) -> list[str]:
 
 
 def own_data(connection: Connection, rater_id: str) -> dict[str, Any]:
-    """Everything in the store about a person, but the hash of their password and the key of their second factor. Answers
-    are named by their ids, which raters must not see."""
+    """Everything in the store about a person, except the hash of their password and the key of their second factor.
+    Completions are named by their ids, which raters must not see."""
     row = connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).one()
     account = {name: getattr(row, name) for name in ("id", "name", "kind", "role", "pool", "standing", "standing_note")}
     return {
