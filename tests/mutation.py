@@ -123,7 +123,7 @@ TESTS = {
     "preference/policy/token_rewards.py": ["tests/preference/test_ppo_losses.py"],
     "reward/losses.py": ["tests/reward/test_reward_losses.py"],
     "tiebreak/training/labels.py": ["tests/reward/test_reward_losses.py"],
-    **{f"tiebreak/chat/{name}.py": _CHAT for name in ("chat", "build", "rows", "turns", "templates")},
+    **{f"tiebreak/chat/{name}.py": _CHAT for name in ("chat", "rendering", "build", "rows", "turns", "templates")},
     "tiebreak/records.py": [
         "tests/tiebreak/test_records.py",
         "tests/tiebreak/test_messages.py",

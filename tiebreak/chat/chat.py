@@ -1,39 +1,27 @@
 """Converts conversations to token ids and loss masks; no other code does.
 
-One rule everywhere: the prompt is the template's text up to the assistant's turn, and a completion is
-what the assistant writes there, the token that ends its turn included. That token is the one that the template writes
-after an answer, and sampling stops at it and at every other end token of the model (tiebreak.chat.turns). What a template
-appends after it (ChatML's newline) is not written by the policy, so it is neither trained on nor scored. An answer that
-was cut off has no end token, so that no stage teaches the policy to stop in the middle of a sentence. A completion that
-was sampled is trained on as the ids that were drawn: the text alone need not lead back to them.
+The rules, the same in every stage:
+
+- The prompt is the template's text up to the assistant's turn. A completion is what the assistant writes there, with the
+  token that ends its turn: the one that the template writes after an answer. Sampling stops at this token and at the
+  model's other end tokens (tiebreak.chat.turns).
+- The policy does not write what a template appends after the end token (ChatML's newline), so those tokens are neither
+  trained nor scored.
+- An answer that was cut off has no end token, so no stage teaches the policy to stop in the middle of a sentence.
+- A sampled completion is trained as the ids that were drawn: its text, tokenised again, may give other ids.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tiebreak.chat.templates import (
-    TOOL_CALL_FORMS,
-    Part,
-    Tools,
-    as_template_message,
-    ending_mark,
-    in_parts,
-    opening_mark,
-    parts_of,
-    render_messages,
-)
-from tiebreak.chat.turns import (
-    Turn,
-    special_ids,
-)
-from tiebreak.config import ChatSettings
+from tiebreak.chat.rendering import Rendering, position_after, two_ends
+from tiebreak.chat.templates import Tools
+from tiebreak.chat.turns import special_ids
 from tiebreak.errors import HandoffError
 from tiebreak.records import LabelledAnswer, Message, Messages, Preference, assistant
 
@@ -68,7 +56,7 @@ class AssistantAnswer:
     prompt: list[int]
     completion: list[int]
     trained: list[int]
-    """1 on the completion's tokens to learn from, 0 on those of a masked thought; same length as `completion`"""
+    """1 on the completion's tokens to train, 0 on those of a masked thought; same length as `completion`"""
 
 
 @dataclass(frozen=True)
@@ -84,34 +72,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Chat:
-    """A tokenizer with its chat template and ends of turns. `tiebreak.models.tokenizers.load_chat` loads it."""
+class Chat(Rendering):
+    """A tokenizer with its chat template: conversations as token ids and loss masks, and sampled ids as answers.
 
-    tokenizer: PreTrainedTokenizerBase
-    stop_ids: tuple[int, ...]
-    """tokens at which sampling stops"""
-    end_id: int
-    """the one of them that ends answers in training"""
-    template: str
-    """the chat template, with a fixed date instead of today's"""
-    turn: Turn
-    settings: ChatSettings
-    tokenizer_sha256: str = ""
-    content_in_parts: bool = False
-    """whether the template accepts content only as a list of parts"""
-    vocabulary: int | None = None
-    """number of tokens that the model has weights for"""
-    marks: tuple[str, ...] = ()
-    """special tokens that the template writes around turns, and those that end one"""
-    _rendered: set[tuple[object, ...]] = field(default_factory=set, compare=False, repr=False)
-    """kinds of parts that the template is known to render"""
-    _call_form: list[tuple[bool, bool]] = field(default_factory=list, compare=False, repr=False)
-    """its form of tool calls, one of `TOOL_CALL_FORMS`, once there were some"""
+    `tiebreak.models.tokenizers.load_chat` loads it.
+    """
 
     @cached_property
     def textless_ids(self) -> tuple[int, ...]:
-        """Ids with weights in the model and no token in the tokenizer, as of embeddings padded to a round size: sampling
-        never draws them."""
+        """Ids that have weights in the model but no token in the tokenizer, because embeddings are often padded to a
+        round size. Sampling never draws them."""
         return textless_ids(self.tokenizer, self.vocabulary or 0)
 
     @property
@@ -136,14 +106,14 @@ class Chat:
 
         Raises:
             HandoffError: the template refuses the conversation, leaves a part of it out, or renders the prompt
-                differently once the answer follows it; or the answer holds an end token of its own.
+                differently once the answer follows it; or the answer's text contains an end token.
         """
         message = assistant(answer)[0] if isinstance(answer, str) else answer
         written = self.write(messages, message, finished, tools)
         return written.prompt, written.completion
 
     def encode_preference(self, preference: Preference) -> tuple[AssistantAnswer, AssistantAnswer]:
-        """Ids of the chosen and the rejected side; of a sampled side, the ids that were drawn.
+        """Ids of the chosen and the rejected side. A sampled side keeps the ids that were drawn.
 
         Raises:
             HandoffError: as `encode_completion`.
@@ -164,7 +134,7 @@ class Chat:
         return chosen, rejected
 
     def encode_answer(self, answer: LabelledAnswer) -> AssistantAnswer:
-        """The ids of one labelled answer: the drawn ones, if it was sampled.
+        """Ids of a labelled answer. A sampled answer keeps the ids that were drawn.
 
         Raises:
             HandoffError: as `encode_completion`.
@@ -182,10 +152,11 @@ class Chat:
         ids: Sequence[int] | None = None,
         tokenizer_sha256: str | None = None,
     ) -> AssistantAnswer:
-        """One message of the assistant, or several with its tools' results between them, which are not learned.
+        """Ids of the assistant's answer: one message, or several with tool results between them, which are not trained.
 
         Args:
-            ids: as they were drawn, by the tokenizer with this hash.
+            ids: the answer's sampled ids.
+            tokenizer_sha256: hash of the tokenizer that drew `ids`.
 
         Raises:
             HandoffError: as `encode_completion`.
@@ -224,8 +195,16 @@ class Chat:
                 mask[len(earlier.prompt) : len(ids_so_far)] = earlier.trained
         return AssistantAnswer(start, whole[len(start) :], mask[len(start) :])
 
+    def _require_answer(self, message: Message) -> None:
+        """Refuse to train on a message that has neither text nor calls, only a thought or nothing."""
+        if self._settle_thought(message).is_empty:
+            raise HandoffError(
+                "an answer is empty, so the policy would learn to say nothing: give it weight 0, which keeps it as "
+                "context alone, or remove the row"
+            )
+
     def _require_text_of(self, ids: Sequence[int], answers: Messages) -> None:
-        """Refuse ids that do not match the answer's text, which was edited after sampling."""
+        """Refuse ids that do not match the answer's text: it was edited after sampling."""
         if not self._are_tokens(ids):
             raise HandoffError(
                 "its token ids (chosen_ids, rejected_ids or ids) are not all of this tokenizer: leave the ids out, and the "
@@ -262,18 +241,19 @@ class Chat:
     def encode_conversation(
         self, messages: Messages, last_only: bool = False, tools: Tools = (), prompt_messages: int | None = None
     ) -> list[EncodedSequence]:
-        """A conversation with the loss mask on what the assistant writes: every turn, or the last one alone.
+        """A conversation with the loss mask on what the assistant writes: every turn, or only the last.
 
-        Every turn is learned in the context that the policy sees when it writes it. Where the template renders earlier
-        turns as the policy wrote them, that is one example with several turns in its mask. Where it rewrites them (Qwen3
-        leaves out the thoughts of earlier turns, gpt-oss ends them with another token), a turn that differs is an example
-        of its own. Turns of weight 0 are context alone.
+        Every turn is trained in the context that the policy sees when it writes that turn. If the template renders
+        earlier turns as the policy wrote them, one example covers several turns. If it rewrites them (Qwen3 leaves out the
+        thoughts of earlier turns, gpt-oss ends them with another token), each turn that differs becomes an example of its
+        own. Turns of weight 0 are only context.
 
         Args:
-            prompt_messages: how many messages are the prompt: `last_only` learns every turn after it. None: all but one.
+            prompt_messages: number of messages in the prompt; `last_only` trains every turn after them. None: all
+                messages but one.
 
         Raises:
-            HandoffError: as `encode_completion`; or no turn is to be learned.
+            HandoffError: as `encode_completion`; or there is no turn to train.
         """
         if not messages or messages[-1].role != "assistant":
             raise ValueError("a conversation to learn from ends with the assistant's answer")
@@ -342,12 +322,12 @@ class Chat:
         )
 
     def _with_remedy(self, error: HandoffError, conversation: Sequence[Message], tools: Tools) -> HandoffError:
-        """A template's refusal, with the key that helps where thoughts are the reason."""
+        """A template's refusal, with the key that solves it if thoughts are the reason."""
         helps = self._takes_without_thoughts(conversation, tools)
         return HandoffError(f"{error}; {_WITHOUT_THOUGHTS}" if helps else str(error))
 
     def _takes_without_thoughts(self, conversation: Sequence[Message], tools: Tools) -> bool:
-        """Whether a conversation holds thoughts, and can be learned from without them."""
+        """Whether a conversation contains thoughts, and the template takes it without them."""
         if not any(message.reasoning_content for message in conversation):
             return False
         *messages, last = (message.model_copy(update={"reasoning_content": None}) for message in conversation)
@@ -357,8 +337,9 @@ class Chat:
             return False
 
     def _encode_after(self, before: str, prompt: list[int], text: str) -> list[int]:
-        """Ids of the text that follows a prompt: those of the whole. Where the text's first blanks would merge with the
-        prompt's last, the policy continues the unchanged prompt.
+        """Ids of the text that follows a prompt, taken from prompt and text tokenised together. If that would merge the
+        text's first blanks with the prompt's last token, the text is tokenised alone, since the policy continues the
+        prompt's own ids.
 
         Raises:
             HandoffError: the tokenizer has no ids for the text by itself.
@@ -377,137 +358,6 @@ class Chat:
             f"the answer's first characters, or the end of the template's generation prompt: {text[:80]!r}"
         )
 
-    def _trained(self, messages: Sequence[Message], tools: Tools, completion: list[int], further: int) -> list[int]:
-        """Mask of a completion's trained tokens: all but a masked thought, and, if the template marks the assistant's
-        text (`{% generation %}`), all but what it leaves unmarked. The end token is always trained.
-
-        Args:
-            further: number of tokens that the template writes after the completion; −1: its last token is not the
-                template's.
-        """
-        trained, message = [1] * len(completion), messages[-1]
-        if _GENERATION_MARK.search(self.template):
-            marks = [*self._marks(messages, tools), *[1] * -further]
-            marked = marks[: len(marks) - max(further, 0)][-len(completion) :]
-            if not any(marked[:-1]) and not message.is_empty:
-                raise HandoffError(
-                    "the chat template marks with {% generation %} what is learned, and nothing of this answer: give one "
-                    f"that marks it with chat_template: {message.text[:80]!r}"
-                )
-            trained = marked
-        if self.settings.thinking == "mask" and message.reasoning_content:
-            end = _position_after(self.tokenizer, completion, self.turn.thought_close.strip())
-            if end is None:
-                raise HandoffError(
-                    "the chat template writes no mark after a thought, so thinking: mask cannot tell it from the answer: "
-                    "set thinking: keep or drop, or give a template that marks thoughts with chat_template"
-                )
-            trained[:end] = [0] * end
-        trained[-1] = 1
-        return trained
-
-    # --- ids to text ---
-
-    def read(self, ids: Sequence[int]) -> Answer:
-        """The answer in sampled ids, with its thought separated: a cut-off thought is not an answer."""
-        finished = bool(ids) and ids[-1] in self.stop_ids
-        body = list(ids[:-1] if finished else ids)
-        end = self._end_of_thought(body)
-        if end != 0:
-            opening, closing = (self.turn.thought_open or "").strip(), self.turn.thought_close.strip()
-            thought = self._plain(body[:end], opening, closing)
-            return Answer(self._plain(body[end:]), thought or None, finished) if end else Answer("", thought, False)
-        lead = self.turn.lead.strip()
-        if lead:
-            end = _position_after(self.tokenizer, body, lead)
-            text = str(self.tokenizer.decode(body, skip_special_tokens=False)).lstrip()
-            if end is not None and text.startswith(lead):
-                body = body[end:]
-        return Answer(self._plain(body), None, finished)
-
-    def decode_completion(self, ids: Sequence[int]) -> str:
-        """The text of a sampled answer, without its thought and special tokens."""
-        return self.read(ids).text
-
-    def without_marks(self, text: str) -> str:
-        """A text from elsewhere, without marks that would end a turn or a thought."""
-        for mark in (*self._names_of_ends(), *self.marks, self.turn.thought_close.strip(), self.turn.thought_mark):
-            text = text.replace(mark, "") if mark else text
-        return text
-
-    def _names_of_ends(self) -> list[str]:
-        return [str(self.tokenizer.decode([token], skip_special_tokens=False)) for token in self.stop_ids]
-
-    def ends(self, ids: Sequence[int]) -> bool:
-        """Whether a completion's last token ends a turn."""
-        return bool(ids) and ids[-1] in self.stop_ids
-
-    def _plain(self, ids: Sequence[int], opening: str = "", closing: str = "") -> str:
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not (opening or closing))).strip()
-        text = text.removeprefix(opening).removesuffix(closing)
-        for token in self.tokenizer.all_special_tokens if opening or closing else ():
-            text = text.replace(token, "")
-        return text.strip()
-
-    # --- the template ---
-
-    def _render(self, messages: Sequence[Message], tools: Tools = (), add_generation_prompt: bool = False) -> str:
-        return render_messages(
-            self.tokenizer,
-            self.template,
-            self._as_template_takes(messages),
-            add_generation_prompt,
-            self.settings.template_arguments,
-            tools,
-        )
-
-    def _render_prompt(self, messages: Sequence[Message], tools: Tools) -> str:
-        """The prompt's text, checked to contain every part of the conversation."""
-        self._require_no_turn_marks(messages)
-        self._choose_call_form(messages, tools)
-        text = self._render(messages, tools, add_generation_prompt=True)
-        self._require_rendered(messages, tools, text, add_generation_prompt=True)
-        return text
-
-    def _as_template_takes(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        form = self._call_form[0] if self._call_form else TOOL_CALL_FORMS[0]
-        taken = [as_template_message(message, *form) for message in messages]
-        return [in_parts(message) for message in taken] if self.content_in_parts else taken
-
-    def _marks(self, messages: Sequence[Message], tools: Tools) -> list[int]:
-        """1 on tokens that the template marks as the assistant's."""
-        if not self.tokenizer.is_fast:
-            raise HandoffError(
-                "the chat template marks with {% generation %} what is learned, which a tokenizer without a fast backend "
-                "(tokenizer.json) cannot find again: give a template without such marks with chat_template"
-            )
-        rendered = self.tokenizer.apply_chat_template(
-            self._as_template_takes(messages),
-            tools=list(tools) if tools else None,
-            chat_template=self.template,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **self.settings.template_arguments,
-        )
-        return list(rendered["assistant_masks"])
-
-    def _encode(self, text: str) -> list[int]:
-        ids = self._raw_ids(text)
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            raise HandoffError("the chat template writes two beginning-of-sequence tokens: fix the template")
-        if self.vocabulary is not None and ids and (largest := max(ids)) >= self.vocabulary:
-            raise HandoffError(
-                f"the tokenizer has a token ({self.tokenizer.decode([largest])!r}, number {largest}) that the model has no "
-                f"weights for, whose vocabulary is of {self.vocabulary}: use the model's own tokenizer, or resize its "
-                "embeddings"
-            )
-        return ids
-
-    def _raw_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
     def _up_to_end(self, rest: list[int], text: str) -> list[int]:
         """The assistant's tokens, up to and including its end of turn."""
         ends = [place for place, token in enumerate(rest) if token in self.stop_ids]
@@ -521,173 +371,77 @@ class Chat:
                 )
             return [*rest, self.end_id]  # a template that closes a turn with no token of its own
         if str(self.tokenizer.decode(rest[ends[0] + 1 :], skip_special_tokens=True)).strip():
-            raise _two_ends(self.tokenizer.decode([rest[ends[0]]]), text)
+            raise two_ends(self.tokenizer.decode([rest[ends[0]]]), text)
         return rest[: ends[0] + 1]
 
-    def _require_no_turn_marks(self, messages: Sequence[Message]) -> None:
-        """Refuse text that holds a mark of the template's own: a conversation that is rendered already, or one whose text
-        would end its turn and begin another's."""
-        ends = self._names_of_ends()
-        for message in messages:
-            for mark in self.marks:
-                if mark in message.text:
-                    if message.role == "assistant" and mark in ends:
-                        raise _two_ends(mark, message.text)
-                    raise HandoffError(
-                        f"the text of the {message.role} holds {mark!r}, which this tokenizer reads as the chat template's "
-                        f"own mark: give messages or plain text, or leave the row out: {message.text[:80]!r}"
-                    )
+    def _trained(self, messages: Sequence[Message], tools: Tools, completion: list[int], further: int) -> list[int]:
+        """Mask of a completion's trained tokens. A masked thought is not trained, and where the template marks the
+        assistant's text (`{% generation %}`), unmarked tokens are not either. The end token is always trained.
 
-        self._require_no_foreign_marks(messages)
-
-    @staticmethod
-    def _require_no_foreign_marks(messages: Sequence[Message]) -> None:
-        """Refuse text that was rendered for another model, whose marks are plain text here and would be learned."""
-        first, last = messages[0], messages[-1]
-        if mark := opening_mark(first.text):
-            raise HandoffError(
-                f"the text of the {first.role} begins with {mark!r}, which another model's chat template writes: give "
-                f"messages or plain text, or leave the row out: {first.text[:80]!r}"
-            )
-        if last.role == "assistant" and (mark := ending_mark(last.text)):
-            raise HandoffError(
-                f"the answer ends with {mark!r}, another model's end-of-turn token: remove it from the data: "
-                f"{last.text[-80:]!r}"
-            )
-
-    def _require_no_mark(self, message: Message, finished: bool) -> None:
-        """Refuse an answer that contains one of the template's marks."""
-        text = f"{message.text}{message.reasoning_content or ''}"
-        for name in self._names_of_ends():
-            if name and name in text:
-                raise _two_ends(name, message.text)
-        closing = self.turn.thought_close.strip()
-        if closing and closing in text:
-            raise HandoffError(
-                f"the answer holds {closing!r}, which the chat template takes for the end of a thought: give the thought "
-                f"as reasoning_content, or remove the mark: {message.text[:80]!r}"
-            )
-        if self._is_open_thought(message.text) and (finished or self.settings.thinking != "keep"):
-            raise HandoffError(
-                f"the answer is a thought that is not closed ({closing!r} is missing), so it would be learned as an "
-                f"answer: {message.text[:80]!r}"
-            )
-
-    # --- thoughts ---
-
-    def _settle_thought(self, message: Message) -> Message:
-        """A message with its thought in `reasoning_content`, or without it, according to `thinking`. Images are refused."""
-        if message.media:
-            raise HandoffError(f"{message.media[0].mark} in a message of the {message.role}: only text is rendered")
-        opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
-        if message.role != "assistant":
-            return message
-        if opening is not None and closing and message.reasoning_content is None:
-            body, mark = message.text.lstrip(), self.turn.thought_mark
-            if closing in body and (opening.strip() == "" or body.startswith(mark)):
-                thought, _, answer = body.removeprefix(mark).partition(closing)
-                if not mark or mark not in thought:  # or the text speaks of marks: it is refused where it is learned
-                    # blanks around them are the template's
-                    changed = {"content": answer.strip(), "reasoning_content": thought.strip() or None}
-                    message = message.model_copy(update=changed)
-        if self.settings.thinking == "drop" and message.reasoning_content is not None:
-            return message.model_copy(update={"reasoning_content": None})
-        return message
-
-    def _is_open_thought(self, text: str) -> bool:
-        mark, closing = self.turn.thought_mark, self.turn.thought_close.strip()
-        return bool(mark) and text.lstrip().startswith(mark) and closing not in text
-
-    def _end_of_thought(self, ids: Sequence[int]) -> int | None:
-        """Number of ids of the answer's thought; None if the thought is cut off."""
-        opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
-        if opening is None or not closing:
-            return 0
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
-        return _position_after(self.tokenizer, ids, closing) if text.startswith(opening.strip()) else 0
-
-    def _require_answer(self, message: Message) -> None:
-        """Refuse to train on a message without text and calls, other than its thought."""
-        if self._settle_thought(message).is_empty:
-            raise HandoffError(
-                "an answer is empty, so the policy would learn to say nothing: give it weight 0, which keeps it as "
-                "context alone, or remove the row"
-            )
-
-    # --- completeness ---
-
-    def _require_rendered(
-        self, messages: Sequence[Message], tools: Tools, text: str, add_generation_prompt: bool = False
-    ) -> None:
-        """Refuse a conversation if the template silently omits a part of it.
-
-        A part's text is looked for in the rendering. The first part of each kind (a role after another, tools, tool
-        calls, a thought, a name), and every part whose text is not found, is also replaced, which must change the
-        rendering.
-
-        Raises:
-            HandoffError: naming the part.
+        Args:
+            further: number of tokens that the template writes after the completion; −1: the template does not write the
+                completion's last token.
         """
-        for part in parts_of(messages, tools):
-            if part.kind not in self._rendered or part.text not in text:
-                if not self._differs(text, part, add_generation_prompt):
-                    raise HandoffError(
-                        f"the chat template leaves {part.name} out of what it renders, so the policy would never see it: "
-                        f"{part.remedy}"
-                    )
-                self._rendered.add(part.kind)
+        trained, message = [1] * len(completion), messages[-1]
+        if _GENERATION_MARK.search(self.template):
+            marks = [*self._marks(messages, tools), *[1] * -further]
+            marked = marks[: len(marks) - max(further, 0)][-len(completion) :]
+            if not any(marked[:-1]) and not message.is_empty:
+                raise HandoffError(
+                    "the chat template marks with {% generation %} what is learned, and nothing of this answer: give one "
+                    f"that marks it with chat_template: {message.text[:80]!r}"
+                )
+            trained = marked
+        if self.settings.thinking == "mask" and message.reasoning_content:
+            end = position_after(self.tokenizer, completion, self.turn.thought_close.strip())
+            if end is None:
+                raise HandoffError(
+                    "the chat template writes no mark after a thought, so thinking: mask cannot tell it from the answer: "
+                    "set thinking: keep or drop, or give a template that marks thoughts with chat_template"
+                )
+            trained[:end] = [0] * end
+        trained[-1] = 1
+        return trained
 
-    def _differs(self, text: str, part: Part, add_generation_prompt: bool) -> bool:
-        """Whether a part changes the rendering. A part without which the template refuses the conversation does."""
-        try:
-            return text != self._render(*part.changed(), add_generation_prompt)
-        except HandoffError:
-            return True
+    # --- ids to text ---
 
-    def _choose_call_form(self, messages: Sequence[Message], tools: Tools) -> None:
-        """Find the form in which the template takes tool calls, at the first conversation that has some.
+    def read(self, ids: Sequence[int]) -> Answer:
+        """The answer in sampled ids, separated from its thought. A thought that was cut off leaves an empty answer."""
+        finished = bool(ids) and ids[-1] in self.stop_ids
+        body = list(ids[:-1] if finished else ids)
+        end = self._end_of_thought(body)
+        if end != 0:
+            opening, closing = (self.turn.thought_open or "").strip(), self.turn.thought_close.strip()
+            thought = self._plain(body[:end], opening, closing)
+            return Answer(self._plain(body[end:]), thought or None, finished) if end else Answer("", thought, False)
+        lead = self.turn.lead.strip()
+        if lead:
+            end = position_after(self.tokenizer, body, lead)
+            text = str(self.tokenizer.decode(body, skip_special_tokens=False)).lstrip()
+            if end is not None and text.startswith(lead):
+                body = body[end:]
+        return Answer(self._plain(body), None, finished)
 
-        If the template takes them in no form, the first is used, in which every message has content; what the template
-        then refuses or leaves out is reported when a row is rendered.
-        """
-        if self._call_form or not any(message.tool_calls for message in messages):
-            return
-        call = next(parts_of(messages, tools))
-        for form in TOOL_CALL_FORMS:
-            self._call_form[:] = [form]
-            with contextlib.suppress(HandoffError):
-                text = self._render(messages, tools)
-                if self._differs(text, call, False) and not (_holds_python(messages, text) and not form[1]):
-                    return
-        self._call_form.clear()
+    def decode_completion(self, ids: Sequence[int]) -> str:
+        """The text of a sampled answer, without its thought and special tokens."""
+        return self.read(ids).text
 
+    def without_marks(self, text: str) -> str:
+        """A text from another source, without marks that would end a turn or a thought."""
+        for mark in (*self._names_of_ends(), *self.marks, self.turn.thought_close.strip(), self.turn.thought_mark):
+            text = text.replace(mark, "") if mark else text
+        return text
 
-def _holds_python(messages: Sequence[Message], text: str) -> bool:
-    """Whether a template printed a call's arguments as a Python dict, so that it needs them as JSON text."""
-    arguments = (call.function.arguments for message in messages for call in message.tool_calls)
-    return any(str(one) in text for one in arguments if str(one) != json.dumps(one, ensure_ascii=False))
+    def ends(self, ids: Sequence[int]) -> bool:
+        """Whether a completion's last token ends a turn."""
+        return bool(ids) and ids[-1] in self.stop_ids
 
-
-def _two_ends(name: str, text: str) -> HandoffError:
-    return HandoffError(
-        f"two end-of-sequence tokens ({name!r}) in one answer, so the policy would learn to stop at the first: remove it "
-        f"from the data, or fix the template if the text has none: {text[:80]!r}"
-    )
-
-
-def _position_after(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> Any:
-    """Number of ids up to the end of `text`; None if they do not contain it."""
-
-    def holds(count: int) -> bool:
-        return text in str(tokenizer.decode(list(ids[:count]), skip_special_tokens=False))
-
-    if not text or not holds(len(ids)):
-        return None
-    low, high = 0, len(ids)
-    while low < high:  # monotonic: more ids contain it too
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return high
+    def _plain(self, ids: Sequence[int], opening: str = "", closing: str = "") -> str:
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not (opening or closing))).strip()
+        text = text.removeprefix(opening).removesuffix(closing)
+        for token in self.tokenizer.all_special_tokens if opening or closing else ():
+            text = text.replace(token, "")
+        return text.strip()
 
 
 def textless_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> tuple[int, ...]:
