@@ -13,7 +13,7 @@ import numpy as np
 from evaluation.compare.charts import Box, place_label
 from evaluation.overview.model import Curve, KLChart, KLTrail, Panel
 from tiebreak.page.charts import Frame, axes, mark, spread, svg_points, ticks
-from tiebreak.page.markup import Markup, el, line, svg, text
+from tiebreak.page.markup import Markup, el, join, line, svg, text
 from tiebreak.page.numbers import number
 
 Points = Sequence[tuple[float, float]]
@@ -35,12 +35,24 @@ class Style:
         return f"tone-{self.tone}" + (f" dash-{self.dashes}" if self.dashes else "")
 
 
+Styles = Mapping[str, Style]
+"""group or policy → its style"""
 TONES = 8
 
 
 def group_styles(groups: Sequence[str]) -> dict[str, Style]:
     """Group → style, the same on the whole page."""
     return {name: Style(f"g{at % TONES}", min(at // TONES, 2)) for at, name in enumerate(dict.fromkeys(groups))}
+
+
+def swatch(style: Style) -> Markup:
+    """A dot of a style's colour."""
+    return svg(14, 14, el("circle", cls=f"mark tone-{style.tone}", cx=7, cy=7, r=4.6), cls="inline swatch", fixed=True)
+
+
+def named(name: str, styles: Styles) -> Markup:
+    """A policy's or a group's name behind its swatch."""
+    return join(swatch(styles[name]), name)
 
 
 def smooth(points: Points, weight: float = SMOOTHING) -> list[tuple[float, float]]:

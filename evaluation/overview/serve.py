@@ -71,7 +71,7 @@ def make_server(live: LivePage, port: int) -> ThreadingHTTPServer:
                 self._answer(503, "text/plain", str(error))
 
         def _is_ours(self) -> bool:
-            """Whether the address is this machine's: another site's name that leads here is refused."""
+            """Whether a request's host name is this machine's own: another site's name that resolves here is refused."""
             host = self.headers.get("Host", "").rpartition(":")[0]
             return host in (HOST, "localhost")
 
