@@ -928,7 +928,7 @@ class Settled(TypedDict):
 
 
 class SettledOtherwise(TypedDict):
-    """A pair that a lead settled otherwise than the rater had answered."""
+    """A pair that a lead settled differently from the rater's answer."""
 
     item_id: str
     prompt: str

@@ -37,17 +37,14 @@ from labeling_ui.web.context import (
     judgment_as_json,
     rename_answers,
 )
-from labeling_ui.web.replies import (
+from labeling_ui.web.lead_replies import (
     DocumentPreview,
-    DocumentsRead,
     DocumentVersion,
     DocumentVersionRead,
     DocumentVersions,
-    Done,
     ErasureReply,
-    OwnData,
-    replies,
 )
+from labeling_ui.web.replies import DocumentsRead, Done, OwnData, replies
 from tiebreak.assessments import read_judgment
 
 MAX_TEXT_CHARACTERS = 200_000

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Depends, Request
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.quality.pulls import LivePulls
 from labeling_ui.web.context import viewing_session
-from labeling_ui.web.replies import DuelSoFar, PullsFound, replies
+from labeling_ui.web.lead_replies import DuelSoFar, PullsFound
+from labeling_ui.web.replies import replies
 
 router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])
 

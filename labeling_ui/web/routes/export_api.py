@@ -16,7 +16,8 @@ from fastapi import APIRouter, Response
 
 from labeling_ui.exchange.export import write_labels
 from labeling_ui.web.context import Desk, DeskOf, LeadSession, ViewingSession
-from labeling_ui.web.replies import SinceLastExport, replies
+from labeling_ui.web.lead_replies import SinceLastExport
+from labeling_ui.web.replies import replies
 
 router = APIRouter(prefix="/api/lead")
 NAME = "labels.zip"

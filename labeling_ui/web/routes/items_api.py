@@ -20,7 +20,8 @@ from labeling_ui.store.leads.finding import JudgmentEntry, Search
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.media import media_of
 from labeling_ui.web.context import DeskOf, LeadWritingSession, printable, viewing_session
-from labeling_ui.web.replies import ItemRead, ItemsFound, JudgmentListed, Rejected, RejectionEffect, TakenBack, replies
+from labeling_ui.web.lead_replies import ItemRead, ItemsFound, JudgmentListed, Rejected, RejectionEffect, TakenBack
+from labeling_ui.web.replies import replies
 from tiebreak.records import explain
 
 router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])

@@ -42,6 +42,25 @@ from labeling_ui.web.context import (
     checked,
     viewing_session,
 )
+from labeling_ui.web.lead_replies import (
+    BatchListed,
+    BatchSettings,
+    CampaignStatus,
+    DisputeListed,
+    DisputeRead,
+    Drawn,
+    Figures,
+    GoldItem,
+    InvitationListed,
+    InvitationsMade,
+    NewPasswordShown,
+    PairCorrected,
+    RaterListed,
+    Restored,
+    Settled,
+    Withdrawn,
+    WithdrawnPair,
+)
 from labeling_ui.web.login.accounts import (
     INVITATION_DAYS,
     INVITATION_PATH,
@@ -51,28 +70,7 @@ from labeling_ui.web.login.accounts import (
     reset_password_of,
     revoke_invitation,
 )
-from labeling_ui.web.replies import (
-    BatchListed,
-    BatchSettings,
-    CampaignStatus,
-    DisputeListed,
-    DisputeRead,
-    Done,
-    Drawn,
-    Figures,
-    GoldItem,
-    InvitationListed,
-    InvitationsMade,
-    JudgmentReply,
-    NewPasswordShown,
-    PairCorrected,
-    RaterListed,
-    Restored,
-    Settled,
-    Withdrawn,
-    WithdrawnPair,
-    replies,
-)
+from labeling_ui.web.replies import Done, JudgmentReply, replies
 from tiebreak.assessments import SingleAnswer
 from tiebreak.records import Pair
 

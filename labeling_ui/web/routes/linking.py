@@ -90,7 +90,7 @@ def finish(request: Request, desk: DeskOf, state: str = "", code: str = "") -> R
 
 @router.post("/unlink")
 def unlink_own(request: Request, desk: DeskOf, session: WritingSession, body: Password) -> dict[str, bool]:
-    """Unlink the account, which must have a password: the last way in stays."""
+    """Unlink the account. It must have a password, so that one way to log in is left."""
     provider_of(request)
     _confirm(request, desk, session, body)
     unlink(desk.store, session.rater.id, session.rater.id)
@@ -98,7 +98,7 @@ def unlink_own(request: Request, desk: DeskOf, session: WritingSession, body: Pa
 
 
 def _confirm(request: Request, desk: Desk, session: Session, body: Password) -> None:
-    """Refuse what is not confirmed by the account's password.
+    """Refuse a request that the account's password does not confirm.
 
     Raises:
         HTTPException: 409: it is wrong, or there is none; 429: too many attempts.
@@ -143,7 +143,7 @@ def link_identity(store: Store, issuer: str, claims: Mapping[str, Any], rater_id
             raise RefusedError("You already have another account here through your organisation: ask a lead.")
         if tx.connection.execute(rows.where(IDENTITIES.c.rater_id == rater_id)).first() is not None:
             raise RefusedError("This account is linked already: unlink it first.")
-        tx.event("identity_linked", rater_id=rater_id, payload={})  # whose it is, is personal: not for the log
+        tx.event("identity_linked", rater_id=rater_id, payload={})  # the subject is personal data: not for the log
         tx.connection.execute(sa.insert(IDENTITIES).values(issuer=issuer, subject=subject, rater_id=rater_id))
 
     store.transact(record)

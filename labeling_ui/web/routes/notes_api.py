@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from labeling_ui.store.answers import storable
 from labeling_ui.store.leads import notes
 from labeling_ui.web.context import CurrentSession, DeskOf, JudgingSession, SettlingSession, ViewingSession
-from labeling_ui.web.replies import Done, OwnThread, RatersThread, replies
+from labeling_ui.web.lead_replies import RatersThread
+from labeling_ui.web.replies import Done, OwnThread, replies
 
 router = APIRouter(prefix="/api")
 

@@ -195,13 +195,13 @@ def start(request: Request, desk: DeskOf) -> Response:
 
 @dataclass(frozen=True)
 class Begun:
-    """What the cookie of a login says that was begun."""
+    """The login that a browser began, as its cookie records it."""
 
     state: str
     nonce: str
     verifier: str
     proof: str
-    """of the session that links its account; empty: it is a login"""
+    """proof of the session that links its account; empty: a login, which links nothing"""
 
     @property
     def whole(self) -> str:
@@ -209,7 +209,7 @@ class Begun:
         return f"{self.state}.{self.nonce}.{self.verifier}"
 
     def fits(self, state: str) -> bool:
-        """Whether the provider sends back what this browser began."""
+        """Whether the provider's reply belongs to the login that this browser began."""
         return bool(state) and hmac.compare_digest(state.encode(), self.state.encode())
 
 
@@ -229,7 +229,7 @@ def begin_at_provider(request: Request, desk: Desk, provider: Provider) -> tuple
 
 
 def set_oidc_cookie(request: Request, reply: Response, desk: Desk, text: str) -> None:
-    """The cookie of the browser that begins."""
+    """Set the cookie of a browser that begins a login."""
     reply.set_cookie(
         COOKIE,
         text,
@@ -242,7 +242,7 @@ def set_oidc_cookie(request: Request, reply: Response, desk: Desk, text: str) ->
 
 
 def read_cookie(request: Request) -> Begun:
-    """What this browser began; empty where it has no cookie."""
+    """The login that this browser began; empty if it has no cookie."""
     return Begun(*[*request.cookies.get(COOKIE, "").split("."), "", "", "", ""][:4])
 
 
@@ -352,7 +352,7 @@ def _insert(tx: Transaction, store: Store, wanted: Rater, claims: Mapping[str, A
     for name in _names(claims, wanted.id):
         try:
             named = Rater(wanted.id, check_name(name), wanted.kind, wanted.role, pool=wanted.pool)
-            # No password: this is not a hash of any.
+            # Not a hash, so no password matches it.
             return insert_rater(tx, named, f"{NO_PASSWORD}{secrets.token_urlsafe(24)}", store.url)
         except (NameTakenError, ConfigError):
             continue

@@ -17,7 +17,8 @@ from fastapi.responses import StreamingResponse
 from labeling_ui.exchange.worksheets import audit_lines, days_table, work_table
 from labeling_ui.store.figures import pay
 from labeling_ui.web.context import DeskOf, LeadSession
-from labeling_ui.web.replies import WorkReport, replies
+from labeling_ui.web.lead_replies import WorkReport
+from labeling_ui.web.replies import replies
 
 router = APIRouter(prefix="/api/lead")
 Day = Annotated[date, Query()]
