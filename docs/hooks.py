@@ -42,14 +42,14 @@ def _lists_in(pages: Any) -> Iterator[list[Any]]:
 
 
 def on_pre_build(**_: Any) -> None:
-    """Before the pages are read: links of the files that are no pages."""
+    """Before pages are read: check the links of Markdown files that are not pages."""
     for name in OUTSIDE:
         for target in broken_links(ROOT / name):
             _log.warning("%s: no such file or heading: %s", name, target)
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:
-    """Every finished page: nothing is loaded from another host."""
+    """Check that a finished page loads nothing from another host."""
     for tag in _LOADED.findall(output):
         if 'rel="canonical"' not in tag:
             _log.warning("%s loads from another host: %s", page.file.src_path, tag)

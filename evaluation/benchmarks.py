@@ -135,7 +135,7 @@ def _reason(error: Exception, config: EvaluateConfig) -> str:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """No request to the hub, unless HF_HUB_OFFLINE=0 asks for it."""
+    """Make no request to the hub, unless HF_HUB_OFFLINE=0 allows it."""
     if os.environ.get("HF_HUB_OFFLINE") == "0":
         yield
         return

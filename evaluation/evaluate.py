@@ -479,7 +479,7 @@ def to_report(
 
 
 OLDER_NAMES = ("rubric_mean", "rubric_interval", "win_rate_vs_sft")
-"""of figures, in report.json alone"""
+"""former names of figures, which only report.json still has"""
 
 
 def to_metrics(report: dict[str, Any]) -> dict[str, Any]:

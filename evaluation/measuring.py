@@ -310,7 +310,7 @@ def _judgments(measure: Measure) -> list[Judgment]:
 
 
 def _judged_title(measure: Measure) -> str:
-    """No judgment of a simulated rater counts as people's by name."""
+    """The title, which names simulated raters where they judged instead of people."""
     simulated = any(one.kind == "simulated" for one in _judgments(measure))
     return measure.title.replace("people", "simulated raters", 1) if simulated else measure.title
 

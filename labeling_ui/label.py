@@ -400,7 +400,8 @@ def _prepare_store(
     *,
     accounts: bool = False,
 ) -> int:
-    """Add what the configuration names; returns how many pairs and answers are new. `accounts`: there must be some."""
+    """Add what the configuration names; returns how many pairs and answers are new. `accounts`: the store must have
+    accounts."""
     store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     store.rules.qualify, store.rules.stop = config.qualify, config.stop
     store.sessions = SessionRules(config.session_hours, config.session_idle_minutes)
@@ -476,7 +477,8 @@ def _answering(config: LabelConfig) -> Iterator[None]:
 def _answer_lines(
     store: Store, config: LabelConfig, answers: Sequence[SingleAnswer], configured: Batch
 ) -> Iterator[str]:
-    """What differs from the configuration; of lots, which are in two batches, how many answers are given out."""
+    """Differences between store and configuration. For a lot, which is split over two batches: how many answers are to
+    be reviewed."""
     if config.inspect is None and not config.flagged:
         yield from steering.difference_lines(store, config.answers, answers, configured)
         return

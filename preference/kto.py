@@ -161,7 +161,7 @@ class HeldOutReference:
 
 
 class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses, KTOTrainer):
-    """TRL's trainer, on rows tokenised by tiebreak.models.chat, with its reference checked at the first batch."""
+    """TRL's trainer, on rows tokenised by tiebreak.chat.chat, with its reference checked at the first batch."""
 
     precompute_ref_logps: bool
     together = 1

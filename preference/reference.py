@@ -46,7 +46,7 @@ class Group(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A hash of it."""
+        """The group's key: a hash of its token ids."""
         return hash_text(json.dumps(self))
 
 

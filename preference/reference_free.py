@@ -243,7 +243,7 @@ class ReferenceFree(PairStage):
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Within, data sets show no progress: TRL's experimental trainers prepare rows, of which nothing is left to prepare."""
+    """Hide data sets' progress bars: TRL's experimental trainers map over rows that are already prepared."""
     if datasets.are_progress_bars_disabled():
         yield
         return

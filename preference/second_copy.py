@@ -13,7 +13,7 @@ from tiebreak.runs.placement import of_process
 
 
 def require_adapter_of(source: ModelSource, config: DPOConfig) -> None:
-    """Refuse keys that work on the reference as an adapter, where it is none.
+    """Refuse keys that need the reference to be an adapter, if it is a second model.
 
     Raises:
         ConfigError: names one.
@@ -37,6 +37,6 @@ def require_adapter_of(source: ModelSource, config: DPOConfig) -> None:
 
 
 def reference_of(source: ModelSource, config: DPOConfig) -> Any:
-    """A second copy, where the policy's own weights train; None: it is an adapter on the policy's."""
+    """A second copy, if the policy's own weights train; None: the reference is an adapter on the policy's weights."""
     is_whole = adapter_of(source, config.adapter).method == "full"
     return load_copy(source, config.training) if is_whole else None

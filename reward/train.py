@@ -61,7 +61,7 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
         return partition([*preferences, *edits], lambda one: one.split)
 
     def encode(self, rows: list[Preference], *, held_out: bool) -> list[EncodedPreference]:
-        """Those held out are the examples of the exam."""
+        """Token ids of the rows, with their labels. Held-out rows are the exam's examples."""
         if held_out:
             return label(self.exam.examples, self.config, bootstrap=False)
         report_unused_columns(rows, self.config)

@@ -46,7 +46,7 @@ class DroppedRow:
 
     number: int
     reason: str
-    """with {} in the place of the other row's place"""
+    """the reason in words, with {} for the place of the other row"""
     side: Side
     """what of it is listed"""
     other: int | None = None

@@ -1,4 +1,4 @@
-"""The normal form of text: what is only another encoding of the same text is one prompt, and one answer."""
+"""The normal form of text: texts that differ only in their encoding become one prompt, or one answer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import unicodedata
 from tiebreak.records import Messages, Prompt, prompt_id
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff]")
-"""Control characters (category Cc) but for \\n and \\t, and characters of no width."""
+"""Control characters (category Cc) except \\n and \\t, and zero-width characters."""
 
 
 def normalise(text: str) -> str:
     """NFC, \\n line ends, no control or zero-width characters, no whitespace at line ends or around the whole."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _UNSEEN.sub("", text)
-    text = unicodedata.normalize("NFC", text)  # last: they may part what composes
+    text = unicodedata.normalize("NFC", text)  # last: removed characters may separate a letter from its accent
     return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 

@@ -63,7 +63,7 @@ class RepeatedKeyError(ValueError):
 
 
 def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON, as a hook of its decoder.
+    """A JSON object from its pairs of key and value: the decoder's `object_pairs_hook`.
 
     Raises:
         RepeatedKeyError: it has a key twice.
@@ -76,10 +76,10 @@ def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def strict_json(text: str) -> Any:
-    """The JSON in a part of a row.
+    """The JSON value in a part of a row.
 
     Raises:
-        ValueError: it is none, or has a key twice.
+        ValueError: the text is not JSON, or an object has a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=once)
@@ -210,7 +210,7 @@ class Message(Record):
 
     @property
     def text(self) -> str:
-        """Its text. Images are not in it: who needs only this refuses them first (`images`)."""
+        """Its text, without images: code that reads only the text must refuse images first (see `images`)."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content if isinstance(part, TextPart))

@@ -1,6 +1,7 @@
 """Files that ship with Tiebreak, `configs/` and `data/`: the current folder's first, then the package's.
 
-In a checkout they are beside the packages; the wheel has them in `tiebreak/shipped/` (see setup.py), so that
+In a checkout they are beside the packages; the wheel has them in `tiebreak/shipped/` (see setup.py). So
+`tiebreak run --config configs/quickstart/pipeline.yaml` and `--accelerate zero2` work in any folder.
 """
 
 from __future__ import annotations

@@ -427,7 +427,7 @@ class Hooks(_Trainer):
 
 @contextmanager
 def unrounded(model: Any) -> Iterator[None]:
-    """Within, trained parameters keep their format, but for LoRA's factors.
+    """Let trained parameters, except LoRA's factors, keep their format inside the block.
 
     On quantised weights TRL's trainers round all that trains to bfloat16, which is meant for LoRA. The numbers nearest to 1
     differ from it by 0.004 there, so a norm or a scale of (IA)³ would lose every step of a usual learning rate; and OFT
@@ -792,8 +792,8 @@ def run_endings() -> None:
 
 
 def gather_whole(loader: Any) -> None:
-    """Let accelerate gather the last step of a loader from all processes. It takes what a full step has more than the
-    data set divides into for repeated rows, and drops that many processes' figures."""
+    """Let accelerate gather the whole last step of a loader. Otherwise it would cut the gathered figures to the
+    remainder of rows ÷ rows per step, as though the rest belonged to repeated rows."""
     require("accelerate")
     loader._drop_last = True
 

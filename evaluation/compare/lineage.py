@@ -15,7 +15,7 @@ class Origin:
     policy: str
     """the evaluated policy"""
     trained: bool
-    """it was trained from that one; False: unknown, so that is the baseline"""
+    """whether the policy is known to be trained from it; False: unknown, and the baseline stands in"""
     through: tuple[str, ...] = ()
     """unevaluated stages in between, in order of training"""
 

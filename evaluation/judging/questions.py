@@ -162,7 +162,7 @@ _NAMED = re.compile(
     rf"|(?<!not )(?<!n't )(?<!never )\b(?i:choose|prefer|pick|select)\b{_MARKS}{_CALLED}{_SIDE}"
     r"|[\"']answer[\"']\s*:\s*[\"'](A|B|TIE|a|b|tie)[\"']"
 )
-"""A side that is named as the verdict. "Answer A is vague" mentions one, and is none"""
+"""A side named as the verdict. "Answer A is vague" only mentions a side"""
 _THOUGHT = re.compile(r"^.*</think>", re.DOTALL)
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 

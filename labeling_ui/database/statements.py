@@ -164,7 +164,7 @@ TOO_LONG = PreparedStatement(
     .limit(sa.literal_column("100"))
     .with_for_update(skip_locked=True)
 )
-"""Leases that end later than any that begins now: they were begun before the clock was set back."""
+"""Leases that end later than one that begins now would: they began before the clock was set back."""
 ASSIGNMENTS_OF = PreparedStatement(
     sa.select(ASSIGNMENTS)
     .where(ASSIGNMENTS.c.item_id == bindparam("item"), ASSIGNMENTS.c.rater_id == bindparam("rater"))

@@ -44,7 +44,7 @@ class BadMediaError(ValueError):
 
 
 class NotThatKindError(BadMediaError):
-    """A file of no format that an image, or a recording, may have."""
+    """A file in none of the accepted image or audio formats."""
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,9 @@ class PageConfig:
 
     title: str
     guidelines: str = ""
-    """the configuration's, in Markdown; the store has those that count"""
+    """the configuration's guidelines, in Markdown; the current ones are in the store"""
     guideline_version: str = ""
-    """the lead's own name of it"""
+    """the lead's name for this version"""
     consent: str = ""
     """consent text, accepted before the first judgment: Markdown"""
     consent_version: str = ""
@@ -108,11 +108,11 @@ class PageConfig:
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
     """host names that requests may use, against DNS rebinding; (): any"""
     goal_per_day: int | None = None
-    """judgments that a rater is asked for a day"""
+    """a rater's goal of judgments per day"""
     unsent_in_browser: bool = True
-    """whether what the server does not have yet may be in the browser's storage"""
+    """whether the browser may store judgments and drafts that the server does not have yet"""
     break_after_minutes: int | None = None
-    """work without a break after which one is suggested"""
+    """minutes of work without a break after which the page suggests one"""
     security_log: str | None = None
     """file of logins and refusals"""
     second_factor_for_leads: bool = False
@@ -126,14 +126,14 @@ class PageConfig:
     system: str = ""
     """system prompt of the conversations"""
     oidc: str = ""
-    """text of the button that logs in through an identity provider; empty: none is there"""
+    """text of the button that logs in through an identity provider; empty: no button"""
     words: dict[str, str] = field(default_factory=load_words)
     no_difference: float = SMALLEST_GAP
     """a win rate of a duel within this distance of one half counts as no difference"""
     pulls: tuple[PullReport, ...] = ()
     """reports of reward models, for the lead's page"""
     prefix: str = ""
-    """the path that the pages are under, behind a proxy: /label, or nothing"""
+    """path of the pages behind a proxy, such as /label; empty: none"""
 
     @property
     def guidelines_id(self) -> str:

@@ -30,13 +30,13 @@ MAX_FORMULA_CHARACTERS = 2_000
 MAX_NESTING = 40
 MAX_FORMULAS = 300
 MAX_FORMULAS_CHARACTERS = 20_000
-"""Of all formulas of a text; later and longer ones are shown as source."""
+"""Limit for all formulas of a text together; formulas beyond it are shown as source."""
 
 MAX_SOURCE_CHARACTERS = 20_000
-"""Of a formula shown as source. What is longer is Markdown."""
+"""Limit for a formula shown as source; a longer one is treated as Markdown."""
 
 MAX_READ_CHARACTERS = 1_000_000
-"""Read in search of closing delimiters in one text. After that, nothing more is taken for a formula."""
+"""Limit on characters read to find closing delimiters in one text; beyond it, no further formula is recognised."""
 
 DELIMITERS = (("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False))
 """Opening and closing delimiter, and whether the formula is displayed on its own line."""

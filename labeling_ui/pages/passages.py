@@ -2,7 +2,7 @@
 
 Markdown drops and reorders characters, so a passage that a rater selects on the page has no offsets in the raw text. They
 are found by trial: a character that no text uses is put before a place in the raw text, and the text is rendered again.
-If nothing else on the page changes, that character's place there is the place's own. A passage is accepted only where
+If nothing else on the page changes, the character shows where that place is on the page. A passage is accepted only if
 both its ends are found in this way, at exactly one place each; otherwise the rater marks it in the source.
 
 All offsets are in Unicode code points; those of the page count its text without tags, as browsers read it.

@@ -38,19 +38,19 @@ MAX_LEVELS = 100
 """Nesting of quotations and lists. The parser drops deeper levels, so such texts are shown unformatted."""
 
 MAX_PARSE_SECONDS = 1.0
-"""Of the processor. Texts that take longer are shown unformatted: their nesting, tables or marks are of no use to read."""
+"""Processor time. Texts that take longer are shown unformatted: nobody could read such nesting or tables anyway."""
 
 MAX_TOKENS = 60_000
 """Parts of a text: items, cells, words in bold. Texts with more are shown unformatted."""
 
 MAX_TARGET_CHARACTERS = 200_000
-"""Of all targets of links and pictures, which references repeat; texts with more are shown unformatted."""
+"""Limit for all link and image targets of a text, which references can repeat; beyond it, it is shown unformatted."""
 
 MAX_CODE_CHARACTERS = 24_000
-"""Of all code of a text that is marked; the rest is shown without colours."""
+"""Limit for the highlighted code of a text; the rest is shown without colours."""
 
 CACHE_CHARACTERS = 16_000_000
-"""Of the texts and HTML that are kept, latest used last."""
+"""Limit for the cached texts and their HTML; the least recently used are dropped first."""
 
 PLAIN_PIECE_CHARACTERS = 20_000
 """Unformatted text is split into pieces of this length, so that the browser lays out only those in view."""

@@ -50,7 +50,7 @@ def warm() -> None:
 
 @functools.cache
 def _one_thread() -> ThreadPoolExecutor:
-    """An engine may be used by the thread that made it only."""
+    """Only the thread that made an engine may use it."""
     return ThreadPoolExecutor(1, thread_name_prefix="temml")
 
 

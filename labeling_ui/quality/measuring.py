@@ -40,7 +40,7 @@ from tiebreak.assessments import read_judgment, read_pair
 from tiebreak.records import Kind, Pair
 
 LARGE_STORE = 20_000
-"""Judgments that take a while: computing starts with the server, and no request waits for it."""
+"""From this many judgments on, computing starts with the server, and no request waits for it."""
 START_SECONDS = 15.0
 """In a smaller store, a request waits for the figures; most of that is the process's start."""
 REST = 10

@@ -157,7 +157,7 @@ def _changed_media(connection: Connection) -> list[str]:
 
 
 def _announced(connection: Connection) -> dict[int, str]:
-    """The events that erasures have redacted, as those say themselves: the hash of each one's latest payload."""
+    """Events that erasures have redacted, with the hash of each one's latest payload as the erasures recorded it."""
     query = sa.select(EVENTS.c.payload).where(EVENTS.c.kind == "erased").order_by(EVENTS.c.seq)
     announced: dict[int, str] = {}
     for payload in connection.scalars(query):

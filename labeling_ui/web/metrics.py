@@ -2,7 +2,7 @@
 
     TIEBREAK_METRICS_TOKEN=… tiebreak label --config FILE      then GET /metrics with `Authorization: Bearer …`
 
-Without the variable there is no such page: what it shows is not for raters.
+Without the variable there is no such page, since raters must not see it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Metrics:
 
 
 def may_read(authorization: str) -> bool | None:
-    """Whether a request has the token; None where there is none to have."""
+    """Whether a request has the token; None if no token is configured."""
     token = os.environ.get(TOKEN, "")
     if not token:
         return None

@@ -2,7 +2,7 @@
 
 Gradio's template has inline scripts. The policy of a page names the hashes of those in that very reply, so that a script
 that gets into the page later, whatever field it came through, does not run. `unsafe-eval` stays on the pages: gr.HTML makes
-functions of the page's template and script. Our own scripts make no code of text.
+functions of the page's template and script. Our own scripts never evaluate text as code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COMPRESSED_FROM_BYTES = 1_000
 
 
 def content_policy(scripts: Iterable[str] = ()) -> str:
-    """The policy of a reply; `scripts`: further sources of scripts, none for whatever is no page."""
+    """The policy of a reply; `scripts`: further sources of scripts, which only pages have."""
     return "; ".join(
         (
             "default-src 'self'",
@@ -49,7 +49,7 @@ def inline_scripts(page: bytes) -> list[str]:
 
 class WholePage:
     """Holds a page's reply until it is complete, then sends it with its policy. It is compressed here if the browser
-    takes gzip; what comes in must not be.
+    takes gzip; its input must be uncompressed.
     """
 
     def __init__(self, send: Send, headers: dict[str, str], accepts: str) -> None:

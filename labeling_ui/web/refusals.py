@@ -12,7 +12,7 @@ from labeling_ui.web.context import printable
 
 
 def refused(_request: Request, error: Exception) -> JSONResponse:
-    """What the store or the routes refuse, with their reason."""
+    """The reply to a request that the store or a route refused, with the reason."""
     return JSONResponse({"detail": printable(str(error))}, status_code=409)
 
 

@@ -41,7 +41,10 @@ class Retention:
                 erased = erase_inactive(self._store, self._days)
                 if erased:
                     print(f"erased the personal data of {counted(erased, 'rater')} (retention_days: {self._days})")
-            except (TiebreakError, SQLAlchemyError) as error:  # a full disk, a database that is away: tomorrow again
+            except (
+                TiebreakError,
+                SQLAlchemyError,
+            ) as error:  # a full disk, an unreachable database: tried again tomorrow
                 print(f"retention_days: nobody was erased: {error}", file=sys.stderr)
             if self._ends.wait(self._every):
                 return

@@ -141,7 +141,7 @@ class _BoundedBody:
         Raises:
             HTTPException: 408 or 413.
         """
-        if self._complete:  # the end of the connection: any time later
+        if self._complete:  # the end of the connection may come at any time
             return await self._receive()
         try:
             message = await asyncio.wait_for(self._receive(), self._until - time.monotonic())

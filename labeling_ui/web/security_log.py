@@ -12,7 +12,7 @@ from pathlib import Path
 REFUSED = (401, 403, 408, 413, 421, 429)
 """Statuses of requests that the server did not want."""
 LOGINS = ("/api/login", "/api/invitations/accept", "/api/password", "/api/second-factor/remove")
-"""Addresses that check a password or an invitation: what they decide is logged either way."""
+"""Addresses that check a password or an invitation; successes are logged as well as failures."""
 
 
 class SecurityLog:

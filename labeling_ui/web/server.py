@@ -83,7 +83,7 @@ def create_app(
     """The application of a campaign.
 
     Args:
-        aggregation: of exports from the page; by default, the default.
+        aggregation: how exports from the page aggregate votes; None: with defaults.
         limit: on wrong passwords, if several campaigns of a server share it.
         oidc: the identity provider (`OidcConfig`), if accounts may come from one.
         mail: sends e-mail to raters who asked for it.
@@ -181,7 +181,7 @@ def health(desk: DeskOf) -> dict[str, bool]:
 
 
 def alive() -> dict[str, bool]:
-    """The process answers; a store that does not is `health`'s matter, and no reason to restart it."""
+    """The process answers. It does not read the store: a store that fails is no reason to restart the process."""
     return {"ok": True}
 
 
@@ -210,7 +210,7 @@ def run_server(app: ASGIApp, listening: socket.socket, proxies: Sequence[str] = 
     config = uvicorn.Config(
         ProxyMiddleware(app, proxies, prefix),
         proxy_headers=False,
-        loop="asyncio",  # the same server whatever else is installed
+        loop="asyncio",  # independent of what else is installed
         http="h11",
         log_level="warning",
         access_log=False,

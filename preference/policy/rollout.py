@@ -61,11 +61,11 @@ def draw_seeded(
 
 
 def _require_text(sampled: Sequence[SampledCompletion], count: int) -> None:
-    """Log-probabilities count ids without text, which are never drawn: with a share s of the probability, those of the
-    tokens that are drawn are log(1 − s) too small.
+    """Refuse a policy that gives much probability to ids without text, which are never drawn: if their share is s, the
+    log-probability of every drawn token is too small by −log(1 − s).
 
     Raises:
-        HandoffError: the share is too large to be passed over.
+        HandoffError: the share is too large to be neglected.
     """
     share = max((one.textless_share for one in sampled), default=0.0)
     if share > MOST_TEXTLESS:

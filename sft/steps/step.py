@@ -235,7 +235,7 @@ class Step(ABC):
         """The rows to keep, changed or not, in order; everything that is done to one is entered in the ledger."""
 
     def finish(self, tally: Tally) -> None:  # noqa: B027 most steps need none
-        """Complete the tally, which is of all rows."""
+        """Complete the tally, once every row is counted."""
 
 
 class RowStep(Step):

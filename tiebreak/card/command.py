@@ -170,7 +170,7 @@ def as_sections(parts: Sequence[Part], answers: Mapping[str, str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without a meaning in Markdown or HTML."""
+    """Text with the special characters of Markdown and HTML escaped."""
     return "".join(f"\\{one}" if one in "\\`*_[]<>|#" else one for one in text)
 
 

@@ -37,7 +37,7 @@ from tiebreak.shipped import find_shipped
 
 
 def refuse_unread(config: BaseModel, because: str, *keys: str) -> None:
-    """For validators of a whole class: keys that are not read under the other keys must have their defaults.
+    """For validators of a whole class: keys that are unused because of other keys must have their defaults.
 
     Raises:
         ValueError: names those that do not.

@@ -268,7 +268,7 @@ def _add_element(table: Table, window: _Window) -> None:
 
 
 class _Window:
-    """A part of a file's text. It is read on as needed, and what was used is let go, so that memory stays bounded."""
+    """A part of a file's text. More is read as needed, and used text is dropped, so that memory stays bounded."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self.path, self.text, self.at, self.ended = path, "", 0, False
@@ -277,7 +277,7 @@ class _Window:
 
     @property
     def character(self) -> str:
-        """The one at `at`; empty at the file's end."""
+        """The character at `at`; empty at the file's end."""
         return self.text[self.at : self.at + 1]
 
     @property
@@ -334,7 +334,7 @@ class _Window:
         self._counted = self.at
 
     def _read_on(self) -> None:
-        """Read as much again as is held, and at least a block."""
+        """Read as much as is held already, at least a block."""
         self._count()
         self.text, self.at, self._counted = self.text[self.at :], 0, 0
         content = self._stream.read(max(BLOCK, len(self.text)))

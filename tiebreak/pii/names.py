@@ -3,7 +3,7 @@
     nlp.to_disk(FOLDER)                     # spaCy: the folder has config.cfg
     model.save_pretrained(FOLDER)           # GLiNER: the folder has gliner_config.json
 
-A GLiNER model reads a limited number of words and ignores the rest without a word, so longer texts are given to it in
+A GLiNER model reads a limited number of words and silently ignores the rest, so longer texts are given to it in
 pieces that overlap.
 """
 

@@ -85,7 +85,7 @@ class RunRecorder:
             copy.check()
 
     def leave_out(self, seconds: float) -> None:
-        """Time since the last row that is no part of a step's."""
+        """Exclude this time since the last row from the step's."""
         self._last_time += seconds
 
     def extend_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -56,7 +56,7 @@ def present(connection: Connection, document: Document) -> Publication | None:
 
 
 def publications(connection: Connection, document: Document, limit: int = 200) -> list[Publication]:
-    """What was published, the latest first."""
+    """All publications, the latest first."""
     same = sa.and_(DOCUMENTS.c.document == PUBLICATIONS.c.document, DOCUMENTS.c.version == PUBLICATIONS.c.version)
     query = sa.select(PUBLICATIONS, DOCUMENTS.c.text).join(DOCUMENTS, same)
     query = query.where(PUBLICATIONS.c.document == document).order_by(PUBLICATIONS.c.seq.desc()).limit(limit)
@@ -69,13 +69,13 @@ def _as_publication(row: Any) -> Publication:
 
 
 def accepted_by(connection: Connection, document: Document) -> dict[str, int]:
-    """How many raters have accepted each version last."""
+    """Number of raters by the version that they accepted last."""
     query = sa.select(ACCEPTANCES.c.version, sa.func.count().label("n")).where(ACCEPTANCES.c.document == document)
     return {row.version: row.n for row in connection.execute(query.group_by(ACCEPTANCES.c.version))}
 
 
 def configure(tx: Transaction, document: Document, version: str, text: str) -> None:
-    """Publish the configuration's text, unless it is the one that a configuration published last."""
+    """Publish the configuration's text, unless a configuration published the same text last."""
     query = sa.select(PUBLICATIONS.c.version).where(PUBLICATIONS.c.document == document, PUBLICATIONS.c.configured == 1)
     last = tx.connection.scalar(query.order_by(PUBLICATIONS.c.seq.desc()).limit(1))
     named = identify_text(version, text)
@@ -87,7 +87,7 @@ def publish(tx: Transaction, document: Document, name: str, text: str, by: str |
     """Publish a lead's text: every rater must accept it before their next judgment.
 
     Raises:
-        RefusedError: it is the present text under the same name, or there is neither text.
+        RefusedError: text and name are the current ones, or both the current and the new text are empty.
     """
     text = text if text.strip() else ""
     now, named = present(tx.connection, document), identify_text(name, text)

@@ -137,14 +137,14 @@ def _reject_one(tx: Transaction, row: Any, reason: str, by: str | None, again: b
     kept = {column.name: getattr(row, column.name) for column in REJECTIONS.columns if column.name in JUDGMENTS.c}
     st.ADD_REJECTION.do(tx.connection, **kept, reason=reason, by_id=by, rejected_at_ms=now)
     if again and row.occasion == 0:
-        # As a lease that has expired: the rater's next request takes the place, unless others were faster.
+        # Like an expired lease: the rater's next request takes the place, unless others were faster.
         st.SET_STATE.do(tx.connection, assignment=row.assignment_id, to_state="lapsed")
 
 
 def take_back(tx: Transaction, judgment_ids: Sequence[str], by: str | None) -> tuple[int, int]:
-    """Take rejections back: the judgments count again, on a place that the item gets if it has none free.
+    """Take rejections back: the judgments count again. An item without a free place gets one more.
 
-    Returns how many judgments, and how many stay rejected: their raters have judged the pair again since.
+    Returns (taken back, still rejected); a judgment stays rejected if its rater has judged the pair again since.
 
     Raises:
         RefusedError: some were rejected with the erasure of their rater's data.

@@ -55,7 +55,7 @@ class Withdrawal:
 
 @dataclass(frozen=True)
 class Correction:
-    """A pair, and its new version's id; `gold`: the old one has a known answer, which the new one has not."""
+    """A pair, and its new version's id; `gold`: the old version was gold; the new one is not."""
 
     pair_id: str
     replaced_by: str

@@ -3,7 +3,7 @@
 Single sampling by attributes. Of a lot, n answers are drawn at random and reviewed. If at most c of them are defective, the
 lot is accepted; else all of it is reviewed. n and c are the smallest for which a lot with the share `acceptable` of defects
 fails with a probability of at most α, and one with the share `rejectable` passes with at most β (binomial; Montgomery 2012,
-"Statistical Quality Control", 15.2). An answer that its raters do not accept as it is, is defective.
+"Statistical Quality Control", 15.2). An answer is defective if its raters do not accept it unchanged.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def add_lot(
         config: the plan of a random sample; None: the answers that a step of *prepare* flagged are given out.
 
     Raises:
-        StoreError: the lot is there and has grown, or some of it is not to be reviewed.
+        StoreError: the batch exists and lacks some of the answers, or some of them are not to be reviewed.
     """
     begin_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
     new = new_pairs(tx, answers, source, url)

@@ -20,7 +20,7 @@ KNOWN = (
 )
 """The columns by which `outcome_of` decides."""
 MAY_VOTE = sa.or_(JUDGMENTS.c.vote.is_not(None), GOLD.c.value.is_not(None))
-"""Rows that are no skip, or may be none."""
+"""Leaves out rows that are certainly skips."""
 
 
 def outcome_of(row: Any) -> bool | None:
@@ -42,7 +42,7 @@ def check_value(task: str, value: int | str | None) -> None:
     """Refuse a value that no judgment of the task can have.
 
     Raises:
-        RefusedError: as said.
+        RefusedError: no judgment of the task can have it.
     """
     if task == "rate" and not (isinstance(value, int) and value >= 1):
         raise RefusedError("the known answer of a rating is a step of the scale, from 1")

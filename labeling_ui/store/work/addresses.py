@@ -1,6 +1,6 @@
-"""Raters' e-mail addresses, if they gave one: confirmed by a code, and whom to write that there is work again.
+"""Raters' e-mail addresses: confirmation by a code, and who gets a notice of new work.
 
-They are in the table alone and never in the log, so that they can be forgotten.
+Addresses are stored in their table alone, never in the log, so that they can be deleted.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from labeling_ui.store.work.standing import HELD
 
 CODE_MINUTES = 30
 MOST_TRIES = 5
-"""Of a code, which has a million values."""
+"""Attempts to enter a code, which has a million values."""
 WAIT_SECONDS = 60
-"""Before another code is sent."""
+"""Shortest time between two codes."""
 HOUR_MS = 3_600_000
 _MINUTE_MS = 60_000
 
@@ -40,12 +40,12 @@ class MailAddress:
 
 @dataclass(frozen=True)
 class Recipient:
-    """Somebody to be written to."""
+    """A rater who gets a notice of new work."""
 
     rater_id: str
     email: str
     sent_at_ms: int | None
-    """when they were last written to about work"""
+    """time of the last notice; None: there was none"""
 
 
 def address_of(connection: Connection, rater_id: str) -> MailAddress | None:
@@ -75,7 +75,7 @@ def begin(tx: Transaction, rater_id: str, email: str) -> str:
 
 
 def confirm(tx: Transaction, rater_id: str, code: str) -> bool:
-    """Confirm an address by its code; False if that is wrong, late, or was tried too often."""
+    """Confirm an address by its code; False if the code is wrong, has expired, or was tried too often."""
     mine = MAIL_ADDRESSES.c.rater_id == rater_id
     row = tx.connection.execute(sa.select(MAIL_ADDRESSES).where(mine).with_for_update()).first()
     if row is None or row.confirmed_at_ms is not None or row.tries >= MOST_TRIES or row.code_until_ms < tx.now():
@@ -87,7 +87,7 @@ def confirm(tx: Transaction, rater_id: str, code: str) -> bool:
 
 
 def forget(tx: Transaction, rater_id: str) -> None:
-    """Delete a rater's address. When the last code was sent stays: otherwise codes could be sent without a wait."""
+    """Delete a rater's address. The time of the last code stays: otherwise codes could be sent without a wait."""
     gone = {"email": "", "code_hash": "", "tries": MOST_TRIES, "confirmed_at_ms": None, "waits": 0, "sent_at_ms": None}
     tx.connection.execute(sa.update(MAIL_ADDRESSES).where(MAIL_ADDRESSES.c.rater_id == rater_id).values(**gone))
 
@@ -100,7 +100,7 @@ def _hash(rater_id: str, code: str) -> str:
 
 
 def has_work(connection: Connection, rater_id: str) -> bool:
-    """Whether a rater would get something now."""
+    """Whether a rater would get a pair now."""
     rater = connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).one()
     if rater.disabled or rater.standing in HELD:
         return False
@@ -120,7 +120,7 @@ def _is_theirs_still(connection: Connection, row: Any) -> bool:
 
 
 def recipients(connection: Connection) -> list[tuple[Recipient, bool]]:
-    """Those with a confirmed address who may work, and whether nothing was left for them."""
+    """Raters with a confirmed address who may work, and whether they ran out of pairs."""
     withdrew = sa.select(CONSENT_WITHDRAWALS.c.rater_id).where(CONSENT_WITHDRAWALS.c.rater_id == RATERS.c.id)
     query = (
         sa.select(MAIL_ADDRESSES)
@@ -133,19 +133,19 @@ def recipients(connection: Connection) -> list[tuple[Recipient, bool]]:
 
 
 def await_work(tx: Transaction, rater_id: str) -> None:
-    """Nothing is left for a rater: write to them when something is."""
+    """Record that nothing is left for a rater, so that they get a notice when there is work again."""
     tx.connection.execute(sa.update(MAIL_ADDRESSES).where(MAIL_ADDRESSES.c.rater_id == rater_id).values(waits=1))
 
 
 def take(tx: Transaction, rater_id: str) -> bool:
-    """Whether it falls to this server to write to a rater: several may share a store, and one of them does."""
+    """Whether this server is to send the notice: of several servers that share a store, one does."""
     waiting = sa.and_(MAIL_ADDRESSES.c.rater_id == rater_id, MAIL_ADDRESSES.c.waits == 1)
     taken = sa.update(MAIL_ADDRESSES).where(waiting).values(waits=0, sent_at_ms=tx.now())
     return bool(tx.connection.execute(taken).rowcount)
 
 
 def is_working(connection: Connection, rater_id: str, now_ms: int) -> bool:
-    """Whether a rater judged in this hour or the last: they are at the page, or were a moment ago."""
+    """Whether a rater judged in this hour or the last, and so is probably still at the page."""
     since = now_ms // HOUR_MS - 1
     query = sa.select(RATER_HOURS.c.rater_id).where(RATER_HOURS.c.rater_id == rater_id, RATER_HOURS.c.hour >= since)
     return connection.scalar(query.limit(1)) is not None

@@ -33,7 +33,7 @@ from tiebreak.errors import ConfigError
 MIN_PASSWORD_CHARACTERS = 12
 MAX_PASSWORD_CHARACTERS = 128
 MOST_CHECKED_CHARACTERS = 1_000
-"""Of passwords that are older than `MAX_PASSWORD_CHARACTERS`."""
+"""Limit for passwords that are older than `MAX_PASSWORD_CHARACTERS`."""
 LEAST_STRENGTH = 3
 """Of zxcvbn's 0 to 4: at least 10⁸ guesses, with the most common passwords first."""
 ESTIMATED_CHARACTERS = 64
@@ -423,7 +423,7 @@ def has_account(store: Store, name: str) -> bool:
 
 
 NO_PASSWORD = "oidc:"
-"""Begins what accounts of an identity provider have in place of a password's hash."""
+"""Prefix of the text that an identity provider's accounts have in place of a password hash."""
 
 
 def has_password(store: Store, rater_id: str) -> bool:

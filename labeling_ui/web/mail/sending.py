@@ -73,7 +73,7 @@ class Mailer:
         self._thread = threading.Thread(target=self._run, name="mail", daemon=True)
 
     def __enter__(self) -> Mailer:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
         return self
 
@@ -82,7 +82,7 @@ class Mailer:
         self._thread.join(TIMEOUT_SECONDS)
 
     def put(self, mail: Mail) -> bool:
-        """Have a mail sent soon; False where too many wait."""
+        """Queue a mail; False if too many are waiting."""
         try:
             self._waiting.put_nowait(mail)
         except queue.Full:
@@ -115,7 +115,7 @@ class Mailer:
                 self.send_next(0.5)
 
     def look_for_work(self) -> None:
-        """Put a mail for everybody for whom there is work again."""
+        """Queue a mail to every rater for whom there is work again."""
         now = wall_clock_ms()
         with self._store.reading() as connection:
             found = [
@@ -145,7 +145,7 @@ class Mailer:
         return True
 
     def send(self, mail: Mail) -> None:
-        """Send a mail now. What fails is put back, at most `MOST_ATTEMPTS` times."""
+        """Send a mail now. If that fails, it is queued again, at most `MOST_ATTEMPTS` times."""
         try:
             self._send(self.write(mail))
         except _FAILURES as error:

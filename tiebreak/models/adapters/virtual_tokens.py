@@ -47,7 +47,7 @@ def _kinds(model: Any) -> list[str | None]:
 
 
 def attach(model: Any) -> Any:
-    """The model of PEFT's, its virtual tokens below its layers where it has some."""
+    """The PEFT model, with its virtual tokens, if any, moved below its layers."""
     if not is_virtual(model):
         return model
     base = model.get_base_model()
