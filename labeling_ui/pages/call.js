@@ -72,7 +72,7 @@ desk.addEventListener('click', (event) => {
   event.stopImmediatePropagation();
 }, { capture: true });
 
-// A field takes no more than its limit, and the browser cuts what is pasted without a word.
+// A field takes no more than its limit, and the browser silently cuts pasted text.
 const CUT_SHOWN_MS = 20000;
 desk.addEventListener('paste', ({ target, clipboardData }) => {
   const most = target.maxLength || 0;
@@ -86,7 +86,7 @@ desk.addEventListener('paste', ({ target, clipboardData }) => {
 let mayLeave = () => true; // whether nothing would be lost with this window
 let beforeLogin = () => {}; // called when the session has ended
 
-// The view of the lead's page to which the next login in this window returns. Every login leads to the raters' page, which goes on.
+// The view of the lead's page to which the next login in this window returns. Every login leads to the raters' page, which then opens that view.
 const RETURN = `tiebreak-return:${base}`;
 
 function returnTo(view) {
@@ -202,7 +202,7 @@ function warn(text, kind = '') {
   banner.hidden = !text;
 }
 
-// A pair has appeared: an answer so soon after it was meant for the one before, a double press or click.
+// A pair has appeared. An answer right after that was meant for the previous pair: a double press or click.
 const FRESH_MS = 300;
 let freshTimer = 0;
 

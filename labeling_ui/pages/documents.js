@@ -1,4 +1,4 @@
-// Guidelines and consent: the text that counts, edited with a preview; every version, and who has accepted it.
+// Guidelines and consent: the current text, edited with a preview; every version, and who has accepted it.
 let written = { document: 'guidelines', versions: [] }; // what is on the screen
 
 async function showDocuments(document = written.document) {

@@ -12,7 +12,7 @@ const unstored = new Map(); // judgments for which the storage had no room
 const leavesNothing = () => !(storage.ends ? unsent().length : unstored.size); // whether all that is unsent outlives the window
 
 const outboxKey = (id) => `${OUTBOX}${raterId}:${id}`;
-// Judgments from before the campaign said that none may stay in the browser are still there, and are sent.
+// Judgments stored before the campaign set unsent_in_browser: false are still there, and are sent.
 const places = () => (storage === settings ? [storage] : [storage, settings]);
 const entries = (prefix) => places().flatMap((place) => Object.keys(place).filter((key) => key.startsWith(prefix)).map((key) => [key, parsed(place.getItem(key))])).filter(([, value]) => value);
 
