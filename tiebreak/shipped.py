@@ -16,7 +16,7 @@ FOLDERS = ("configs", "data")
 
 def find_shipped(path: Path) -> Path:
     """The file itself if it exists; otherwise the shipped file with that name; otherwise the path unchanged."""
-    if path.exists() or path.is_absolute() or path.parts[:1] not in [(folder,) for folder in FOLDERS]:
+    if path.parts[:1] not in [(folder,) for folder in FOLDERS] or path.exists():
         return path
     return next((root / path for root in _roots() if (root / path).exists()), path)
 
@@ -34,7 +34,7 @@ def packaged(file: str) -> Path:
 
 
 def locate_shipped(value: Any) -> Any:
-    """A shipped configuration's values, with the paths of its files resolved."""
+    """Values of a shipped configuration or of flags, with the paths of shipped files resolved."""
     if isinstance(value, dict):
         return {key: locate_shipped(inner) for key, inner in value.items()}
     if isinstance(value, list):

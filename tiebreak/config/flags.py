@@ -1,7 +1,8 @@
 """Flags that override a configuration file: `--a.b 1 --c x y --d.0.e 2`.
 
 Keys are written with hyphens or underscores. A switch without a value is true; a list takes words or one YAML list; a
-section, or an entry of a list of sections, takes its keys one by one, or one YAML mapping.
+section, or an entry of a list of sections, takes its keys one by one, or one YAML mapping. A path of a file that ships with
+Tiebreak, such as `configs/shapes/llama-3.1-8b.json`, is found from any folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from pydantic import BaseModel
 
 from tiebreak.config.keys import Key, find_key, own_keys, plain_paths
 from tiebreak.errors import ConfigError
+from tiebreak.shipped import locate_shipped
+
+WRITTEN = ("output", "root")
+"""keys that name a folder to write: never a shipped one"""
 
 
 def group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -49,7 +54,8 @@ def lay_over(values: dict[str, Any], model: type[BaseModel], flag: str, words: l
         words = ["true"]
     if not words or (words == [""] and not key.is_text):
         return "needs a value"
-    return _put(values, model, path.split("."), _value_of(key, words))
+    value = _value_of(key, words)
+    return _put(values, model, path.split("."), value if path in WRITTEN else locate_shipped(value))
 
 
 def _retired(model: type[BaseModel], path: str) -> str | None:

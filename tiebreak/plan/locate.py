@@ -140,7 +140,9 @@ def _config_of(base: str, name: str) -> Path:
     if path.is_dir():
         raise ModelError(f"{name} is neither a model (no {CONFIG_FILE}) nor a finished run: finish its stage first")
     if base.startswith((".", "/", "runs/")) or base.count("/") > 1 or base.endswith(".json"):
-        raise ModelError(f"no such model: {name} does not exist; give --model, a model's folder, hub id or config.json")
+        raise ModelError(
+            f"no such model: {name} does not exist; --model takes a model's folder, a hub id or a config.json"
+        )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -149,5 +151,5 @@ def _config_of(base: str, name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"no such model: {name} is no folder, and the hub gives no {CONFIG_FILE} of it "
-            f"({str(error).splitlines()[0]}); give --model, a model's folder, hub id or config.json"
+            f"({str(error).splitlines()[0]}); --model takes a model's folder, a hub id or a config.json"
         ) from error

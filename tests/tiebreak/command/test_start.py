@@ -53,6 +53,13 @@ def test_shipped_files_are_found_anywhere_and_ones_own_come_first(
         own.parent.mkdir(parents=True, exist_ok=True)
         own.write_text("use_cpu: true\n")
     assert accelerate_file("cpu") == Path("configs/accelerate/cpu.yaml")
+    probes = "data/probes/refusals.jsonl"
+    flags = ["--policies.base", "m", "--baseline", "base", "--prompts", probes, "--output", "data/probes"]
+    evaluate = load("evaluate", flags)
+    assert (evaluate.prompts, evaluate.output) == (str(REPOSITORY / probes), "data/probes")
+    (tmp_path / probes).parent.mkdir(parents=True)
+    (tmp_path / probes).write_text("")
+    assert load("evaluate", flags).prompts == probes
     assert {"cpu", "mine", "zero3"} <= set(accelerate_names())
     with pytest.raises(ConfigError, match=r"expected cpu, cpu_zero1, .*mine, .*zero3.*, or a file's path"):
         accelerate_file("zero9")
