@@ -305,13 +305,13 @@ SUMMARIES: Mapping[str, Sequence[str]] = {
 def compose(number: int) -> dict[str, object]:
     """A demonstration: the document, and its summary."""
     pick = random.Random(f"tenancy {number}")
-    known = facts(pick)
+    values = facts(pick)
     kind, clauses = ("agreement", AGREEMENT) if number % 2 == 0 else ("dispute", DISPUTE)
-    numbered = [f"{n}. {pick.choice(variants).format(**known)}" for n, variants in enumerate(clauses, start=1)]
+    numbered = [f"{n}. {pick.choice(variants).format(**values)}" for n, variants in enumerate(clauses, start=1)]
     split = "test" if number < TEST else "validation" if number < TEST + VALIDATION else "train"
     return {
         "prompt": ASK + "\n".join(numbered),
-        "completion": pick.choice(SUMMARIES[kind]).format(**known),
+        "completion": pick.choice(SUMMARIES[kind]).format(**values),
         "split": split,
         "tags": [kind],
         "source": "tenancy-summaries",

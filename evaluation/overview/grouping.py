@@ -47,23 +47,23 @@ def ancestors_of(record: RunRecord) -> list[RunRecord]:
     return list(found.values())
 
 
-def recipe_key(record: RunRecord, known: dict[str, str] | None = None) -> str:
+def recipe_key(record: RunRecord, keys_by_run: dict[str, str] | None = None) -> str:
     """A hash of what made a run, seeds and places apart: equal for the seeds of one recipe."""
-    known = {} if known is None else known
-    if record.id not in known:
+    keys_by_run = {} if keys_by_run is None else keys_by_run
+    if record.id not in keys_by_run:
         inputs = {
-            name: recipe_key(record.ancestors[name], known) if name in record.ancestors else str(one["id"])
+            name: recipe_key(record.ancestors[name], keys_by_run) if name in record.ancestors else str(one["id"])
             for name, one in record.inputs().items()
         }
         keys = {key: value for key, value in record.config.items() if not is_seed(key)}
-        known[record.id] = hash_json({"stage": record.stage, "config": keys, "inputs": inputs})
-    return known[record.id]
+        keys_by_run[record.id] = hash_json({"stage": record.stage, "config": keys, "inputs": inputs})
+    return keys_by_run[record.id]
 
 
 def group_names(records: Sequence[RunRecord]) -> dict[str, str]:
     """Run's id → the name of its group: its stage, and the keys in which groups of the stage differ."""
-    known: dict[str, str] = {}
-    keys = {one.id: recipe_key(one, known) for one in records}
+    keys_by_run: dict[str, str] = {}
+    keys = {one.id: recipe_key(one, keys_by_run) for one in records}
     names: dict[str, str] = {}
     for stage in dict.fromkeys(one.stage for one in records):
         firsts = {keys[one.id]: one for one in reversed(records) if one.stage == stage}

@@ -99,18 +99,18 @@ def make_fields(
     """
     sets: list[dict[str, Evaluation]] = []
     for name, one in evaluations.items():
-        home = next((known for known in sets if not unlike(next(iter(known.values())), one)), None)
+        home = next((comparable for comparable in sets if not unlike(next(iter(comparable.values())), one)), None)
         if home is None:
             sets.append({name: one})
         else:
             home[name] = one
-    sets.sort(key=lambda known: -sum(len(one.policies) for one in known.values()))
+    sets.sort(key=lambda comparable: -sum(len(one.policies) for one in comparable.values()))
     fields = []
-    for known in sets:
-        first, own = next(iter(sets[0].values())), next(iter(known.values()))
-        members = members_of(known)
-        field = make_field(known, members, groups, stages, names, most_samples if known is sets[0] else 0)
-        fields.append(field.model_copy(update={"unlike": [] if known is sets[0] else unlike(first, own)}))
+    for comparable in sets:
+        first, own = next(iter(sets[0].values())), next(iter(comparable.values()))
+        members = members_of(comparable)
+        field = make_field(comparable, members, groups, stages, names, most_samples if comparable is sets[0] else 0)
+        fields.append(field.model_copy(update={"unlike": [] if comparable is sets[0] else unlike(first, own)}))
     return fields
 
 

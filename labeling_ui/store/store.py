@@ -370,8 +370,8 @@ class Store(TransactionalStore):
             query = sa.select(GOLD).join(ITEMS, ITEMS.c.id == GOLD.c.item_id)
             query = query.where(ITEMS.c.withdrawn == sa.literal_column("0"))
             rows = connection.execute(query.order_by(GOLD.c.number)).all()
-        known = [(row, None if row.value is None else json.loads(row.value)) for row in rows]
-        return [Gold(row.item_id, row.preferred_id, value) for row, value in known]
+        answers = [(row, None if row.value is None else json.loads(row.value)) for row in rows]
+        return [Gold(row.item_id, row.preferred_id, value) for row, value in answers]
 
     # --- raters -------------------------------------------------------------------------------------------------------
 

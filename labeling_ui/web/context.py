@@ -130,11 +130,11 @@ class Desk:
         another server on the same store may have changed them.
         """
         text, version = self.terms(document)
-        known = rater_id, document, version
-        if not text or rater_id == LOCAL_RATER or _is_recent(self._accepted.get(known)):
+        acceptance = rater_id, document, version
+        if not text or rater_id == LOCAL_RATER or _is_recent(self._accepted.get(acceptance)):
             return True
         if self.store.accepted(rater_id, version, document):
-            self._accepted[known] = time.monotonic()
+            self._accepted[acceptance] = time.monotonic()
             return True
         return False
 

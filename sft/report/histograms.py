@@ -114,13 +114,17 @@ def outliers(facts: Mapping[str, Any]) -> Markup | None:
     sizes = [text(_LEFT - 4, _TOP + 4, str(most), "tick", "end"), text(_LEFT - 4, _BASE, "0", "tick", "end")]
     unit = text((_LEFT + _WIDTH) / 2, _HEIGHT - 2, "perplexity", "name", "middle")
     parts = [f"{label_of(edges, n)}: {counts[n]} rows" for n in used]
-    said = " and ".join(f"{name} {facts[name]:g}" for name in ("low", "high") if name in facts)
+    limits_text = " and ".join(f"{name} {facts[name]:g}" for name in ("low", "high") if name in facts)
     drawing = svg(
         _WIDTH, _HEIGHT, bars, limits, line(_LEFT, _BASE, _WIDTH, _BASE, "axis"), marks, sizes, unit,
-        cls="plot", label=f"Perplexity. {'; '.join(parts)}. Limits: {said or 'none'}.",
+        cls="plot", label=f"Perplexity. {'; '.join(parts)}. Limits: {limits_text or 'none'}.",
     )  # fmt: skip
     caption = el("figcaption", el("b", "Rows by perplexity"), f" · median {facts['median']:g}")
-    remark = f"Rows beyond the limits ({said}) are flagged." if said else "Too few rows, or too alike, for a limit."
+    remark = (
+        f"Rows beyond the limits ({limits_text}) are flagged."
+        if limits_text
+        else "Too few rows, or too alike, for a limit."
+    )
     return join(el("div", el("figure", caption, drawing), cls="panels"), note(remark))
 
 

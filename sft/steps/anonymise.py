@@ -140,8 +140,8 @@ class Anonymise(Step):
         if not isinstance(row.record, Demonstration):
             return replace(row, record=prompt)
         completion = row.record.completion
-        said = completion if isinstance(completion, str) else renamed(completion)
-        return replace(row, record=row.record.model_copy(update={"prompt": prompt, "completion": said}))
+        answer = completion if isinstance(completion, str) else renamed(completion)
+        return replace(row, record=row.record.model_copy(update={"prompt": prompt, "completion": answer}))
 
     def _hide(self, text: str, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> str:
         pieces, end = [], 0

@@ -18,10 +18,10 @@ class Language(RowStep):
         require_package("py3langid", "language")
         self.settings = config.language
         self.min_probability = config.language.min_probability
-        known = {str(label) for label in self._identifier.labels}
-        if unknown := sorted(set(config.language.keep) - known):
+        codes = {str(label) for label in self._identifier.labels}
+        if unknown := sorted(set(config.language.keep) - codes):
             raise ConfigError(
-                f"language.keep: no language {', '.join(unknown)}: give ISO 639-1 codes, of {', '.join(sorted(known))}"
+                f"language.keep: no language {', '.join(unknown)}: give ISO 639-1 codes, of {', '.join(sorted(codes))}"
             )
 
     @cached_property
@@ -31,8 +31,8 @@ class Language(RowStep):
         return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
     def look(self, row: Row, ledger: Ledger) -> Row | Drop:
-        said = [m.text for m in (*row.prompt.messages, *row.answers) if m.role in ("user", "assistant")]
-        text = "\n".join(said)
+        texts = [m.text for m in (*row.prompt.messages, *row.answers) if m.role in ("user", "assistant")]
+        text = "\n".join(texts)
         if len(text) < self.settings.min_characters:
             ledger.now.count("too short to judge")
             return row

@@ -213,8 +213,8 @@ def rules_of(names: Sequence[str]) -> list[Rule]:
     Raises:
         ConfigError: a name is neither.
     """
-    known = {rule.name for rule in RULES} | {group for rule in RULES for group in rule.groups}
-    if unknown := sorted(set(names) - known):
+    names_of_rules = {rule.name for rule in RULES} | {group for rule in RULES for group in rule.groups}
+    if unknown := sorted(set(names) - names_of_rules):
         groups = sorted({group for rule in RULES for group in rule.groups})
         raise ConfigError(
             f"quality.rules: no rule {', '.join(unknown)}; groups: {', '.join(groups)}; rules: "

@@ -41,14 +41,14 @@ class RenderedChat(Chat):
 
 def rendered_together(chat: Chat, conversations: Iterable[Conversation]) -> Chat:
     """The chat, with these conversations rendered and encoded. Those that its template refuses are left out."""
-    known = RenderedChat(**{one.name: getattr(chat, one.name) for one in fields(chat)})
+    cached = RenderedChat(**{one.name: getattr(chat, one.name) for one in fields(chat)})
     wanted: dict[str, None] = {}
     for messages, tools, begun in conversations:
         with contextlib.suppress(HandoffError):
-            settled = [known._settle_thought(message) for message in messages]
+            settled = [cached._settle_thought(message) for message in messages]
             if not any(message.tool_calls for message in settled):
-                wanted[known._render(settled, tools, begun)] = None
+                wanted[cached._render(settled, tools, begun)] = None
     if wanted:
         encoded = chat.tokenizer(list(wanted), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        known.ids.update(zip(wanted, encoded, strict=True))
-    return known
+        cached.ids.update(zip(wanted, encoded, strict=True))
+    return cached

@@ -116,9 +116,9 @@ def _made(one: LineageRun) -> str:
 def _inputs(family: Family, one: LineageRun) -> list[str]:
     rows = []
     for name, entry in one.record["inputs"].items():
-        known = family.runs.get(str(entry["id"]))
-        where = known.folder if known else entry["source"]
-        missing = " (not found)" if entry["kind"] == "run" and known is None else ""
+        source_run = family.runs.get(str(entry["id"]))
+        where = source_run.folder if source_run else entry["source"]
+        missing = " (not found)" if entry["kind"] == "run" and source_run is None else ""
         rows.append(f"{name}: {where}{missing}")
     return rows
 

@@ -25,8 +25,8 @@ class GraphNode:
 
 def draw_graph(nodes: Sequence[GraphNode], edges: Sequence[tuple[str, str]], label: str) -> Markup:
     """The graph, at its own size. Edges to unknown nodes are left out."""
-    known = {node.id for node in nodes}
-    kept = [(a, b) for a, b in edges if a in known and b in known]
+    node_ids = {node.id for node in nodes}
+    kept = [(a, b) for a, b in edges if a in node_ids and b in node_ids]
     columns = _columns([node.id for node in nodes], kept)
     places = {
         node: (at * (BOX + GAP_X), row * (HEIGHT + GAP_Y))

@@ -33,8 +33,8 @@ def with_context(text: str, finding: Finding, words: Sequence[str]) -> Finding:
     if finding.is_sure or not words:
         return finding
     near = text[max(0, finding.start - REACH) : finding.start] + "\n" + text[finding.end : finding.end + REACH * 3 // 4]
-    said = near.casefold()
-    if any(re.search(rf"(?<!\w){re.escape(word.casefold().strip())}", said) for word in words):
+    context = near.casefold()
+    if any(re.search(rf"(?<!\w){re.escape(word.casefold().strip())}", context) for word in words):
         return Finding(finding.start, finding.end, finding.kind, SURE)
     return finding
 

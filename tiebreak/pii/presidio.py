@@ -101,12 +101,12 @@ class Presidio:
         found = []
         for one in self._phones.analyze(text, ["PHONE_NUMBER"], None):
             start, end = one.start, one.end
-            said = text[start:end]
+            digits = text[start:end]
             if start and text[start - 1] in "+(":
                 start -= 1
-                said = text[start:end]
-            grouped = re.match(r"\(?0", said) and re.search(r"[ /()-]", said)
-            score = 0.7 if said.startswith(("+", "00")) or grouped else 0.3
+                digits = text[start:end]
+            grouped = re.match(r"\(?0", digits) and re.search(r"[ /()-]", digits)
+            score = 0.7 if digits.startswith(("+", "00")) or grouped else 0.3
             found.append(with_context(text, Finding(start, end, "PHONE", score), _PHONE_WORDS))
         return found
 

@@ -164,10 +164,13 @@ def _run_faults(folder: Path, events: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{place} was finished as {row['id']}, and holds {identity}"
             continue
         yield from _output_faults(folder, place, row.get("outputs", {}))
-    known = {(folder / place).resolve() for place in finished}
+    recorded_folders = {(folder / place).resolve() for place in finished}
     below = sorted(folder.glob(f"*/{MANIFEST}")) + sorted(folder.glob(f"*/*/{MANIFEST}"))
     for manifest in below:
-        if manifest.parent.resolve() not in known and trail_above(manifest.parent) == (folder / TRAIL).resolve():
+        if (
+            manifest.parent.resolve() not in recorded_folders
+            and trail_above(manifest.parent) == (folder / TRAIL).resolve()
+        ):
             yield f"{manifest.parent.relative_to(folder)} is a finished run that the trail does not have"
 
 

@@ -115,9 +115,9 @@ class Family:
             return cls(found)
         root = path.absolute().parent
         near = [_read(path), *_read_below(root)]
-        known = {one.id for one in near}
+        run_ids = {one.id for one in near}
         if any(
-            one["kind"] == "run" and one["id"] not in known for run in near for one in run.record["inputs"].values()
+            one["kind"] == "run" and one["id"] not in run_ids for run in near for one in run.record["inputs"].values()
         ):
             near += _read_below(root.parent)
         return cls(near)

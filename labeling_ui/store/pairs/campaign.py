@@ -329,12 +329,12 @@ def set_gold(tx: Transaction, item_id: str, preferred_id: str | None, value: int
         raise RefusedError(f"{preferred_id} is not a completion of a pair of two completions with the id {item_id}")
     elif value is not None:
         raise RefusedError(f"{item_id} is a pair: its known answer is a completion, not a value")
-    known = {"preferred_id": preferred_id}
-    tx.event("gold_set", item_id=item_id, payload=known | ({"value": value} if single else {}))
+    answer = {"preferred_id": preferred_id}
+    tx.event("gold_set", item_id=item_id, payload=answer | ({"value": value} if single else {}))
     there = tx.connection.execute(sa.delete(GOLD).where(GOLD.c.item_id == item_id).returning(GOLD.c.number)).first()
     latest = tx.connection.scalar(sa.select(sa.func.max(GOLD.c.number)))
     number = there.number if there else 0 if latest is None else latest + 1
-    row = {"item_id": item_id, **known, "number": number, "value": json.dumps(value) if single else None}
+    row = {"item_id": item_id, **answer, "number": number, "value": json.dumps(value) if single else None}
     tx.connection.execute(sa.insert(GOLD).values(**row))
     tx.connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item_id).values(offered=0, freed=0))
     return Gold(item_id, preferred_id, value)

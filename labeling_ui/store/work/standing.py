@@ -285,5 +285,5 @@ def lapse_open(tx: Transaction, rater_id: str) -> None:
 
 def _as_text(payload: dict[str, Any]) -> str:
     """The figures, as `gold 11/20` and the lead's reason."""
-    said = payload.get("reason", "")
-    return f"{payload['test']} {payload['right']}/{payload['n']}" if "test" in payload else str(said)
+    reason = payload.get("reason", "")
+    return f"{payload['test']} {payload['right']}/{payload['n']}" if "test" in payload else str(reason)

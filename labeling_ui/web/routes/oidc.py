@@ -311,9 +311,9 @@ def enter(store: Store, issuer: str, claims: Mapping[str, Any]) -> Session | Non
 
 
 def _enter(tx: Transaction, store: Store, issuer: str, claims: Mapping[str, Any]) -> Session | None:
-    known = sa.select(RATERS).join(IDENTITIES, IDENTITIES.c.rater_id == RATERS.c.id)
+    linked = sa.select(RATERS).join(IDENTITIES, IDENTITIES.c.rater_id == RATERS.c.id)
     row = tx.connection.execute(
-        known.where(IDENTITIES.c.issuer == issuer, IDENTITIES.c.subject == str(claims["sub"]))
+        linked.where(IDENTITIES.c.issuer == issuer, IDENTITIES.c.subject == str(claims["sub"]))
     ).first()
     if row is not None:
         return (

@@ -126,10 +126,10 @@ def _key(question: str) -> str:
 
 def all_followed(file: str, loose: bool = False) -> Function:
     """1 for an answer that follows all of its prompt's instructions; None of a prompt without any."""
-    known, follows = read_instructions(file), followed_loosely if loose else Instruction.followed
+    instructions, follows = read_instructions(file), followed_loosely if loose else Instruction.followed
 
     def measure(asked: YardstickInput, answer: str) -> float | None:
-        mine = known.of(asked.question)
+        mine = instructions.of(asked.question)
         return float(all(follows(one, answer) for one in mine)) if mine else None
 
     return each(measure)
@@ -137,10 +137,10 @@ def all_followed(file: str, loose: bool = False) -> Function:
 
 def share_followed(file: str) -> Function:
     """The share of its prompt's instructions that an answer follows; None of a prompt without any."""
-    known = read_instructions(file)
+    instructions = read_instructions(file)
 
     def measure(asked: YardstickInput, answer: str) -> float | None:
-        mine = known.of(asked.question)
+        mine = instructions.of(asked.question)
         return sum(one.followed(answer) for one in mine) / len(mine) if mine else None
 
     return each(measure)

@@ -190,13 +190,13 @@ def _users_function(yardstick: Yardstick) -> Function:
     wanted = parameters_of(yardstick.function.call) & set(OFFERED)
 
     def measure(asked: YardstickInput, answers: Sequence[str]) -> Values:
-        known: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "messages": [message.model_dump() for message in asked.prompt.messages],
             "references": list(asked.references),
             "tags": list(asked.prompt.tags),
             "source": asked.prompt.source,
         }
-        given = {name: known[name] for name in wanted}
+        given = {name: arguments[name] for name in wanted}
         whose = f"an answer to prompt {asked.prompt.id} ({shortened(asked.question)!r})"
         return [yardstick.measure(asked.question, answer, whose, **given).value for answer in answers]
 
