@@ -47,7 +47,7 @@ def _audit(words: list[str]) -> None:
     trail = verify(folder, given.head)
     if trail.faults:
         faults = "\n".join(f"  {fault}" for fault in trail.faults)
-        raise RunError(f"{trail.file}: {counted(len(trail.faults), 'fault')}\n{faults}")
+        raise RunError(f"{trail.file}: {counted(len(trail.faults), 'error')}\n{faults}")
     finished = sum(one.get("event") == "finished" for one in trail.events)
     show(f"{trail.file}: {counted(len(trail.events), 'event')}, {counted(finished, 'finished run')}, nothing changed")
     show(f"last hash, to be kept elsewhere: {trail.head}")

@@ -153,11 +153,20 @@ def check_pipeline(config: PipelineConfig) -> None:
             continue
         rule(entry.stage)
         if waits:
-            say(f"{entry.stage}: checked once {' and '.join(waits)} is finished")
+            say(f"{entry.stage}: checked once {listed(waits)} {'is' if len(waits) == 1 else 'are'} finished")
         elif _in_a_process(entry, [entry.stage, *words, *_launch_words(entry), PREFLIGHT], {}):
             failed.append(entry.stage)
     if failed:
-        raise RunError(f"the preflight of {' and '.join(failed)} failed; see above")
+        raise RunError(f"the preflight of {listed(failed)} failed; see above")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["runs/sft"]), listed(["runs/prepare", "runs/sft", "runs/reward"])
+    ('runs/sft', 'runs/prepare, runs/sft and runs/reward')
+    """
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 
 def _folders(sources: Iterable[str]) -> set[str]:
