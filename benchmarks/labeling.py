@@ -119,7 +119,7 @@ def check(store: Store, acknowledged: set[str] | None = None) -> dict[str, objec
         given = connection.execute(
             sa.select(ASSIGNMENTS.c.item_id, ASSIGNMENTS.c.rater_id).where(ASSIGNMENTS.c.occasion == 0)
         ).all()
-    stored = [row for row in everything if row.occasion == 0]  # a planned repeat is no second place
+    stored = [row for row in everything if row.occasion == 0]  # a planned repeat is not a second place
     raters = Counter(row.item_id for row in stored)
     found = {
         "acknowledged and lost": len((acknowledged or set()) - {row.id for row in everything}),

@@ -192,7 +192,7 @@ def main() -> None:
 
 
 def keep(result: Result) -> None:
-    """Put a result in the place of an earlier one."""
+    """Put a result in place of an earlier one."""
     others = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
     others = [one for one in others if (one["model"], one["stage"]) != (result.model, result.stage)]
     ordered = sorted([*others, asdict(result)], key=lambda one: (one["model"], ORDER.index(one["stage"])))

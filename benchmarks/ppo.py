@@ -45,7 +45,7 @@ MINIBATCHES = 4
 NO_TOKEN = -1
 """an id that no token has, as the end-of-sequence token: no completion ends before its last token"""
 FIRST_KL = 1e-3
-"""nats a completion: what is 0 but for rounding"""
+"""nats a completion: what is 0 except for rounding"""
 NOISE = 4.0
 """standard errors that two means of the same may be apart"""
 
@@ -123,7 +123,7 @@ def measure_contestants(
 
 
 def first_rollouts(measured: dict[str, Measurement], episodes: int) -> dict[str, Any]:
-    """Whether the contestants began alike: no KL before any update, and scores of one mean but for the draws."""
+    """Whether the contestants began alike: no KL before any update, and scores of one mean except for the draws."""
     ours, theirs = (measured[name].first_rollout for name in ("ours", TRL))
     error = math.sqrt((ours["score_deviation"] ** 2 + theirs["score_deviation"] ** 2) / episodes)
     apart = abs(ours["score_mean"] - theirs["score_mean"])

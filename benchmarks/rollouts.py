@@ -38,7 +38,7 @@ class Job:
     """what the reward model says of the prompts themselves: each side's must say the same"""
     episodes_a_step: int
     rollouts: int
-    """that are timed, but for the first; ours takes one more, whose products are counted"""
+    """that are timed, except for the first; ours takes one more, whose products are counted"""
     ppo_epochs: int = 4
     response_tokens: int = 32
     """of every completion exactly: on both sides the end-of-sequence token is a token like any other"""

@@ -100,7 +100,7 @@ def _evaluate(config: EvaluateConfig, policy: str, manager: Any) -> dict[str, di
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float | None]:
-    """lm-eval's `acc,none` as `acc`; what is no number, such as the task's alias, is left out.
+    """lm-eval's `acc,none` as `acc`; what is not a number, such as the task's alias, is left out.
 
     >>> _figures({"alias": "mine", "acc,none": 0.5, "acc_stderr,none": "N/A", "f1,strict": 1.0})
     {'acc': 0.5, 'f1,strict': 1.0}

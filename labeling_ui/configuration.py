@@ -156,7 +156,7 @@ class LabelConfig(StageConfig):
     """keep judgments, drafts and messages that the server does not have yet in the browser's storage, where they outlive a
     closed window; false: only while the window is open, which warns before it closes"""
     retention_days: int | None = Field(default=None, ge=1, exclude_if=lambda days: days is None)
-    """erase the personal data of raters who have not worked for so many days, leads excepted, daily while the page is
+    """erase the personal data of raters who have not worked for this many days, leads excepted, daily while the page is
     served; their judgments stay; null: never"""
     security_log: str | None = Field(default=None, exclude_if=lambda path: path is None)
     """file to which logins and refused requests are appended, one JSON line each, without names and passwords"""

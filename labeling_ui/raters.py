@@ -93,7 +93,7 @@ class EraseArguments(StoreArguments):
     """keep: judgments stay, under the pseudonym; withdraw: they are rejected, with the texts that the rater wrote, so that
     their places are free again"""
     inactive_days: int | None = Field(default=None, ge=1)
-    """instead of a name: everybody but leads who has not worked for so many days"""
+    """instead of a name: everybody but leads who has not worked for this many days"""
     preview: bool = False
     """true: only print what would be done"""
 

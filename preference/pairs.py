@@ -162,7 +162,7 @@ def to_dataset(examples: Sequence[EncodedPair], prompt_by_prompt: bool = False, 
 
 
 class PairStage(TrainedStage[DPOConfig, Preference, EncodedPair]):
-    """The stage on pairs, but for its trainer."""
+    """The stage on pairs, except for its trainer."""
 
     name = "dpo"
     guard: Guard | None = None

@@ -153,7 +153,7 @@ def _with_prompts(
 
 
 def _named(text: str, names: Mapping[str, str]) -> str:
-    """A text with the names of sources in the place of their paths."""
+    """A text with the names of sources in place of their paths."""
     for source, name in names.items():
         for mark in ":/":  # in a path, and in a shard's place
             text = text.replace(f"{source}{mark}", f"{name}{mark}")

@@ -19,7 +19,7 @@ FLOORS = {"tiebreak": 12, "labeling_ui": 13}
 
 
 def imported(node: ast.AST, *, in_functions: bool) -> Iterator[tuple[str, str]]:
-    """(module, name) of every import but those for types alone."""
+    """(module, name) of every import except those for types alone."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue

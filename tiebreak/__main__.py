@@ -1,6 +1,6 @@
 """`python -m tiebreak`, and the console script `tiebreak`.
 
-Until the command line handles Ctrl-C, it ends the process in silence here. Nothing can do that for Python's own start
+Until the command line handles Ctrl-C, it ends the process silently here. Nothing can do that for Python's own start
 (site, and the script that an installer writes): there, for some hundredths of a second, Python prints its traceback. So
 this module and the package import next to nothing.
 """

@@ -1,4 +1,4 @@
-"""The packages of the extras: `tiebreak[train]`, of which a label server needs none, and smaller ones."""
+"""The packages of the extras: `tiebreak[train]`, which a label server does not need, and smaller ones."""
 
 from __future__ import annotations
 

@@ -231,14 +231,14 @@ class Message(Record):
 
     @property
     def display_text(self) -> str:
-        """Its text, with `[image cat.png]` in the place of each image."""
+        """Its text, with `[image cat.png]` in place of each image."""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text if isinstance(part, TextPart) else part.mark for part in self.content)
 
     @property
     def numbered_text(self) -> str:
-        """Its text, with `[image 1]` and `[audio 2]` in the place of each: file names may tell who made them."""
+        """Its text, with `[image 1]` and `[audio 2]` in place of each: file names may tell who made them."""
         if isinstance(self.content, str):
             return self.content
         numbers, text = iter(range(1, len(self.content) + 1)), ""
@@ -388,7 +388,7 @@ class Completion(Record):
     tokenizer_sha256: str | None = Field(default=None, exclude_if=_absent)
     """the tokenizer of `ids`"""
     content: Parts | None = Field(default=None, exclude_if=_absent)
-    """the answer's parts, if it has images or audio; `text` then has a number in the place of each"""
+    """the answer's parts, if it has images or audio; `text` then has a number in place of each"""
 
     @model_validator(mode="after")
     def _says_the_same(self) -> Completion:

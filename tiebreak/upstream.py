@@ -54,7 +54,7 @@ class Name:
 
     @property
     def owner(self) -> str:
-        """Its class, as module:Class; for a module's own name, a string that is no class's."""
+        """Its class, as module:Class; for a module's own name, a string that is not a class's."""
         return self.place.rpartition(".")[0]
 
 

@@ -56,7 +56,7 @@ class Judge(Protocol):
     model: str
     """its name, for records"""
     model_id: str
-    """its manifest's id, or a base model's name; empty if it is no model of ours"""
+    """its manifest's id, or a base model's name; empty if it is not a model of ours"""
     prompt_version: str
 
     def ask(self, run: Run, questions: Sequence[Question], what: str) -> list[Reply]:

@@ -21,7 +21,7 @@ from tiebreak.runs.chain import InputFinder
 from tiebreak.stages import STAGES, find_stage
 
 DEPTH = 3
-"""search depth for runs below a folder that is none"""
+"""search depth for runs below a folder that is not itself a run"""
 _NO_ROOTS = frozenset(
     {"checkpoints", "final", "partial", "wandb", "trackers", "mlruns", "store", "node_modules", ".git", ".venv"}
 )

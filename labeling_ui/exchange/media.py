@@ -275,7 +275,7 @@ def upload_media(store: Store, name: str, raw: bytes, alt: str) -> tuple[MediaFi
     """Keep a file under a name; returns it as it is shown, and whether it is new. A description replaces the one there.
 
     Raises:
-        BadMediaError: it is no image or recording, or beyond the limits; or another file has this name.
+        BadMediaError: it is neither an image nor a recording, or beyond the limits; or another file has this name.
     """
     if "://" in name or name.startswith("data:"):
         raise BadMediaError("has an address for a name: rename it")

@@ -43,7 +43,7 @@ class Assessed:
 
     @property
     def was_not_flagged(self) -> bool:
-        """Whether it is kept because no step of *prepare* flagged it: that is no review."""
+        """Whether it is kept because no step of *prepare* flagged it: that is not a review."""
         return self.lot is not None and self.lot.endswith(NOT_FLAGGED)
 
     @property

@@ -180,7 +180,7 @@ def _formula_rule(state: StateInline, silent: bool) -> bool:
 
 
 def _formula_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A display formula over several lines, in which `- b` is no list and `= b` no heading."""
+    """A display formula over several lines, in which `- b` is not a list and `= b` not a heading."""
     if state.is_code_block(start):
         return False
     first = state.bMarks[start] + state.tShift[start]

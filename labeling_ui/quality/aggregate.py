@@ -44,7 +44,7 @@ class AggregationConfig(Section):
     both_bad: Literal["unpaired", "drop"] = "unpaired"
     """unpaired: both answers get a bad label in the unpaired export; drop: not used"""
     skips: Literal["ignore", "count"] = "ignore"
-    """ignore: a skip is no vote; count: a skip is a vote for neither side"""
+    """ignore: a skip is not a vote; count: a skip is a vote for neither side"""
     judges: Literal["apart", "rest", "with_people"] = Field(
         default="apart", exclude_if=lambda judges: judges == "apart"
     )

@@ -187,7 +187,7 @@ CriterionReply = bool | int | str | dict[str, bool | int | str]
 
 
 class JudgmentReply(Reply):
-    """A judgment; raters get letters in the place of the answers' ids."""
+    """A judgment; raters get letters in place of the answers' ids."""
 
     pair_id: str
     rater_id: str

@@ -51,7 +51,7 @@ class Retention:
 
 
 def erase_inactive(store: Store, days: int) -> int:
-    """Erase everybody but leads who has not worked for so many days; returns how many."""
+    """Erase everybody but leads who has not worked for this many days; returns how many."""
     ids = store.inactive_raters(days)
     for rater_id in ids:
         store.erase_rater(rater_id, judgments=False)

@@ -65,7 +65,7 @@ def by_reward_model(config: SelectConfig, run: Run, candidates: Sequence[Candida
     """Scores of the first and the second completion by every member, each of shape (candidates, members).
 
     Raises:
-        HandoffError: it is no reward model, has one member where disagreement is asked for, or gives no finite score.
+        HandoffError: it is not a reward model, has one member where disagreement is asked for, or gives no finite score.
     """
     require_training_packages(f"strategy {config.strategy}")
     from tiebreak.models.find import find_model

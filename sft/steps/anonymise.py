@@ -1,4 +1,4 @@
-"""The step `anonymise`: puts tags, invented values or hashes in the place of personal data.
+"""The step `anonymise`: puts tags, invented values or hashes in place of personal data.
 
 Unsure findings stay in the text, and their rows are flagged for people to check. Nothing that the step removes is
 written to the run folder: its entries in changed.jsonl have no text from before, and the other steps' entries pass

@@ -1,7 +1,7 @@
 """The step `quality`: published heuristics, each by its name, for prompts and answers of a few hundred words.
 
 Gopher is Rae et al. 2021, appendix A1.1; C4 is Raffel et al. 2020, section 2.2; FineWeb is Penedo et al. 2024, section
-3.6. Their limits on the length of documents are left out, since an answer of one sentence is no fault; `prepare` has
+3.6. Their limits on the length of documents are left out, since an answer of one sentence is not a fault; `prepare` has
 limits of its own. Rules that count lines are not applied to texts of fewer than four.
 """
 

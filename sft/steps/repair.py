@@ -119,7 +119,7 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 def without_markup(text: str) -> str:
     """HTML as plain text: blocks on lines of their own, items with a dash, entities as characters. Code stays.
 
-    A tag is one of HTML's, whose attributes have values: `a <b and c> d` is no tag.
+    A tag is one of HTML's, whose attributes have values: `a <b and c> d` is not a tag.
     """
     return outside_code(text, _plain)
 

@@ -37,7 +37,7 @@ from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
 
 FEW = 60
-"""possible numbers, in the place of 1,000"""
+"""possible numbers, in place of 1,000"""
 
 
 def test_exposure_by_hand() -> None:

@@ -267,7 +267,7 @@ def test_judges_and_people_as_yardsticks_of_judged_pairs(
             "pair_id": by_prompt[word]["id"],
             "rater_id": rater,
             "left": left,
-            "right": right,  # SORRY, which is the last in the alphabet but for Water
+            "right": right,  # SORRY, which is the last in the alphabet except for Water
             "answer": answer,
             "kind": "human",
         }

@@ -105,7 +105,7 @@ def test_compare_ends_with_the_gates_status_and_writes_its_report_first(evaluati
     result = json.loads((evaluation / "gate.json").read_text())
     assert [one["met"] for one in result["requirements"]] == [True, True, False]
     file.write_text(yaml.safe_dump({"policy": "dpo-low", "win_rate": 0.5}))
-    status, message = run_here(*words)  # the gate is no part of what the report is
+    status, message = run_here(*words)  # the gate is not part of what the report is
     assert status == 0, message
     assert "meets" in message
 

@@ -95,7 +95,7 @@ def campaign(url: str) -> Iterator[Campaign]:
 
 
 def routes() -> list[tuple[str, str]]:
-    """Every method and path of the API, with something in the place of its parameters."""
+    """Every method and path of the API, with something in place of its parameters."""
     found = [
         (
             method,
@@ -403,7 +403,7 @@ def test_nothing_that_raters_get_tells_gold_and_repeats_from_other_pairs(tmp_pat
 
 
 def counts_of(campaign: Campaign) -> dict[str, object]:
-    """All that `me` says, but for the seconds that pass, and the ids."""
+    """All that `me` says, except for the seconds that pass, and the ids."""
     me = campaign.call("one", "GET", "/api/me").json()
     return {**me["progress"], "gold": me["gold_agreement"], "today": me["today"]["judged"], "all": me["all"]["judged"]}
 

@@ -88,7 +88,7 @@ def test_a_rater_who_learns() -> None:
 
 
 def test_agreement_that_falls_is_found() -> None:
-    """Of 80 items, the first 40 agree but for 4, the last 40 but for 20: Welch's test of 0.9 against 0.5."""
+    """Of 80 items, the first 40 agree except for 4, the last 40 except for 20: Welch's test of 0.9 against 0.5."""
     apart = {*range(0, 40, 10), *range(40, 80, 2)}
     rows = [(n, rater, -1 if rater and n in apart else 1, n * DAY) for n in range(80) for rater in (0, 1)]
     found = drift(votes_of(rows, 2))

@@ -1,4 +1,4 @@
-"""What leads do by mistake, and a server's clock that jumps: nothing becomes wrong without a word."""
+"""What leads do by mistake, and a server's clock that jumps: nothing becomes wrong silently."""
 
 from __future__ import annotations
 

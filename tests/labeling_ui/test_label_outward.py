@@ -17,7 +17,7 @@ from labeling_ui.store.store import Store
 from tiebreak.data.reading import read_preferences
 
 SAID = ["first", "second", "tie", "both_bad", "skip", "first"]
-"""What each rater says of pairs 0 to 5, but for the last one, which the second rater finds worse"""
+"""What each rater says of pairs 0 to 5, except for the last one, which the second rater finds worse"""
 
 
 @pytest.fixture(scope="module")

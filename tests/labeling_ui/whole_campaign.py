@@ -554,7 +554,7 @@ def check_pause(log: Sequence[Any], batch_of: dict[str, str]) -> str:
 
 
 def check_guidelines(log: Sequence[Any]) -> int:
-    """Whoever has accepted the new guidelines judges under them, but for what they had decided before; returns how many."""
+    """Raters who have accepted the new guidelines judge under them, except earlier decisions; returns how many."""
     (new,) = [row for row in log if row.kind == "published" and '"text":"' + CHANGED in row.payload]
     version = json.loads(new.payload)["version"]
     accepted: dict[str, int] = {}

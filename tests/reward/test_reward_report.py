@@ -161,7 +161,7 @@ def test_votes_and_tags_are_traced_through_the_runs_and_not_through_changed_ones
     judgments = [{**judgment, "answer": 2}, {**judgment, "rater_id": "bo", "answer": 0}]
     labelled = write_run(tmp_path / "label", "label", {"pairs": sampled}, "judgments.jsonl", judgments)
     origin = trace_origin(labelled)
-    assert origin.votes == (Vote("ann", "pair-1", "Yes.", "No.", False),)  # right was better; the tie is no vote
+    assert origin.votes == (Vote("ann", "pair-1", "Yes.", "No.", False),)  # right was better; the tie is not a vote
     assert origin.prompts[prompt.id].tags == ("ph",)
     manifest = tmp_path / "sample" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"id": "', '"id": "x', 1))

@@ -130,7 +130,7 @@ def read_answers(file: str) -> dict[str, str]:
     """The provider's answers by blank.
 
     Raises:
-        ConfigError: a blank is unknown, or an answer is no text.
+        ConfigError: a blank is unknown, or an answer is not text.
     """
     answers = read_yaml(Path(file))
     wrong = [name for name in answers if name not in BLANKS and name != "evaluation"]

@@ -476,7 +476,7 @@ class JudgmentListed(TypedDict):
 
 
 class JudgmentReply(TypedDict):
-    """A judgment; raters get letters in the place of the answers' ids."""
+    """A judgment; raters get letters in place of the answers' ids."""
 
     pair_id: str
     rater_id: str
@@ -1227,7 +1227,7 @@ class Operations(Connection):
         return reply
 
     def feedback(self) -> list[SettledOtherwise]:
-        """The latest pairs that a lead settled otherwise than the rater had answered, with the lead's reasons."""
+        """The latest pairs that a lead settled differently from the rater's answer, with the lead's reasons."""
         reply: list[SettledOtherwise] = self.request("GET", "/api/feedback")
         return reply
 

@@ -1,4 +1,4 @@
-"""Launch flags: on what hardware a training stage runs. They are no keys of its configuration.
+"""Launch flags: on what hardware a training stage runs. They are not keys of its configuration.
 
 tiebreak sft --config FILE --accelerate zero2 --num_processes 4 --dry-run
 """
@@ -25,7 +25,7 @@ PASSED_ON = {
 NUMBERS = frozenset({"num_processes", "num_machines", "machine_rank", "main_process_port"})
 SWITCHES = ("dry_run",)
 PREFLIGHT = "--preflight-only"
-"""ends a stage after its preflight; unlike the others, it goes on to the stage's processes"""
+"""ends a stage after its preflight; unlike the others, it continues to the stage's processes"""
 
 
 @dataclass(frozen=True)

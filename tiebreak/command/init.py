@@ -123,7 +123,7 @@ def recipe_files(folder: Path, given: InitArguments, *, answered: bool) -> dict[
 
 
 def _first_rows(data: str, columns: Mapping[str, str | None]) -> Reading:
-    """The first rows, of which some must be readable.
+    """The first rows; at least one of them must be readable.
 
     Raises:
         DataError: they are preferences, which need no recipe, or their columns have other names.

@@ -206,7 +206,7 @@ def make_room(folder: Path, why: str, replace: bool) -> None:
     """Move another run's folder aside, where that is allowed.
 
     Raises:
-        RunError: it is not allowed, it is no run, or another process writes it.
+        RunError: it is not allowed, it is not a run, or another process writes it.
     """
     if not replace:
         raise RunError(

@@ -217,7 +217,7 @@ class StageConfig(Section):
 
     @property
     def preflight_only(self) -> bool:
-        """Whether the command ends after its preflight (`--preflight-only`, which is no key of a run)."""
+        """Whether the command ends after its preflight (`--preflight-only`, which is not a key of a run)."""
         return self._preflight_only
 
     def for_preflight(self) -> Self:

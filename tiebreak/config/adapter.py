@@ -43,7 +43,7 @@ class Method:
     """How PEFT makes such an adapter, and what may be done with it."""
 
     peft_type: str = ""
-    """as PEFT writes it into adapter_config.json; empty: it is no adapter"""
+    """as PEFT writes it into adapter_config.json; empty: it is not an adapter"""
     config_class: str = ""
     """PEFT's class of its configuration"""
     configure: Callable[[AdapterConfig, str, Layers], dict[str, Any]] = lambda adapter, task, layers: {}

@@ -32,7 +32,7 @@ def read_parquet(path: Path) -> Table:
 
 
 def parquet_batches(path: Path, size: int) -> Iterator[Table]:
-    """The rows of a Parquet file, so many at a time.
+    """The rows of a Parquet file, in batches.
 
     Raises:
         DataError: as `read_parquet`.
@@ -64,7 +64,7 @@ def read_saved(folder: Path) -> Table:
 
 
 def saved_batches(folder: Path, size: int) -> Iterator[Table]:
-    """The rows of such a dataset, so many at a time.
+    """The rows of such a dataset, in batches.
 
     Raises:
         DataError: as `read_saved`.

@@ -113,7 +113,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def lines_of(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """The lines with their numbers; None in the place of one that is too long."""
+    """The lines with their numbers; None in place of one that is too long."""
     number = 0
     while piece := stream.readline(LONGEST_LINE_BYTES + 1):
         if len(piece) > LONGEST_LINE_BYTES and not piece.endswith(b"\n"):

@@ -168,7 +168,7 @@ def is_conversation(value: object) -> bool:
 
 def turns_without_roles(value: object) -> list[dict[str, str]] | None:
     """The messages of a conversation that names no speakers: texts in turn (LIMA), or pairs of `input` and `output`
-    (Capybara); None if it is none."""
+    (Capybara); None if it is not one."""
     if not isinstance(value, list) or not value:
         return None
     if all(isinstance(turn, Mapping) and turn.keys() == {"input", "output"} for turn in value):

@@ -212,7 +212,7 @@ def read_edits(source: str, rules: Rules = DEFAULT) -> list[Preference]:
     """Raters' edits of a label run, each preferred to the answers that it improves on.
 
     Raises:
-        DataError: the source is no label run, or holds no edits.
+        DataError: the source is not a label run, or holds no edits.
     """
     if not is_run(source) or not (Path(source) / "final" / EDITS).is_file():
         raise DataError(

@@ -167,7 +167,7 @@ _SPREADSHEET_ERRORS = ("#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#N/A", "#NULL!"
 
 
 def _refuse_formulas(cells: Cells) -> None:
-    """Refuse formulas in the place of text: a spreadsheet was saved without its values."""
+    """Refuse formulas in place of text: a spreadsheet was saved without its values."""
     for name in sorted(cells.used):
         value = cells.values.get(name)
         if isinstance(value, str) and (_FORMULA.fullmatch(value.strip()) or value.strip() in _SPREADSHEET_ERRORS):

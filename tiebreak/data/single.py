@@ -89,7 +89,7 @@ def flagged_rows(run: str) -> dict[str, list[str]]:
     """Why steps of a *prepare* run flagged rows that it kept, by the prompt's id.
 
     Raises:
-        HandoffError: it is no such run, or has no steps.
+        HandoffError: it is not a *prepare* run, or has no steps.
     """
     file = Path(run) / "final" / "flagged.jsonl"
     if not is_run(run) or not file.is_file():

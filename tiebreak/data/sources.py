@@ -64,7 +64,7 @@ class Part:
     file: Path | None = None
     """the file that it is, if it is one"""
     batches: Callable[[int], Iterator[Table]] | None = None
-    """some rows at a time, where it is no file but can be read so"""
+    """its rows in batches, if it is not a file but can be read that way"""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def pieces_of(source: str, wanted: RecordKind, size: int) -> Iterator[Piece]:
 
 
 def _batches_of(part: Part, size: int) -> Iterator[Table] | None:
-    """The rows of a part, so many at a time; None of forms that are read as a whole."""
+    """The rows of a part, in batches; None of forms that are read as a whole."""
     if part.batches is not None:
         return part.batches(size)
     if part.file is None or not part.file.is_file():

@@ -70,7 +70,7 @@ def read_text_file(path: Path) -> Table:
 
 
 def text_batches(path: Path, size: int) -> Iterator[Table] | None:
-    """The rows of a table or of a JSON array, so many at a time; None of other forms."""
+    """The rows of a table or of a JSON array, in batches; None of other forms."""
     if form_of(path) in TABLE_ENDINGS:
         return table_batches(path, size)
     return array_batches(path, size) if not is_lines_of_json(path) and _is_array(path) else None
@@ -123,7 +123,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
 
 
 Lines = Sequence[tuple[int, bytes | None]]
-"""Lines of a file with their numbers; None in the place of one that is too long."""
+"""Lines of a file with their numbers; None in place of one that is too long."""
 
 
 def line_batches(path: Path, size: int) -> Iterator[Lines]:
@@ -162,7 +162,7 @@ def _line(where: str, line: bytes | None) -> Iterator[tuple[str, dict[str, Any] 
 
 
 def _read_json(path: Path, content: bytes) -> Table:
-    """One object with an array of rows, one array per split, or lines of which the first is broken."""
+    """One object with an array of rows, one array per split, or lines, the first of which is broken."""
     table = _read_object(path, content) if content.lstrip().startswith(b"{") else None
     if table is None:
         table = Table()
@@ -222,7 +222,7 @@ def _value_of(line: str) -> object:
 
 
 def array_batches(path: Path, size: int) -> Iterator[Table]:
-    """The elements of a file that is one JSON array, so many at a time, each with the line where it begins.
+    """The elements of a file that is one JSON array, in batches, each with the line where it begins.
 
     Raises:
         DataError: it is not JSON, not UTF-8, or an element is too large.
@@ -287,7 +287,7 @@ class _Window:
         return f"{self.path}:{self._line}"
 
     def skip_space(self) -> None:
-        """Go to the next character that is no space, or to the file's end."""
+        """Go to the next character that is not a space, or to the file's end."""
         while True:
             while self.at < len(self.text) and self.text[self.at].isspace():
                 self.at += 1
@@ -440,7 +440,7 @@ def _not_utf_8(path: Path, line: int, error: UnicodeDecodeError) -> str:
 
 
 def table_batches(path: Path, size: int) -> Iterator[Table]:
-    """The rows of a table with a header, so many at a time. Cells are text; empty cells are absent.
+    """The rows of a table with a header, in batches. Cells are text; empty cells are absent.
 
     Raises:
         DataError: it is not UTF-8 or not CSV, or a line or a cell is too long.

@@ -81,7 +81,7 @@ def ticket_of(row: Mapping[str, Any]) -> Ticket:
 
 
 def tickets_of(value: object) -> list[dict[str, Any]] | None:
-    """The tickets of an export with its users beside them, each with its users' roles; None if it is no such export."""
+    """The tickets of an export with its users beside them, each with its users' roles; None if it is not one."""
     if not isinstance(value, Mapping):
         return None
     tickets, users = value.get("tickets"), value.get("users")

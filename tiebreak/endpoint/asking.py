@@ -64,7 +64,7 @@ class Endpoint:
 
     Args:
         needed_by: in the error where the client's package is missing, with the extra that installs it.
-        read_cut: why an answer that was cut off is no answer; empty if it is one.
+        read_cut: why an answer that was cut off is not an answer; empty if it is one.
         advice: on how to finish on less, where the spend limit stops a run.
     """
 
@@ -129,7 +129,7 @@ class Endpoint:
                 self._change_request(error, limit)
                 return self.complete(request)
             return self._refused(error)
-        except (openai.APIError, ValueError) as error:  # no connection, too slow, or a body that is no JSON
+        except (openai.APIError, ValueError) as error:  # no connection, too slow, or a body that is not JSON
             raise TransientError(f"{type(error).__name__}: {_short(error)}") from error
         return self._row(answer, request.text)
 

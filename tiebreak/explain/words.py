@@ -39,6 +39,6 @@ def leave_one_out(answer: str, score: Callable[[Sequence[str]], Sequence[float]]
 
 
 def _without(answer: str, start: int, end: int) -> str:
-    """The answer without a word and the blanks after it; those before it, if it is the last word."""
+    """The answer without one of its words and the blanks after it, or before it if it is the last word."""
     left, right = answer[:start], answer[end:].lstrip()
     return (left + right if right else left.rstrip()).strip()

@@ -43,7 +43,7 @@ def policies_of(completion: Completion) -> list[str]:
 
 
 def votes_of(pairs: Sequence[Pair], judgments: Iterable[Judgment], policies: Sequence[str]) -> list[Vote]:
-    """The votes behind judgments, each rater's first of a pair. Skips are none.
+    """The votes behind judgments, each rater's first of a pair. Skips are not votes.
 
     Args:
         policies: all of them; their order decides which of two is the first.

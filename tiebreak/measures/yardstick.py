@@ -119,7 +119,7 @@ def find_yardstick(
     Args:
         beside: the configuration file's folder.
         key: the configuration's key that names it, for messages.
-        offered: further arguments, of which the function takes those that are among its parameters.
+        offered: further arguments; the function gets those that are among its parameters.
 
     Raises:
         ConfigError: there is no such function, it has other arguments, or its scale is invalid.

@@ -307,7 +307,7 @@ _DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 
 
 def _require_plain_weights(path: Path, name: str) -> None:
-    """Refuse weights that another program has quantised, but for bitsandbytes, whose layers take adapters.
+    """Refuse weights that another program has quantised, except for bitsandbytes, whose layers take adapters.
 
     Raises:
         ModelError: names the format.

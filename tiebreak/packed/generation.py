@@ -185,7 +185,7 @@ def _uniforms(seed: int, steps: int) -> list[float]:
 REPORTED_SHARE = 1e-3
 """share of the probability from which a line says that ids without text are never drawn"""
 REPORTED = "_tiebreak_textless"
-"""attribute of a model of which the line was printed"""
+"""attribute of a model for which the line was printed"""
 
 
 def _columns(textless_ids: Collection[int], logits: Tensor) -> Tensor | None:

@@ -74,7 +74,7 @@ class SpacyNames:
 
 
 class GlinerNames:
-    """A GLiNER model. Its scores are the findings' scores, so names of which it is unsure are flagged."""
+    """A GLiNER model. Its scores are the findings' scores, so uncertain names are flagged."""
 
     label = "person"
     threshold = 0.3

@@ -505,7 +505,7 @@ def _nf4(setting: Setting) -> tuple[Setting, str] | None:
 
 
 def _beside_quantized(scorer: Scorer) -> Scorer:
-    """A finished reward model keeps its number format, so it is no adapter on weights of another one."""
+    """A finished reward model keeps its number format, so it is not an adapter on weights of another one."""
     kept = bool(scorer.apart) or scorer.is_assumed or scorer.model.adapter.quantize == "nf4"
     return scorer if kept else replace(scorer, apart=ANOTHER_FORMAT)
 

@@ -30,7 +30,7 @@ def seconds_of(duration: str) -> float:
     """Of `8h`, `90m`, `1h30m`, `45s` or `2d`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a duration.
     """
     parts = _DURATION.findall(duration)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -29,7 +29,7 @@ STAGE = "join"
 
 
 class Judged(Section):
-    """A judge's verdicts on a pool, of which people got a part."""
+    """A judge's verdicts on a pool; people judged a part of it."""
 
     judge: str
     """the judge run"""

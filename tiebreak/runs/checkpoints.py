@@ -55,7 +55,7 @@ def delete_old(folder: Path, key: str) -> None:
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint, its marker first: what is left of it, if this is interrupted, is no checkpoint."""
+    """Delete a checkpoint, its marker first: what is left of it, if this is interrupted, is not a checkpoint."""
     with suppress(OSError):  # one too many does no harm
         (checkpoint / MARKER).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)

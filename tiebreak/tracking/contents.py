@@ -273,7 +273,7 @@ class NewRows:
 
 
 def read_line(text: str) -> Row:
-    """A JSON object; {} if the text is none."""
+    """A JSON object; {} if the text is not one."""
     with contextlib.suppress(ValueError):
         found = json.loads(text)
         return found if isinstance(found, dict) else {}

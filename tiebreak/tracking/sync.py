@@ -57,7 +57,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def _require_facts(folder: Path) -> None:
-    """Write a run's metadata for W&B if its stage could not, or did not want to.
+    """Write a run's metadata for W&B if its stage could not, or had tracking disabled.
 
     Raises:
         ConfigError: there is no run.

@@ -41,7 +41,7 @@ def label_of(preference: Preference, settings: LabelSettings) -> Label:
 
 
 def require_a_verdict(labels: Sequence[Label]) -> None:
-    """Refuse training rows of which none says which answer is better.
+    """Refuse training rows if none of them says which answer is better.
 
     Raises:
         DataError: every one that counts is a tie.

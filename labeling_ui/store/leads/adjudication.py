@@ -237,8 +237,8 @@ def adjudicate(
         replaces: the event of the earlier settlement that the lead has seen; None: there was none.
 
     Raises:
-        RefusedError: the rater is no lead, there is no such item, the answer settles nothing, or another lead has settled
-            it since.
+        RefusedError: the rater is not a lead, there is no such item, the answer settles nothing, or another lead has
+            settled it since.
     """
     lead = active_rater(tx.connection, lead_id)
     if lead.role not in ("lead", "reviewer"):
@@ -287,7 +287,7 @@ def remove_settlement(tx: Transaction, lead_id: str, item_id: str) -> None:
 
 
 def adjudications(connection: Connection) -> Sequence[Judgment]:
-    """All settled answers, in campaign order, but those of withdrawn pairs."""
+    """All settled answers, in campaign order, except those of withdrawn pairs."""
     return [read_judgment(row.record) for row in adjudication_rows(connection)]
 
 

@@ -178,7 +178,7 @@ def new_pairs(tx: Transaction, pairs: Sequence[Pair], source: Source, url: str) 
     for pair in pairs:
         there = [records[name] for name in versions.get(pair.id, [pair.id]) if name in records]
         there += [new[pair.id].model_dump_json()] if pair.id in new else []
-        # An earlier version is no error: a file from before a correction can still be served.
+        # An earlier version is not an error: a file from before a correction can still be served.
         if there and not any(is_version(pair, record) for record in there):
             raise StoreError(
                 f"two different pairs have the id {pair.id} (in {source.name} and in {url}): fix {source.name}, or, if "
@@ -231,7 +231,7 @@ def check_id(name: str, source: Source) -> None:
 
 
 def is_version(pair: Pair, record: str) -> bool:
-    """Whether a stored record is this pair, but for the id, which has the version's number."""
+    """Whether a stored record is this pair, except for the id, which has the version's number."""
     if pair.model_dump_json() == record:
         return True
     stored = read_pair(record)

@@ -129,7 +129,7 @@ def add_lot(
     source: Source,
     url: str,
 ) -> int:
-    """Add a lot, of which a sample is given out; returns how many answers are new.
+    """Add a lot of answers to review; returns how many are new.
 
     Args:
         config: the plan of a random sample; None: the answers that a step of *prepare* flagged are given out.

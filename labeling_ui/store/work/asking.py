@@ -101,7 +101,7 @@ class Questionnaire(Section):
         """Refuse a value of a single answer that the campaign does not offer.
 
         Raises:
-            RefusedError: it is no step of the scale, or no class.
+            RefusedError: it is not a step of the scale, or not one of the classes.
         """
         if task == "rate" and value is not None and not (isinstance(value, int) and value <= len(self.ratings)):
             raise RefusedError(f"a rating is from 1 to {len(self.ratings)}")

@@ -13,7 +13,7 @@ PUT  /api/drafts/{pair_id}              save a draft
 POST /api/passages/{pair_id}            where a passage that is marked on the page is in the answer's raw text
 POST /api/judgments                     store a judgment; the reply has the next pair
 GET  /api/history                       current judgments, latest first
-GET  /api/feedback                      pairs that a lead settled otherwise than the rater had answered
+GET  /api/feedback                      pairs that a lead settled differently from the rater's answer
 GET  /api/rejections                    those that a lead rejected, with the reasons
 GET  /api/judgments/{id}                one judgment, with its pair
 PUT  /api/judgments/{id}                replace a judgment's answer
@@ -539,7 +539,7 @@ def history(
 
 @router.get("/feedback", **replies(list[SettledOtherwise]))
 def feedback(desk: DeskOf, session: CurrentSession) -> list[dict[str, Any]]:
-    """The latest pairs that a lead settled otherwise than the rater had answered, with the lead's reasons."""
+    """The latest pairs that a lead settled differently from the rater's answer, with the lead's reasons."""
     return [
         {
             "item_id": one.item_id,

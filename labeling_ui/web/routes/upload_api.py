@@ -34,7 +34,7 @@ from tiebreak.records import Pair
 SHOWN = 3
 """Pairs that a preview shows."""
 WITHIN = "within"
-"""In a preview, in the place of the hash of a file that is within the uploaded one."""
+"""In a preview, in place of the hash of a file that is within the uploaded one."""
 
 router = APIRouter(prefix="/api/lead/pairs")
 

@@ -990,7 +990,7 @@ def test_ids_of_another_text_are_refused(words: Any) -> None:
     for number in (-1, len(words), 10**9, 10**12):
         with pytest.raises(HandoffError, match="are not all of this tokenizer: leave the ids out"):
             chat.encode_preference(preferring(chat, "Add iron.", [*drawn[:-1], number, chat.end_id]))
-    with_first = [0, *drawn]  # <|endoftext|>, which is no text
+    with_first = [0, *drawn]  # <|endoftext|>, which is not text
     assert chat.encode_preference(preferring(chat, "Add iron.", with_first))[0].completion == with_first
     of_one = preferring(chat, "Add iron.", drawn).model_copy(update={"chosen": (CALL, RESULT, ANSWER)})
     with pytest.raises(HandoffError, match=re.escape(f"and its text {'It is yellow.' + chr(10) + 'Add iron.'!r}")):

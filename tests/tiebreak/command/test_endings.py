@@ -329,7 +329,7 @@ def grade(prompts, completions, **_):
 def test_an_error_of_one_process_ends_all_of_them_within_30_seconds_with_its_message(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    """The other one waits in an exchange meanwhile; that its neighbour is gone is no bug of ours."""
+    """The other one waits in an exchange meanwhile; that its neighbour is gone is not a bug of ours."""
     (tmp_path / "broken.py").write_text(BROKEN_GRADER)
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Why {n}?", "split": "train"} for n in range(4)])
     config = write_config(

@@ -983,7 +983,7 @@ def test_answers_and_what_stands_beside_them() -> None:
     assert found({"messages": "messages"}, **both) == ("u:q", "a:x")
     assert found({"completion": "completion"}, **both) == ("u:p", "a:y")
     assert found({"messages": "messages", "completion": "completion"}, **both) == ("u:q", "a:x")
-    # a list that is no conversation is another column, but under our name it is one that is broken
+    # a list that is not a conversation is another column, but under our name it is one that is broken
     assert found(conversation=["q"], prompt="q", completion="x") == ("u:q", "a:x")
     assert found(messages=chat("q", "x"), label=True) == ("u:q", "a:x")
     assert found(messages=chat("q", "x"), label=False) == "labelled false (an undesirable answer)"

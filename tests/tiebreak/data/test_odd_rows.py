@@ -1,6 +1,6 @@
 """Rows that say more than their text, or say it in another form: used, or refused with the key that decides.
 
-Each case was read wrongly in silence once, or refused without a way on.
+Each case was once silently misread, or refused without a next step.
 """
 
 from __future__ import annotations

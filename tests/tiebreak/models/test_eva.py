@@ -36,7 +36,7 @@ def test_a_starts_with_the_directions_of_its_inputs_and_changes_no_answer(tiny_m
     config = AdapterConfig(r=4, init="eva", target_modules=list(seen))
     model = Adapter.build(base, config, "CAUSAL_LM", ROWS).model
     assert probe_values(model, ROWS[0]) == wanted
-    assert model.peft_config["default"].init_lora_weights is True  # a copy is no new start
+    assert model.peft_config["default"].init_lora_weights is True  # a copy is not a new start
     for name, layer in model.base_model.model.model.layers[1].named_modules():
         if (last := name.rpartition(".")[2]) in seen:
             _, _, right = torch.linalg.svd(torch.cat(seen[last]).double(), full_matrices=False)

@@ -192,7 +192,7 @@ def test_rows_that_wait_take_the_places_of_those_that_are_done(model: Any, batch
 
 
 def tokens_given(model: Any, rows: list[list[int]], max_new_tokens: int) -> tuple[int, int]:
-    """(tokens, padding among them, that the model computed; tokens that were written but for each row's last)."""
+    """(tokens, padding among them, that the model computed; tokens that were written except for each row's last)."""
     assert packs(model)  # which tries the model out
     find_store(model, PAD)
     given = 0

@@ -33,7 +33,7 @@ def test_a_line_that_is_no_text_is_refused_and_the_next_is_read(
 
 
 def test_two_servers_of_one_run_share_its_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both begin before there is one, and the second finds the first's folder in the place of its own."""
+    """Both begin before there is one, and the second finds the first's folder in place of its own."""
     run = tmp_path / "dpo"
     run.mkdir()
     (run / "manifest.json").write_text(json.dumps({"id": "a", "stage": "dpo", "inputs": {}, "config": {}}))

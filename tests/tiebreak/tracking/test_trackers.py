@@ -29,7 +29,7 @@ def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setattr("tiebreak.tracking.recorder.LONGEST_WAIT", 300.0)  # a busy machine is no fault
+    monkeypatch.setattr("tiebreak.tracking.recorder.LONGEST_WAIT", 300.0)  # a busy machine is not a fault
 
 
 def start(folder: Path, *names: str, **tracking: Any) -> RunRecorder:

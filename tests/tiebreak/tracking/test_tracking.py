@@ -32,7 +32,7 @@ def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for limit in ("LONGEST_WAIT", "SECONDS_ONLINE"):  # a busy machine is no fault
+    for limit in ("LONGEST_WAIT", "SECONDS_ONLINE"):  # a busy machine is not a fault
         monkeypatch.setattr(f"tiebreak.tracking.recorder.{limit}", 300.0)
 
 

@@ -137,7 +137,7 @@ def _one_better_than_several(cells: Cells, sides: tuple[str, str], *, judged: bo
     """A preference for each text in the list of worse answers.
 
     Raises:
-        ValueError: the better answer is no text.
+        ValueError: the better answer is not text.
     """
     better, worse = sides
     if not isinstance(cells.values[better], str):
@@ -455,7 +455,7 @@ def _is_ranking(cells: Cells) -> bool:
 
 
 def _pairs_of(prompt: Messages, tools: Tools, answers: Sequence[tuple[Messages, float]]) -> Iterator[Content]:
-    """All pairs of answers of which one is better, as the labelling app splits a ranking."""
+    """All pairs of answers in which one is better, as the labelling app splits a ranking."""
     best_first = sorted(answers, key=lambda answer: -answer[1])
     for (better, high), (worse, low) in combinations(best_first, 2):
         if high > low and text_of(better).strip() == text_of(worse).strip():

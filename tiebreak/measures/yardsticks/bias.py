@@ -79,7 +79,7 @@ def _rows(file: str) -> dict[str, Row]:
     """The file's rows by their prompt.
 
     Raises:
-        ConfigError: a line is no row of BBQ's.
+        ConfigError: a line is not a row of BBQ's.
     """
     found: dict[str, Row] = {}
     for number, line in enumerate(read_lines(file, "yardsticks: bbq"), start=1):

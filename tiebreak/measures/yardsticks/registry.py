@@ -2,7 +2,7 @@
 
     yardsticks: [rubric, reward, "ifeval:data/instructions.jsonl", rougeL, mine:score]
 
-A name may be followed by a colon and an argument, such as a file. What is no entry is a user's function,
+A name may be followed by a colon and an argument, such as a file. What is not an entry is a user's function,
 `package.module:function`, called with (prompt, answer), and with whichever of `messages`, `references`, `tags` and `source`
 are among its parameters. A new yardstick is an entry of ENTRIES.
 """

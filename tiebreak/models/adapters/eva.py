@@ -70,7 +70,7 @@ def start_from_inputs(model: Any, layers: Sequence[tuple[str, Any]], rows: Seque
         rows: token ids.
 
     Raises:
-        ConfigError: a layer is no matrix.
+        ConfigError: a layer is not a matrix.
     """
     found: dict[str, Directions] = {}
     hooks = []

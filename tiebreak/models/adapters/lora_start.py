@@ -34,11 +34,11 @@ def start(model: Any, adapter: AdapterConfig, rows: Sequence[Sequence[int]] = ()
         rows: token ids of training rows, for `eva`.
 
     Raises:
-        ConfigError: a layer is no matrix.
+        ConfigError: a layer is not a matrix.
     """
     if adapter.method != "lora" or adapter.init == "default":
         return
-    model.peft_config["default"].init_lora_weights = True  # a copy is no new start
+    model.peft_config["default"].init_lora_weights = True  # a copy is not a new start
     from peft.tuners.lora import LoraLayer
 
     if adapter.init == "eva":

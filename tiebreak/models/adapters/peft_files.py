@@ -141,7 +141,7 @@ HEADS = ("lm_head", "embed_out", "output_layer", "embed_tokens", "wte", "embed_i
 
 
 def require_trainable(folder: Path, name: str, *, below_score: bool = False) -> None:
-    """Refuse to train an adapter with whole modules beside it of which stages have no copy for the reference.
+    """Refuse to train an adapter with whole modules beside it: stages keep no copy of those for the reference.
 
     Args:
         below_score: as the start of a reward model, whose score head PEFT holds in the same way.

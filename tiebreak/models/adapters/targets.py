@@ -107,7 +107,7 @@ class ModelLayers:
 
 
 def require_blocks(model: nn.Module, adapter: AdapterConfig) -> None:
-    """Refuse a size of rotated blocks that does not divide the layers' inputs: PEFT would take another in silence.
+    """Refuse a size of rotated blocks that does not divide the layers' inputs: PEFT would take another silently.
 
     Raises:
         ConfigError: names a layer, and the nearest size that divides all.
