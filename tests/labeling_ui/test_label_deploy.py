@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from labeling_ui.simulate import SimulateConfig, simulate
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.login.accounts import add_account
+from labeling_ui.web.security import MAX_BODY_BYTES, MAX_UPLOAD_SECONDS, UPLOADS
 from tiebreak.config import load_config
 
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
@@ -124,27 +126,67 @@ def behind_nginx(folder: Path, upstream: int) -> Iterator[str]:
     )
     whole = f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}} "
     (folder / "nginx.conf").write_text(f"{whole} http {{ access_log off; {paths} include {folder}/site.conf; }}")
-    process = subprocess.Popen([program, "-c", str(folder / "nginx.conf"), "-p", str(folder)])
+    with proxy(port, [program, "-c", str(folder / "nginx.conf"), "-p", str(folder)]):
+        yield f"https://localhost:{port}"
+
+
+@contextmanager
+def behind_caddy(folder: Path, upstream: int) -> Iterator[str]:
+    """deploy/Caddyfile as it is shipped, without a certificate."""
+    program = shutil.which("caddy")
+    if program is None:
+        pytest.skip("deploy/Caddyfile is not tested here: no caddy")
+    port = free_port()
+    site = f"http://localhost:{port}"
+    environment = {
+        **os.environ, "DOMAIN": site, "LABEL_SERVER": f"127.0.0.1:{upstream}",
+        "CADDY_ADMIN": f"127.0.0.1:{free_port()}", "HOME": str(folder), "XDG_DATA_HOME": str(folder),
+    }  # fmt: skip
+    command = [program, "run", "--adapter", "caddyfile", "--config", str(REPOSITORY / "deploy/Caddyfile")]
+    with proxy(port, command, environment):
+        yield site
+
+
+@contextmanager
+def proxy(port: int, command: list[str], environment: dict[str, str] | None = None) -> Iterator[None]:
+    """A proxy that runs, from when it listens."""
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         for _ in range(2_000):
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
             time.sleep(0.05)
-        yield f"https://localhost:{port}"
+        yield
     finally:
         process.terminate()
         process.wait(600)
 
 
+def upload_pairs(client: httpx.Client) -> None:
+    """A lead uploads 1.2 MB of pairs, which only a lead may do."""
+    rows = [{"prompt": f"question {n}?", "response_a": "a" * 30_000, "response_b": "b"} for n in range(40)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    assert len(content) > 1_100_000
+    address = "/label/api/lead/pairs/upload?name=pairs.jsonl&batch=&preview=true"
+    login = {"username": "lead", "password": "a long enough password"}
+    reply = client.post("/label/api/login", json=login)
+    headers = {"X-CSRF-Token": reply.json()["csrf_token"], "Content-Type": "application/octet-stream"}
+    found = client.post(address, content=content, headers=headers)
+    assert (found.status_code, found.json()["new"]) == (200, len(rows))
+
+
 @pytest.mark.slow
-def test_logins_work_behind_nginx_as_it_is_shipped(tmp_path: Path) -> None:
+def test_logins_and_uploads_work_behind_the_proxies_as_they_are_shipped(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite", create=True)
-    add_account(store, "anna", "rater", "a long enough password")
+    for name, role in (("anna", "rater"), ("lead", "lead")):
+        add_account(store, name, role, "a long enough password")
     store.close()
     words = ("--prefix", "/label", "--hosts", "labels.example.org")
     with serving(tmp_path, [make_pair(0)], *words) as (address, _):
         upstream = int(address.rsplit(":", 1)[1])
-        with behind_nginx(tmp_path, upstream) as site, httpx.Client(base_url=site, verify=False) as client:
+        with behind_caddy(tmp_path, upstream) as site, httpx.Client(base_url=site, timeout=600) as client:
+            upload_pairs(client)
+        with behind_nginx(tmp_path, upstream) as site, httpx.Client(base_url=site, verify=False, timeout=600) as client:
             first = client.get("/label/rate/")
             assert (first.status_code, first.headers["location"]) == (303, "/label/login/")
             assert first.headers["strict-transport-security"] == "max-age=31536000"
@@ -163,6 +205,7 @@ def test_logins_work_behind_nginx_as_it_is_shipped(tmp_path: Path) -> None:
             faked = client.get("/label/login/config", headers={"X-Forwarded-Host": "evil.example"})
             assert "evil.example" not in faked.text
             assert faked.json()["root"] == f"{site}/label/login"
+            upload_pairs(client)
 
 
 def test_caddy_takes_its_file() -> None:
@@ -172,6 +215,41 @@ def test_caddy_takes_its_file() -> None:
     environment = {**os.environ, "DOMAIN": "labels.example.org"}
     command = [program, "validate", "--adapter", "caddyfile", "--config", str(REPOSITORY / "deploy/Caddyfile")]
     subprocess.run(command, env=environment, check=True, capture_output=True)
+
+
+def test_traefiks_files_lead_to_the_server_and_pass_on_what_it_takes() -> None:
+    static = yaml.safe_load((REPOSITORY / "deploy/traefik.yaml").read_text())
+    template = (REPOSITORY / "deploy/traefik-routes.yaml").read_text()
+    http = yaml.safe_load(template.replace('{{ env "DOMAIN" }}', "labels.example.org"))["http"]
+    routers, services = http["routers"], http["services"]
+    for router in routers.values():
+        assert set(router["entryPoints"]) <= static["entryPoints"].keys()
+        assert router["rule"].startswith("Host(`labels.example.org`)")
+        assert set(router.get("middlewares", [])) <= http["middlewares"].keys()
+        (server,) = services[router["service"]]["loadBalancer"]["servers"]
+        assert server == {"url": f"http://label:{LabelConfig.model_fields['port'].default}"}
+    assert "label" in SERVICES
+    assert http["middlewares"]["small-requests"]["buffering"]["maxRequestBodyBytes"] >= MAX_BODY_BYTES
+    assert "middlewares" not in routers["label-files"]
+    large = re.search(r"PathRegexp\(`(.*)`\)", routers["label-files"]["rule"])
+    assert large is not None
+    taken = [f"{prefix}{path}" for prefix in ("", "/label", "/label/c/law") for path in (*UPLOADS, "/api/judgments")]
+    assert {path.split("/api/")[1] for path in taken if re.search(large[1], path)} == {
+        path.removeprefix("/api/") for path in UPLOADS
+    }
+    https = static["entryPoints"]["https"]
+    assert int(https["transport"]["respondingTimeouts"]["readTimeout"].removesuffix("s")) >= MAX_UPLOAD_SECONDS
+    assert https["http"]["tls"]["certResolver"] in static["certificatesResolvers"]
+    assert not any("forwardedHeaders" in one for one in static["entryPoints"].values())  # nobody's headers are believed
+    (name, changed), *others = yaml.safe_load((REPOSITORY / "deploy/compose.traefik.yaml").read_text())[
+        "services"
+    ].items()
+    assert (name in SERVICES, others) == (True, [])
+    mounted = dict(volume.split(":")[:2] for volume in changed["volumes"])
+    assert all((REPOSITORY / file).is_file() for file in mounted)
+    assert static["providers"]["file"]["filename"] in mounted.values()
+    assert "/etc/traefik/traefik.yaml" in mounted.values()  # where Traefik looks for its file
+    assert static["certificatesResolvers"]["letsencrypt"]["acme"]["storage"].startswith("/data/")  # a volume
 
 
 def test_a_backup_that_fails_leaves_no_file_that_looks_like_one(tmp_path: Path) -> None:
