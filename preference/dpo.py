@@ -240,10 +240,9 @@ class DPO(PairStage):
         every = (*rows.train, *rows.validation)
         pairs = [(e.prompt, e.chosen, e.rejected) for e in every]
         whole = all(example.masks is None for example in every)
-        of_base = (
-            adapter_of(source, config.adapter).method == "prompt"
-        )  # a new one is no no-op, so it is no such reference
-        whole = whole and not of_base  # the cache is of whole answers, alone, of one reference
+        # unlike other new adapters, new virtual tokens change the outputs, so the cache does not fit their reference
+        prompt_tuned = adapter_of(source, config.adapter).method == "prompt"
+        whole = whole and not prompt_tuned  # the cache holds whole answers, each alone, of one reference
         self.em = RaterEM([e.votes or NO_VOTES for e in rows.train], config.rater_em) if config.rater_em else None
         trainer = CheckedDPOTrainer(
             raters=RenewedRaters(self.em) if self.em else None,

@@ -70,10 +70,10 @@ class PerplexityConfig(Section):
     model: str | None = None
     """the model that measures: a hub id, a path, bundled:… or a run folder; null: `policy`"""
     deviations: float = Field(default=3.5, gt=0.0)
-    """flag rows whose log perplexity is further than so many robust standard deviations from the median (Iglewicz and
+    """flag rows whose log perplexity is further than this many robust standard deviations from the median (Iglewicz and
     Hoaglin 1993)"""
     max_tokens: int = Field(default=256, ge=16)
-    """read only so many tokens of a row"""
+    """read only this many tokens of a row"""
 
 
 class ContaminationConfig(Section):

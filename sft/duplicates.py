@@ -360,7 +360,8 @@ def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float) -> dict[in
 
 @functools.cache
 def bands_of(threshold: float) -> tuple[int, int]:
-    """(bands, hashes in each): the longest bands of which a pair at the threshold shares one, at LEAST_RECALL.
+    """(number of bands, hashes in each), for the longest bands that keep LEAST_RECALL: the probability that a pair at the
+    threshold shares a band.
 
     Two sets that overlap by s share a given band of r hashes with probability s^r, and one of b bands with 1 − (1 − s^r)^b.
     """

@@ -143,5 +143,5 @@ def read_judgment(record: str) -> Judgment:
 
 
 def _has_task(record: str) -> bool:
-    # The text alone is no proof: a criterion or a tool's argument may be called so.
+    # The text alone is no proof: a criterion or a tool's argument may have that name.
     return '"task":' in record and "task" in json.loads(record)

@@ -357,7 +357,7 @@ class Store(TransactionalStore):
 
     def task_of(self, item_id: str) -> str | None:
         """What raters are asked of an item; None: there is no such item."""
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             return connection.scalar(sa.select(ITEMS.c.task).where(ITEMS.c.id == item_id))
 
     def remove_gold(self, item_id: str) -> None:
@@ -415,7 +415,7 @@ class Store(TransactionalStore):
 
     def standing(self, rater_id: str) -> Standing:
         """Whether a rater has passed the test, or was stopped."""
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             return connection.scalar(sa.select(RATERS.c.standing).where(RATERS.c.id == rater_id)) or ""
 
     def attempt(self, rater_id: str) -> Attempt | None:
@@ -444,7 +444,7 @@ class Store(TransactionalStore):
 
     def present_document(self, document: Document) -> Publication | None:
         """The current text; None: none was published."""
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             return documents.present(connection, document)
 
     def publications(self, document: Document) -> list[Publication]:
@@ -469,7 +469,7 @@ class Store(TransactionalStore):
 
     def accepted(self, rater_id: str, version: str, document: Document = "guidelines") -> bool:
         """Whether a rater has accepted this version."""
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             return documents.accepted(connection, rater_id, version, document)
 
     def withdraw_consent(self, rater_id: str, *, judgments: bool) -> None:
@@ -487,7 +487,7 @@ class Store(TransactionalStore):
 
     def has_withdrawn_consent(self, rater_id: str) -> bool:
         """Whether a rater has withdrawn their consent."""
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             return documents.has_withdrawn(connection, rater_id)
 
     def audit(self, first: date, last: date) -> Iterator[AuditEntry]:
@@ -552,7 +552,7 @@ class Store(TransactionalStore):
         """Rewrite a SQLite file: its free pages and its log may still contain deleted data."""
         if self._turn is None:
             return
-        with self._turn, self.glancing() as connection:
+        with self._turn, self.reading_once() as connection:
             connection.exec_driver_sql("VACUUM")
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -757,7 +757,7 @@ class Store(TransactionalStore):
 
     def judged(self) -> int:
         """Number of current judgments."""
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             return counts.judged(connection)
 
     def gold_agreements(self) -> dict[str, tuple[int, int]]:
@@ -826,7 +826,7 @@ class Store(TransactionalStore):
 
     def has_single_answers(self) -> bool:
         """Whether any item is a single answer."""
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             query = sa.select(ITEMS.c.id).where(ITEMS.c.second_id.is_(None)).limit(1)
             return connection.scalar(query) is not None
 

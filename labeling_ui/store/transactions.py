@@ -62,7 +62,7 @@ class TransactionalStore:
             yield connection
 
     @contextlib.contextmanager
-    def glancing(self) -> Iterator[Connection]:
+    def reading_once(self) -> Iterator[Connection]:
         """A connection for a single reading statement: half the cost of `reading`."""
         with self.engine.connect().execution_options(**ONE_STATEMENT) as connection:
             yield connection
@@ -112,7 +112,7 @@ class TransactionalStore:
         values = {"name": mark, "value": json.dumps(self._identity())}
         self.transact(lambda tx: tx.connection.execute(sa.insert(SETTINGS).values(**values)))
         self._mark = mark
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def lacks_log(self) -> bool:
@@ -123,7 +123,7 @@ class TransactionalStore:
 
     def _marks(self) -> list[Any]:
         query = sa.select(SETTINGS.c.value).where(SETTINGS.c.name.like(f"{SERVED}%"))
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             return [json.loads(value) for value in connection.scalars(query)]
 
     def _forget_killed_servers(self) -> None:

@@ -58,7 +58,7 @@ class WebhookConfig(Section):
     events: list[NewsKind] = Field(default=list(NEWS_KINDS), min_length=1)
     """what to report"""
     every: int = Field(default=100, ge=1)
-    """report judgments each time so many were submitted"""
+    """report judgments each time this many were submitted"""
     allow_private: bool = False
     """allow http, and addresses of this machine and of private networks"""
 
@@ -154,7 +154,7 @@ class Webhook:
         return following != place
 
     def _place(self) -> Place | None:
-        with self._store.glancing() as connection:
+        with self._store.reading_once() as connection:
             value = connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == PLACE))
         if value is None:
             return None

@@ -1,4 +1,4 @@
-"""Strategies as pure functions: scores of pairs, of which the largest is taken first, and the choice itself.
+"""Strategies as pure functions: scores of pairs, the largest taken first, and the choice itself.
 
 disagreement is the spread of an ensemble (Lakshminarayanan et al. 2017), margin and judge_unsure are uncertainty sampling
 (Lewis & Gale 1994; with model judges, arXiv 2502.13417), largest_gap is of arXiv 2603.09692, diverse is k-center (Sener &

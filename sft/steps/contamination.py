@@ -62,7 +62,7 @@ def words_of(text: str) -> list[str]:
 
 
 def runs_of(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
-    """All runs of so many words."""
+    """All runs of `length` consecutive words."""
     return zip(*(words[start:] for start in range(length)), strict=False)
 
 

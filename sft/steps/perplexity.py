@@ -93,7 +93,7 @@ def log_perplexities(model: Any, chat: Chat, texts: Sequence[str], max_tokens: i
 
 
 def limits_of(values: Sequence[float], deviations: float) -> tuple[float, float]:
-    """(the least, the most) that is no outlier.
+    """(lowest, highest) value that is not an outlier.
 
     >>> low, high = limits_of([*range(-10, 11)], 2)
     >>> round(high / 1.4826, 4), low == -high

@@ -47,7 +47,7 @@ def opening_mark(text: str) -> str | None:
 
 
 def ending_mark(text: str) -> str | None:
-    """The token that ends a turn of some model, if an answer's text ends with it. HTML's <s>…</s> is none."""
+    """The token that ends a turn of some model, if an answer's text ends with it. HTML's <s>…</s> does not count."""
     mark = next((mark for mark in _ENDINGS if text.rstrip().endswith(mark)), None)
     return None if mark == "</s>" and "<s>" in text else mark
 

@@ -428,7 +428,7 @@ NO_PASSWORD = "oidc:"
 
 def has_password(store: Store, rater_id: str) -> bool:
     """Whether the account can log in with a password."""
-    with store.glancing() as connection:
+    with store.reading_once() as connection:
         hashed = connection.scalar(sa.select(RATERS.c.password_hash).where(RATERS.c.id == rater_id))
     return hashed is not None and not hashed.startswith(NO_PASSWORD)
 
@@ -494,7 +494,7 @@ def begin_session(tx: Transaction, rater: Rater, rules: SessionRules) -> Session
 
 def find_session(store: Store, token: str) -> Session | None:
     """The session of a browser's token, unless it has expired or its rater is disabled."""
-    with store.glancing() as connection:
+    with store.reading_once() as connection:
         now = wall_clock_ms()
         row = st.SESSION.one(connection, token_hash=_token_hash(token), now_ms=now)
     if row is None or row.disabled or now >= row.began_at_ms + store.sessions.most_ms:

@@ -121,7 +121,7 @@ def proof_of(session: Session, cookie: str) -> str:
 def is_linked(store: Store, issuer: str, rater_id: str) -> bool:
     """Whether an account is linked to one of this provider."""
     mine = sa.and_(IDENTITIES.c.issuer == issuer, IDENTITIES.c.rater_id == rater_id)
-    with store.glancing() as connection:
+    with store.reading_once() as connection:
         return connection.scalar(sa.select(IDENTITIES.c.subject).where(mine).limit(1)) is not None
 
 
