@@ -87,7 +87,7 @@ def plan(file: Path, arguments: PlanArguments, overrides: Sequence[str] = ()) ->
     for one in plans:
         if len(plans) == 1 or not one.fits:
             show(*lines_of(one), "")
-    share = f"Time is at {arguments.share:.0%} of the device's peak rate; sampling is bounded by its memory's rate."
+    share = f"Times assume {arguments.share:.0%} of the device's peak rate, and sampling limited by memory bandwidth."
     show(f"{share} {NEVER_ON_A_GPU}")
 
 

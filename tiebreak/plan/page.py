@@ -11,7 +11,7 @@ from tiebreak.plan.scorers import Scorer
 from tiebreak.plan.work import ROWS_ASSUMED
 
 NAMES = {"kv_cache": "KV cache", "reward_models": "reward models"}
-NEVER_ON_A_GPU = "Memory was compared with measured peaks on a CPU only; nothing of this was ever run on a GPU."
+NEVER_ON_A_GPU = "Memory was compared with measured peaks on a CPU only; none of this has been run on a GPU."
 
 
 def gib(size: float) -> str:

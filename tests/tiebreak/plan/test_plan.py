@@ -536,7 +536,7 @@ def test_the_command_answers_without_torch(tmp_path: Path, tiny_model: Path) -> 
     assert "does not fit" in page
     assert "--accelerate zero3 on " in page
     assert "The number of rows of dpo is assumed, because their data is not there yet: 10,000;" in page
-    assert "nothing of this was ever run on a GPU" in page
+    assert "none of this has been run on a GPU" in page
 
 
 @pytest.mark.parametrize(
