@@ -182,7 +182,7 @@ def test_duels_and_judges_are_beside_people(site: Site, axe: str) -> None:  # no
     assert all(words in other for words in ("dpo against sft", "Evaluation other", "Undecided; about", "0 of 20"))
     page.wait_for_selector(".judges tbody tr:nth-child(2)")
     people, judge = (row.inner_text() for row in page.locator(".judges tbody tr").all())
-    assert people.startswith("People, one with another")
+    assert people.startswith("People among themselves")
     assert "judge-m" in judge
     assert "75.0%" in judge
     assert "n 8" in judge

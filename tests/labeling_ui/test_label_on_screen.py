@@ -273,7 +273,7 @@ def test_a_new_pair_is_seen_before_its_fields_and_a_cut_paste_is_reported(site: 
     paste = "document.activeElement.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }))"
     for count, said in (
         (3_996, ""),
-        (3_997, "The field takes 4,000 characters: the rest of what you pasted is not in it."),
+        (3_997, "This field takes 4,000 characters: the rest of what you pasted was cut off."),
     ):
         page.evaluate(f"const data = new DataTransfer(); data.setData('text', 'x'.repeat({count})); {paste};")
         assert page.inner_text(".saved") == said
