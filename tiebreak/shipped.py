@@ -39,7 +39,10 @@ def locate_shipped(value: Any) -> Any:
         return {key: locate_shipped(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [locate_shipped(inner) for inner in value]
-    return str(find_shipped(Path(value))) if isinstance(value, str) and value else value
+    if isinstance(value, str) and value.startswith(tuple(f"{folder}/" for folder in FOLDERS)):
+        found = find_shipped(Path(value))
+        return value if found == Path(value) else str(found)  # any other text keeps every character, URLs above all
+    return value
 
 
 def shipped_names(folder: Path, pattern: str) -> list[str]:

@@ -57,6 +57,8 @@ def test_shipped_files_are_found_anywhere_and_ones_own_come_first(
     flags = ["--policies.base", "m", "--baseline", "base", "--prompts", probes, "--output", "data/probes"]
     evaluate = load("evaluate", flags)
     assert (evaluate.prompts, evaluate.output) == (str(REPOSITORY / probes), "data/probes")
+    label = load("label", ["--pairs", "p.jsonl", "--output", "o", "--store", "sqlite:////srv//label.sqlite"])
+    assert label.store == "sqlite:////srv//label.sqlite"  # text that names no shipped file keeps every character
     (tmp_path / probes).parent.mkdir(parents=True)
     (tmp_path / probes).write_text("")
     assert load("evaluate", flags).prompts == probes
