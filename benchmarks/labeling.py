@@ -268,12 +268,13 @@ async def rate_all(load: Load, raters: int, seconds: float) -> None:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """The server, in a process of its own: its address, and the process that is the last of the list."""
+def serving(folder: Path, overlap: int = OVERLAP) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The server, in a process of its own: its address, and the process that is the last of the list. `overlap`: the
+    store's own, or the start would first change it for every item."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = int(listening.getsockname()[1])
-    server = [start_server(folder, port)]
+    server = [start_server(folder, port, overlap=overlap)]
     try:
         yield f"http://127.0.0.1:{port}", server
     finally:
@@ -281,11 +282,11 @@ def serving(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
         server[-1].wait(20)
 
 
-def start_server(folder: Path, port: int, store: str | None = None) -> subprocess.Popen[bytes]:
+def start_server(folder: Path, port: int, store: str | None = None, overlap: int = OVERLAP) -> subprocess.Popen[bytes]:
     """Returns when it answers. `store`: its URL, if it is not the folder's own."""
     words = ["--output", str(folder / "label"), "--pairs", str(folder / "pairs.jsonl"), "--port", str(port)]
     words += ["--store", store] if store else []
-    command = [sys.executable, "-m", "tiebreak.command.cli", "label", *words, "--overlap", str(OVERLAP)]
+    command = [sys.executable, "-m", "tiebreak.command.cli", "label", *words, "--overlap", str(overlap)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(1_200):
         try:
@@ -552,7 +553,7 @@ def measure_million(folder: Path, seconds: float) -> list[Row]:
         (folder / "made").touch()
         print(f"  the store took {time.monotonic() - begun:.0f} s to make", flush=True)
     begun = time.monotonic()
-    with serving(folder) as (address, processes):
+    with serving(folder, VOTES_OF_MANY) as (address, processes):
         started = time.monotonic() - begun
         quiet_before = processor_seconds(processes[-1].pid)
         time.sleep(IDLE_SECONDS)

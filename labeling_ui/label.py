@@ -52,7 +52,7 @@ from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.criteria import agreement_by_criterion, criterion_lines
 from labeling_ui.quality.judges import measure_judges
-from labeling_ui.quality.pull_reports import read_pull_report
+from labeling_ui.quality.pull_reports import PullReports
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.single import assessment_lines, measure_assessments
 from labeling_ui.simulate import refuse_people, simulate
@@ -65,7 +65,7 @@ from labeling_ui.worker import start_worker
 from tiebreak.assessments import FLAGGED, SingleAnswer
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
-from tiebreak.config import load_config
+from tiebreak.config import load_config, take_config_flag
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
 from tiebreak.data.single import flagged_rows, read_single_answers
@@ -119,7 +119,7 @@ def _dispatch(words: list[str]) -> None:
         label_by_simulation(config)
         say_label_end(config, words, [config.pairs])
     else:
-        serve(config)
+        serve(config, words)
 
 
 # --- the stage ---
@@ -281,9 +281,9 @@ def read_judgments(source: str) -> list[Judgment]:
     return judgments
 
 
-def serve(config: LabelConfig) -> None:
-    """Serve the raters' page until Ctrl-C."""
-    pairs, answers, page = read_some_pairs(config), read_some_answers(config), build_page(config)
+def serve(config: LabelConfig, words: Sequence[str]) -> None:
+    """Serve the raters' page until Ctrl-C. `words`: what the configuration was read from."""
+    pairs, answers, page = read_some_pairs(config), read_some_answers(config), build_page(config, words)
     begins = bool(config.pairs or config.answers) or config.converse is not None
     with listen(config.host, config.port) as listening:
         store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
@@ -324,9 +324,11 @@ def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
         from labeling_ui.web.server import create_app, run_server
 
         limit, made = LoginLimit(), []
-        for name, (store, new), (config, pairs, answers) in zip(names, stores, read, strict=True):
+        for name, (store, new), (config, pairs, answers), (_, words) in zip(
+            names, stores, read, campaigns, strict=True
+        ):
             under = config.model_copy(update={"prefix": config.prefix + path_of(name)})
-            page = build_page(under)
+            page = build_page(under, words)
             mail = stack.enter_context(_mailing(store, config, page))
             made.append(Campaign(name, create_app(store, page, config.aggregation, limit, config.oidc, mail)))
             _greet(store, under, new, pairs, answers)
@@ -521,8 +523,8 @@ def _test_lines(store: Store, config: LabelConfig) -> list[str]:
     ]
 
 
-def build_page(config: LabelConfig) -> PageConfig:
-    """The pages' settings; reads the guidelines file."""
+def build_page(config: LabelConfig, words: Sequence[str] = ()) -> PageConfig:
+    """The pages' settings; reads the guidelines file. `words`: what the configuration was read from."""
     from labeling_ui.pages import PageConfig, load_words
 
     guidelines, consent = _text_of("guidelines", config.guidelines), _text_of("consent", config.consent)
@@ -547,10 +549,16 @@ def build_page(config: LabelConfig) -> PageConfig:
         policies=tuple(config.converse.policies) if config.converse else (),
         system=config.converse.system if config.converse else "",
         no_difference=config.no_difference,
-        pulls=tuple(read_pull_report(folder) for folder in config.reward_reports),
+        pulls=_pull_reports(config, words),
         prefix=config.prefix,
         hosts=() if anyone else tuple(sorted(hosts)),
     )
+
+
+def _pull_reports(config: LabelConfig, words: Sequence[str]) -> PullReports:
+    """The reports of reward models, and where their names come from."""
+    file, _ = take_config_flag(words, "label")
+    return PullReports(config.reward_reports, file, lambda: load_config(LabelConfig, words, "label").reward_reports)
 
 
 def _text_of(key: str, value: str) -> str:

@@ -28,7 +28,7 @@ def judge_all(
         StoreError: the store has raters whose judgments must not mix with those of this kind.
     """
     raters = [store.add_rater(name, kind=kind, rater_id=name) for name in names]
-    done = {rater.id: store.progress(rater.id).done for rater in raters}
+    done = {rater.id: store.judged_by(rater.id) for rater in raters}
     total = store.status()["judgments_wanted"]
     added = 0
     working = [rater.id for rater in raters]

@@ -198,7 +198,7 @@ def _password(from_stdin: bool) -> str:
 def _list(words: list[str], _name: str) -> None:
     arguments = read_store_arguments(ListArguments, words, "raters list")
     store = Store.open(arguments.store)
-    raters = [{**vars(rater), "judgments": store.progress(rater.id).done} for rater in store.raters()]
+    raters = [{**vars(rater), "judgments": store.judged_by(rater.id)} for rater in store.raters()]
     if arguments.as_json:
         print(json.dumps(raters, indent=2))
         return

@@ -533,6 +533,19 @@ def _migrate_024_disputed_single_answers(connection: Connection) -> None:
             connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item_id).values(disputed=disputed))
 
 
+_LARGE_STORES = """
+CREATE INDEX events_pairs_added ON events (seq) WHERE kind = 'pairs_added';
+CREATE INDEX items_disputed_in_order ON items (disputed, position) WHERE disputed > 0;
+CREATE INDEX items_untouched ON items (position) WHERE taken = 0;
+CREATE INDEX items_ids ON items (position, id) WHERE withdrawn = 0;
+"""
+
+
+def _migrate_025_large_stores(connection: Connection) -> None:
+    """Where pairs came from, which every start of a server reads, and what leads search for, without reading everything."""
+    _run_all(connection, _LARGE_STORES)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -558,6 +571,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_022_gold_values,
     _migrate_023_mail_and_sessions,
     _migrate_024_disputed_single_answers,
+    _migrate_025_large_stores,
 )
 
 

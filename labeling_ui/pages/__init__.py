@@ -20,7 +20,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 from fastapi import FastAPI
 
-from labeling_ui.quality.pull_reports import PullReport
+from labeling_ui.quality.pull_reports import PullReports
 from labeling_ui.store.answers import SKIP_REASONS
 from labeling_ui.store.leads.documents import identify_text
 from labeling_ui.store.work.asking import Questionnaire, describe_asked
@@ -130,7 +130,7 @@ class PageConfig:
     words: dict[str, str] = field(default_factory=load_words)
     no_difference: float = SMALLEST_GAP
     """a win rate of a duel within this distance of one half counts as no difference"""
-    pulls: tuple[PullReport, ...] = ()
+    pulls: PullReports = field(default_factory=PullReports)
     """reports of reward models, for the lead's page"""
     prefix: str = ""
     """path of the pages behind a proxy, such as /label; empty: none"""

@@ -13,6 +13,7 @@ async function showBatches() {
     const [batches, withdrawn] = await Promise.all(['batches', 'pairs/withdrawn'].map((name) => call(`/api/lead/${name}`)));
     batches.sort((a, b) => b.priority - a.priority || a.name.localeCompare(b.name));
     refill(find('.batches tbody'), ...batches.map(batchRow));
+    giveBack(find('.batches tbody'));
     const chosen = find('.filling select').value;
     refill(find('.filling select'), ...batches.filter((batch) => batch.steered).map((batch) => make('option', { value: batch.name, selected: batch.name === chosen }, batch.name || words['batches.default'])));
     find('.withdrawn').hidden = !withdrawn.length;
@@ -26,7 +27,7 @@ function batchRow(batch) {
   const name = batch.name || words['batches.default'];
   const placeholders = { pool: words['batches.everybody'], goal: words['batches.goal.all'] };
   const fields = Object.entries(FIELDS).map(([key, attributes]) => make('td', {}, batch.steered
-    ? make('input', { ...attributes, value: batch[key] === 0 && key === 'goal' ? '' : String(batch[key]), 'data-field': `${key}/${batch.name}`, 'aria-label': `${words[`batches.${key}`]}: ${name}`, placeholder: placeholders[key] || false })
+    ? make('input', { ...attributes, value: batch[key] === 0 && key === 'goal' ? '' : String(batch[key]), 'data-field': `${key}/${batch.name}`, 'data-keep': `cell/${key}/${batch.name}`, 'data-sends': true, 'aria-label': `${words[`batches.${key}`]}: ${name}`, placeholder: placeholders[key] || false })
     : String(batch[key] || '–'), key === 'deadline' ? paceNeeded(batch) : key === 'pool' && batch.without_raters ? make('span', { class: 'note late' }, words['batches.nobody']) : null));
   const done = batch.judged / Math.max(1, batch.wanted);
   return make('tr', { class: batch.paused ? 'paused' : false },
@@ -60,10 +61,14 @@ function withdrawnRow(one) {
   return make('tr', {}, make('th', { scope: 'row' }, one.pair_id), make('td', {}, one.replaced_by ? say('withdrawn.now', { pair: one.replaced_by }) : one.reason || '–'), make('td', {}, one.replaced_by ? null : restore));
 }
 
-async function changeBatch(name, body) {
-  if (await change(`/api/lead/batches?name=${encodeURIComponent(name)}`, 'PUT', body)) warn('');
+// `field`: the cell that was changed. What is typed into it before the reply is kept.
+async function changeBatch(name, body, field = null) {
+  const typed = field?.value;
+  const done = await change(`/api/lead/batches?name=${encodeURIComponent(name)}`, 'PUT', body);
+  if (done) warn('');
+  if (done && field && field.value === typed) sent(field);
   await showBatches();
-  refresh();
+  if (done) refresh();
 }
 
 async function restorePair(id) {
@@ -77,7 +82,7 @@ desk.addEventListener('change', (event) => {
   if (!key) return;
   const value = key === 'goal' ? event.target.value || '0' : event.target.value;
   if (!event.target.checkValidity() || (!AS_TEXT.includes(key) && !/^-?\d+$/.test(value))) event.target.reportValidity();
-  else changeBatch(name, { [key]: AS_TEXT.includes(key) ? value : Number(value) });
+  else changeBatch(name, { [key]: AS_TEXT.includes(key) ? value : Number(value) }, event.target);
 });
 
 // --- new batches and pairs

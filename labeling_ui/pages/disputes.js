@@ -127,6 +127,7 @@ async function settle(answer) {
 async function drawSample(form) {
   const done = await change('/api/lead/disputes/sample', 'POST', { count: Number(form.elements.count.value) });
   if (!done) return;
+  sent(form);
   warn(done.drawn ? '' : words['sample.none'], 'lost');
   await showDisputes();
   refresh();

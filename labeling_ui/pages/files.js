@@ -28,7 +28,7 @@ function fileRow(file) {
   const shown = isImage ? make('img', { src: source, alt: file.alt, loading: 'lazy', decoding: 'async' }) : make('audio', { src: source, controls: true, preload: 'none', 'aria-label': file.alt || file.name });
   return make('tr', {}, make('td', {}, shown),
     make('th', { scope: 'row', dir: 'auto' }, file.name, make('span', { class: 'note' }, isImage ? `${file.width} × ${file.height}` : file.media_type.slice(6))),
-    make('td', {}, make('input', { value: file.alt, maxlength: '2000', dir: 'auto', 'data-describe': file.name, 'data-keep': `file/${file.name}`, placeholder: words['media.without'], 'aria-label': say('files.alt', { name: file.name }) })));
+    make('td', {}, make('input', { value: file.alt, maxlength: '2000', dir: 'auto', 'data-describe': file.name, 'data-keep': `file/${file.name}`, 'data-sends': true, placeholder: words['media.without'], 'aria-label': say('files.alt', { name: file.name }) })));
 }
 
 function choose(files) {
@@ -90,9 +90,6 @@ const dropZone = find('.files .drop');
 desk.addEventListener('change', (event) => {
   if (event.target.name === 'media') choose(event.target.files);
   else if (event.target.dataset.describe !== undefined) describeFile(event.target);
-});
-desk.addEventListener('keydown', (event) => { // a text that was given back is sent by Enter
-  if (event.key === 'Enter' && event.target.dataset.describe !== undefined && keptText(event.target.dataset.keep)) describeFile(event.target);
 });
 desk.addEventListener('submit', (event) => { if (event.target.dataset.form === 'files') addFiles(event.target); });
 desk.addEventListener('click', (event) => { if (event.target.closest('[data-more-files]')) showFiles(lastName); });

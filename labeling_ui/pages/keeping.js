@@ -34,7 +34,8 @@ function keepField(field) {
 
 const keptFields = (root) => [...root.querySelectorAll('[data-keep]')];
 
-// Texts that were typed into these fields and not sent; beside each a button that discards it.
+// Texts that were typed into these fields and not sent; beside each a button that discards it. A field with `data-sends` sends
+// itself when it changes: it gets a button for that, since a browser reports no change of a text that it did not see typed.
 function giveBack(root) {
   for (const field of keptFields(root)) {
     const text = keptText(field.dataset.keep);
@@ -46,7 +47,9 @@ function giveBack(root) {
     field.hidden = false;
     field.closest('details')?.setAttribute('open', '');
     const drop = make('button', { type: 'button', class: 'plain', 'data-drop': true }, words['kept.drop']);
-    place.after(make('span', { class: 'note kept', role: 'status' }, words.kept, ' ', drop));
+    const send = field.dataset.sends === undefined ? null : make('button', { type: 'button', class: 'plain', 'data-send': true }, words['kept.send']);
+    place.after(make('span', { class: 'note kept', role: 'status' }, words.kept, ' ', send, drop));
+    send?.addEventListener('click', () => field.dispatchEvent(new Event('change', { bubbles: true })));
     drop.addEventListener('click', () => { sent(field); field.value = field.defaultValue; field.focus(); });
   }
 }

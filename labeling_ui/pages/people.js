@@ -62,6 +62,7 @@ async function showPay(form) {
   const report = await change(`/api/lead/work?${about}`, 'GET');
   if (!report) return;
   warn('');
+  sent(form);
   const rate = Number(form.elements.rate.value);
   const byRater = {};
   for (const row of report.work) (byRater[row.rater_id] ||= []).push(row);

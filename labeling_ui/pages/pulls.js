@@ -11,7 +11,8 @@ function pullReport(one) {
   const head = make('tr', {}, ...['pulls.pair', 'pulls.pull', 'pulls.raters'].map((name) => make('th', { scope: 'col' }, words[name])));
   const table = make('table', { class: 'plain-table', 'aria-label': words.pulls }, make('thead', {}, head), make('tbody', {}, ...one.rows.map(pullRow)));
   return make('div', { class: 'report' },
-    make('p', {}, counted),
+    one.problem ? make('p', { class: 'note late', role: 'status' }, say('pulls.problem', { report: one.report, problem: one.problem })) : '',
+    one.pairs ? make('p', {}, counted) : '',
     one.rows.length ? make('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': words.pulls }, table) : '',
     one.raters.length ? make('h3', {}, words['pulls.by']) : '',
     ...one.raters.map((rater) => interval(nameOf(rater.rater), rater, percent)));

@@ -10,14 +10,14 @@ they were rejected or given anew, are no longer listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
 from labeling_ui.database.schema import ITEMS, JUDGMENTS, PAIRS
-from labeling_ui.quality.pull_reports import PairPull, PullReport
+from labeling_ui.quality.pull_reports import PairPull, ShownReport
 from labeling_ui.store.pairs.campaign import IDS_AT_ONCE
 from labeling_ui.store.pairs.items import beginning_of
 from labeling_ui.store.store import Store
@@ -44,20 +44,22 @@ class LivePulls:
     """The reports' pairs in one store, with their present votes."""
 
     store: Store
-    reports: Sequence[PullReport]
-    _read: tuple[str, list[dict[str, Any]]] | None = field(default=None)
-    """the event log's head, and what was read then"""
+    reports: Callable[[], tuple[ShownReport, ...]]
+    """the same tuple as long as no report has changed"""
+    _read: tuple[str, tuple[ShownReport, ...], list[dict[str, Any]]] | None = field(default=None)
+    """the event log's head, the reports, and what was read then"""
 
     def __call__(self) -> list[dict[str, Any]]:
         """Each report: its strongest pairs against the rest, and each rater's share of pairs that pull so."""
-        if not self.reports:
+        reports = self.reports()
+        if not reports:
             return []
         head = self.store.head()
-        if self._read is None or self._read[0] != head:
-            ids = [one.pair_id for report in self.reports for one in report.rows if one.pair_id is not None]
+        if self._read is None or self._read[0] != head or self._read[1] is not reports:
+            ids = [one.pair_id for shown in reports for one in shown.report.rows if one.pair_id is not None]
             judged = dict(_judged(self.store, list(dict.fromkeys(ids))))
-            self._read = head, [_as_json(report, judged) for report in self.reports]
-        return self._read[1]
+            self._read = head, reports, [_as_json(shown, judged) for shown in reports]
+        return self._read[2]
 
 
 def _judged(store: Store, ids: Sequence[str]) -> Iterator[tuple[str, _Judged]]:
@@ -101,7 +103,8 @@ def _supporters(item: Any, votes: Sequence[Any]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _as_json(report: PullReport, judged: Mapping[str, _Judged]) -> dict[str, Any]:
+def _as_json(shown: ShownReport, judged: Mapping[str, _Judged]) -> dict[str, Any]:
+    report = shown.report
     rows: list[dict[str, Any]] = []
     signs: dict[str, list[bool]] = {}
     against = 0
@@ -117,6 +120,7 @@ def _as_json(report: PullReport, judged: Mapping[str, _Judged]) -> dict[str, Any
             rows.append({"item_id": pair.item_id, "prompt": pair.prompt, "pull": one.pull, "raters": list(raters)})
     return {
         "report": report.folder,
+        "problem": shown.problem,
         "pairs": len(report.rows),
         "against": against,
         "rows": rows,

@@ -43,7 +43,7 @@ from labeling_ui.store.figures import audit, exported
 from labeling_ui.store.figures import progress as counts
 from labeling_ui.store.figures.audit import AuditEntry
 from labeling_ui.store.figures.exported import SinceExport
-from labeling_ui.store.figures.progress import BatchProgress, PastJudgment, Progress, Work
+from labeling_ui.store.figures.progress import BatchProgress, PastJudgment, Work
 from labeling_ui.store.leads import adjudication, documents, erasing, finding, rejecting
 from labeling_ui.store.leads.adjudication import Dispute, DisputeOpened, Feedback
 from labeling_ui.store.leads.documents import ConsentWithdrawn, Document, Publication
@@ -735,10 +735,10 @@ class Store(TransactionalStore):
 
     # --- counts -------------------------------------------------------------------------------------------------------
 
-    def progress(self, rater_id: str) -> Progress:
-        """Progress of the rater and the campaign."""
-        with self.reading() as connection:
-            return counts.progress(connection, rater_id)
+    def judged_by(self, rater_id: str) -> int:
+        """Number of a rater's current judgments."""
+        with self.glancing() as connection:
+            return counts.judged_by(connection, rater_id)
 
     def work_since(self, rater_id: str, since_ms: int) -> Work:
         """A rater's work since the hour that contains `since_ms`."""

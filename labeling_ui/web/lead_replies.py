@@ -530,6 +530,8 @@ class PullsFound(Reply):
     """A reward model's report on its training pairs, and what of it is still in the campaign."""
 
     report: str
+    problem: str
+    """why the report, or the configuration that names the reports, could not be read again"""
     pairs: int
     """of the report"""
     against: int

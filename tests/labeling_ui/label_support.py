@@ -104,6 +104,7 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         "TABLE media_files",
         "TABLE mail_addresses",
         "INDEX events_notes",
+        *(f"INDEX {one}" for one in ("events_pairs_added", "items_disputed_in_order", "items_untouched", "items_ids")),
         *(f"INDEX {one}" for one in indices),
     ):
         connection.execute(f"DROP {statement}")

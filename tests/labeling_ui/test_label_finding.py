@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from label_support import answer, before_withdrawals, make_pair, open_store
 
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.words import phrases_of, words_of
+from labeling_ui.steering import difference_lines
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.figures import progress
+from labeling_ui.store.leads import notes
 from labeling_ui.store.leads.finding import Search
 from labeling_ui.store.leads.rejecting import Selection
-from labeling_ui.store.pairs.campaign import BatchChange
+from labeling_ui.store.pairs.campaign import Batch, BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.records import Judgment, Pair
@@ -211,23 +214,70 @@ def test_words() -> None:
     assert words_of("y" * 100) == ["y" * 60]
 
 
+@contextmanager
+def plans_of(store: Store) -> Iterator[list[str]]:
+    """SQLite's plans of the statements that are run meanwhile."""
+    asked: list[tuple[str, Any]] = []
+    plans: list[str] = []
+
+    def ask(_connection: Any, _cursor: Any, text: str, given: Any, *_: Any) -> None:
+        asked.append((text, given))
+
+    sa.event.listen(store.engine, "before_cursor_execute", ask)
+    yield plans
+    sa.event.remove(store.engine, "before_cursor_execute", ask)
+    with store.reading() as connection:
+        for text, given in asked:
+            if text.lstrip().startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+                plans += [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given)]
+
+
 def test_the_dashboard_reads_all_items_once_and_no_judgment_with_a_vote(tmp_path: Path) -> None:
     """By SQLite's own plans: in a store of a million judgments, each pass more takes a tenth of a second."""
     store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=2)
-    asked: list[tuple[str, Any]] = []
-    with store.reading() as connection:
-        sa.event.listen(
-            connection, "before_cursor_execute", lambda _c, _k, text, given, *_: asked.append((text, given))
-        )
+    with plans_of(store) as plans, store.reading() as connection:
         progress.status(connection)
         progress.judged_since(connection, 0)
         progress.judged_by_day(connection)
-        plans = [
-            row.detail
-            for text, given in list(asked)
-            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given)
-        ]
     assert len(plans) > 15
     assert len([one for one in plans if one == "SCAN items"]) == 1
     of_judgments = {one for one in plans if one.startswith("SCAN judgments")}
     assert of_judgments == {"SCAN judgments USING INDEX judgments_without_vote"}
+
+
+@pytest.mark.parametrize(
+    ("search", "step"),
+    [
+        (Search(agreement="side"), "SEARCH items USING INDEX items_disputed_in_order (disputed=? AND position>?)"),
+        (Search(state="unjudged"), "SEARCH items USING INDEX items_untouched (position>?)"),
+        (Search(id="r-2"), "SEARCH items USING INDEX items_ids (position>?)"),
+        (Search(rater="r1"), "SEARCH items USING INDEX sqlite_autoindex_items_1 (id=?)"),
+        (Search(text="first"), "SCAN item_words VIRTUAL TABLE INDEX 64:M1>"),
+        (Search(text="first", agreement="side"), "SCAN item_words VIRTUAL TABLE INDEX 64:M1>"),
+    ],
+)
+def test_a_search_reads_what_it_finds(tmp_path: Path, search: Search, step: str) -> None:
+    """By SQLite's own plans: no pass over all items that are sorted or asked one by one, and one over a word's matches,
+    which takes longer than all the rest for a common word."""
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=2)
+    with plans_of(store) as plans:
+        store.find(search)
+    assert plans.count(step) >= 1
+    assert len([one for one in plans if "item_words" in one]) == (1 if search.text else 0)
+    assert not any(one.startswith("SCAN items") for one in plans)
+
+
+def test_neither_a_servers_start_nor_a_message_reads_the_whole_log(tmp_path: Path) -> None:
+    """By SQLite's own plans: a store of a million judgments has two million events."""
+    pairs = [make_pair(n) for n in range(3)]
+    store = open_store(tmp_path, pairs, raters=1)
+    held = store.claim("r0")
+    assert held is not None
+    with plans_of(store) as plans:
+        assert store.pairs_absent("test", ["pair-0", "pair-1"]) == ["pair-2"]
+        assert difference_lines(store, "test", pairs, Batch("", 0, "", 1)) == []
+        assert store.sources_of_single_answers() == set()
+        store.transact(lambda tx: notes.write(tx, held.item_id, "r0", "r0", "is 7 right?"))
+    assert {one for one in plans if "SCAN events" in one} == {
+        "SCAN events USING INDEX events_pairs_added", "SCAN events USING INDEX events_notes",
+    }  # fmt: skip

@@ -139,8 +139,15 @@ def steer(site: Site, page: Any) -> None:
     page.fill("[data-field='priority/']", "101")
     press(page, "Tab")
     assert site.store.batches()[0].priority == 0, "it is refused in the page"
+    page.evaluate(HOLD, "/api/lead/batches?name=")
     page.fill("[data-field='priority/']", "7")
     press(page, "Tab")
+    page.keyboard.type("law")  # while the priority is on its way: the table is then drawn again
+    page.evaluate("window.fetch = plainFetch; for (const send of held) send();")
+    page.wait_for_function("document.querySelector(`[data-field='priority/']`).defaultValue === '7'")
+    assert page.input_value("[data-field='pool/']:focus") == "law"
+    assert site.store.batches()[0].pool == "", "it has not been sent"
+    page.fill("[data-field='pool/']", "")
     for words in ("Resume", "Pause"):
         page.click("[data-batch='']")
         page.wait_for_selector(f"[data-batch=''] >> text={words}")
@@ -255,12 +262,23 @@ def test_raters_are_told_apart_and_sorted_by_keys(site: Site) -> None:
     assert set(columns) - set(explained) == {"Rater", "Judged", "Access"}
 
 
+def listed_pulls(page: Any) -> dict[str, str]:
+    """The pairs on the overview that pull against the rest, and whose judgments they are."""
+    rows = page.locator(".pulls tbody tr").all()
+    return {
+        row.locator("[data-pulled]").get_attribute("title").removeprefix("Open "): row.locator("td").last.text_content()
+        for row in rows
+    }
+
+
 def test_a_lead_finds_a_bad_raters_work_and_has_it_done_again(site: Site) -> None:
     judge_everything(site.store)
     chiara = next(one.id for one in site.store.raters() if one.name == "Chiara")
     page = site.page("Zoe", "/lead/")
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.wait_for_selector(".pulls [data-pulled]")
+    assert listed_pulls(page) == {"pair-2": "Ada, Bruno", "pair-5": "Chiara"}
     page.click("button[data-view=items]")
     page.wait_for_function("document.querySelectorAll('.found button').length === 8")
     page.select_option(".filters [name=agreement]", "side")
@@ -288,6 +306,9 @@ def test_a_lead_finds_a_bad_raters_work_and_has_it_done_again(site: Site) -> Non
     page.click("[data-reject]")
     page.wait_for_function("document.querySelectorAll('.person .rejected').length === 8")
     assert site.store.status()["judgments"] == {"human": 16}
+    page.wait_for_function("document.querySelectorAll('.pulls [data-pulled]').length === 1")
+    assert listed_pulls(page) == {"pair-2": "Ada, Bruno"}, "nobody stands for the other pair any more"
+    assert "Chiara" not in page.locator(".pulls").text_content()
     page.click("button[data-view=items]")
     page.click(".filters [type=reset]")
     page.wait_for_function("document.querySelectorAll('.found button').length === 8")

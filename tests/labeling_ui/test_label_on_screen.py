@@ -184,7 +184,7 @@ def test_a_rater_and_a_lead_write_about_a_pair(site: Site, axe: str) -> None:  #
     lead.wait_for_selector(".desk[aria-busy=false]")
     assert lead.locator(".notes .kept").count() == 0
     lead.click("button[data-view=documents]")
-    lead.click(".kept button")  # the guidelines, which have not been sent, are discarded
+    lead.click("[data-form=document] .kept button")  # the guidelines, which have not been sent, are discarded
     assert lead.input_value("[data-form=document] textarea") == "Be fair."
     page.reload()
     page.wait_for_selector("[data-open=work].new")
@@ -214,8 +214,17 @@ def lead_item(page: Any) -> str:
 
 
 def what_is_typed_outlives_the_session(lead: Any, axe: str) -> None:  # noqa: F811
-    """A lead types an answer and guidelines; the session ends, and the next login brings both back."""
+    """A lead types in five views; the session ends, and the next login brings all of it back."""
     lead.fill(".notes .thread textarea", "Seven.")
+    typed = {
+        "raters": ("[data-form=pay] [name=rate]", "12.5"),
+        "disputes": ("[data-form=sample] [name=count]", "33"),
+        "batches": ("[data-field='priority/']", "101"),
+    }
+    for view, (field, text) in typed.items():
+        lead.click(f"button[data-view={view}]")
+        lead.fill(field, text)
+    press(lead, "Tab")  # the page refuses a priority above 100
     lead.click("button[data-view=documents]")
     lead.wait_for_function("!document.querySelector('[data-form=document] textarea').readOnly")
     lead.fill("[data-form=document] textarea", "Be fair, and \u05d4\u05d5\u05d2\u05df.\n")
@@ -234,6 +243,13 @@ def what_is_typed_outlives_the_session(lead: Any, axe: str) -> None:  # noqa: F8
     lead.wait_for_selector(".kept:visible")
     assert lead.input_value("[data-form=document] textarea") == "Be fair, and \u05d4\u05d5\u05d2\u05df.\n"
     assert faults_of_both(lead, axe) == []
+    for view, (field, text) in typed.items():
+        lead.click(f"button[data-view={view}]")
+        lead.wait_for_selector(f"[data-for={view}] .kept")
+        assert lead.input_value(field) == text
+    assert faults_of_both(lead, axe) == []
+    lead.click(".batches .kept [data-drop]")
+    assert lead.input_value("[data-field='priority/']") == "0"
     lead.click("button[data-view=overview]")
     lead.wait_for_selector(".notes .thread textarea")
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from label_support import make_pair, open_store, tiebreak, write_reward_report
 from support import write_config, write_rows
 from test_label_duels import judge_all
 
-from labeling_ui.quality.pull_reports import read_pull_report
+from labeling_ui.quality.pull_reports import PullReports
 from labeling_ui.quality.pulls import MOST_SHOWN, LivePulls
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.leads.rejecting import Selection
+from tiebreak.errors import ConfigError
 
 FIRST, SECOND = "first answer", "second answer"
 
@@ -41,7 +44,7 @@ def test_raters_answer_for_the_pairs_whose_chosen_answer_they_prefer(tmp_path: P
             row(9, -9.0, FIRST),
         ],
     )
-    live = LivePulls(store, [read_pull_report(str(report))])
+    live = LivePulls(store, PullReports([str(report)]))
     [found] = live()
     assert [(one["item_id"], one["pull"], one["raters"]) for one in found["rows"]] == [
         ("pair-3", -4.0, ["r0", "r1"]),
@@ -68,7 +71,7 @@ def test_a_ranked_or_edited_answer_is_its_raters_of_the_report(tmp_path: Path) -
     store.submit("r0", Submission(client_id="c", pair_id=given.item_id, ranking=ranking))
     store.add_pairs([make_pair(1)], overlap=1, seed=0, source="u", source_id="u")
     report = write_reward_report(tmp_path / "report", [row(0, -1.0, FIRST), row(1, -0.5, "an edited text")])
-    [found] = LivePulls(store, [read_pull_report(str(report))])()
+    [found] = LivePulls(store, PullReports([str(report)]))()
     assert [one["raters"] for one in found["rows"]] == [["r0", "r1", "r2"]] * 2
 
 
@@ -77,10 +80,48 @@ def test_only_the_strongest_are_listed_and_all_are_counted(tmp_path: Path) -> No
     store = open_store(tmp_path, [make_pair(n) for n in range(count)])
     judge_all(store, "r0", 1)
     report = write_reward_report(tmp_path / "report", [row(n, -1.0 - n, FIRST) for n in range(count)])
-    [found] = LivePulls(store, [read_pull_report(str(report))])()
+    [found] = LivePulls(store, PullReports([str(report)]))()
     assert [one["pull"] for one in found["rows"]] == [-1.0 - n for n in range(count - 1, 4, -1)]
     assert found["against"] == count
-    assert LivePulls(store, [])() == []
+    assert LivePulls(store, PullReports())() == []
+
+
+def test_a_new_report_is_read_without_a_restart(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)])
+    judge_all(store, "r0", 1)
+    first, second = (tmp_path / name for name in ("first", "second"))
+    config = tmp_path / "label.yaml"
+
+    def name_reports(*folders: Path) -> None:
+        config.write_text(yaml.safe_dump({"reward_reports": [str(folder) for folder in folders]}))
+
+    def read_names() -> list[str]:
+        try:
+            found: list[str] = yaml.safe_load(config.read_text())["reward_reports"]
+        except yaml.YAMLError as error:
+            raise ConfigError("label.yaml: not YAML") from error
+        return found
+
+    name_reports(first)
+    write_reward_report(first, [row(0, -1.0, FIRST)])
+    live = LivePulls(store, PullReports([str(first)], config, read_names))
+
+    def listed() -> list[tuple[list[str], str]]:
+        return [([one["item_id"] for one in found["rows"]], found["problem"][:18]) for found in live()]
+
+    assert listed() == [(["pair-0"], "")]
+    shutil.rmtree(first)
+    assert listed() == [(["pair-0"], "no finished run in")], "the earlier one stays until there is another"
+    write_reward_report(first, [row(1, -1.0, FIRST)])
+    assert listed() == [(["pair-1"], "")]
+    write_reward_report(second, [row(2, -1.0, FIRST)])
+    assert listed() == [(["pair-1"], "")]
+    name_reports(first, second)
+    assert listed() == [(["pair-1"], ""), (["pair-2"], "")]
+    config.write_text("reward_reports: [")
+    assert listed()[2] == ([], "label.yaml: not YA")
+    name_reports(second)
+    assert listed() == [(["pair-2"], "")]
 
 
 @pytest.mark.parametrize(

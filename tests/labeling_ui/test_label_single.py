@@ -112,7 +112,7 @@ def test_a_rater_is_stopped_by_single_answers_too(tmp_path: Path) -> None:
         if store.standing("r0") == "" and (given := store.claim("r0")) is not None:
             assess(store, "r0", given.item_id, "medicine", seconds_active=float(n))
     assert store.standing("r0") == "stopped"
-    assert store.progress("r0").done == 5
+    assert store.judged_by("r0") == 5
     store.close()
 
 

@@ -796,6 +796,7 @@ class PullsFound(TypedDict):
     """A reward model's report on its training pairs, and what of it is still in the campaign."""
 
     report: str
+    problem: str
     pairs: int
     against: int
     rows: list[PairAgainstTheRest]

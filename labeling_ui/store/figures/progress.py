@@ -44,17 +44,6 @@ DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Progress of one rater and of the whole campaign."""
-
-    done: int
-    judged: int
-    wanted: int
-    available: int
-    """items that this rater can still get"""
-
-
-@dataclass(frozen=True)
 class BatchProgress:
     """A batch's pairs and single answers, and the judgments it has and wants; without withdrawn ones, gold and repeats."""
 
@@ -91,18 +80,9 @@ class PastJudgment:
     """beginning of the conversation's last message"""
 
 
-def progress(connection: Connection, rater_id: str) -> Progress:
-    """Progress of the rater and the campaign."""
-    rater = connection.execute(sa.select(RATERS.c.judged, RATERS.c.pool).where(RATERS.c.id == rater_id)).first()
-    done, pool = (rater.judged, rater.pool) if rater else (0, "")
-    free = sa.and_(ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.offered == 1)
-    open_to_all = _count(connection, sa.select(ITEMS.c.id).where(free, ITEMS.c.pool.in_({"", pool})))
-    mine = sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.rater_id == rater_id)
-    held = _count(connection, mine.where(ASSIGNMENTS.c.state == "open"))
-    had = mine.join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id).where(
-        free, ASSIGNMENTS.c.state != "lapsed", ASSIGNMENTS.c.occasion == 0
-    )
-    return Progress(done, judged(connection), wanted(connection), open_to_all - _count(connection, had) + held)
+def judged_by(connection: Connection, rater_id: str) -> int:
+    """Number of a rater's current judgments."""
+    return connection.scalar(sa.select(RATERS.c.judged).where(RATERS.c.id == rater_id)) or 0
 
 
 def judged(connection: Connection) -> int:
@@ -120,13 +100,6 @@ def judged_by_kind(connection: Connection) -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if count}
 
 
-def wanted(connection: Connection) -> int:
-    """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far. The rest of a lot
-    under inspection is needed once its sample has failed."""
-    every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap)).where(_IN_CAMPAIGN, *_seen(connection))) or 0
-    return _with_gold_and_repeats(connection, every)
-
-
 def _seen(connection: Connection) -> list[sa.ColumnElement[bool]]:
     """The condition that leaves out the rest of lots under inspection, if there are any."""
     unseen = [one.rest for one in inspections(connection).values() if one.passed is not False]
@@ -134,6 +107,8 @@ def _seen(connection: Connection) -> list[sa.ColumnElement[bool]]:
 
 
 def _with_gold_and_repeats(connection: Connection, every: int) -> int:
+    """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far. The rest of a lot
+    under inspection is needed once its sample has failed."""
     of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(_IS_GOLD, _IN_CAMPAIGN)
     again = sa.select(ASSIGNMENTS.c.id).join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id).where(_IN_CAMPAIGN)
     repeats = _count(connection, again.where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))

@@ -173,7 +173,7 @@ class ItemOpened:
 
 def find(connection: Connection, search: Search, *, after: int = -1, limit: int = 50) -> SearchPage:
     """A page of the items that a search finds, in campaign order."""
-    wanted = _conditions(search)
+    wanted = _conditions(connection, search)
     if matching(connection, search.text, after, None) is not None:
         ids, following = _with_text(connection, search.text, wanted, after, limit)
     else:
@@ -200,26 +200,36 @@ def _with_text(
     while True:
         matches = matching(connection, text, last, chunk)
         assert matches is not None
-        found = matches.subquery()
-        counted = connection.execute(sa.select(sa.func.count(), sa.func.max(found.c.position)).select_from(found)).one()
-        query = sa.select(ITEMS.c.id, ITEMS.c.position).where(
-            ITEMS.c.position.in_(sa.select(found.c.position)), *wanted
-        )
-        rows = connection.execute(query.order_by(ITEMS.c.position).limit(limit + 1 - len(ids))).all()
-        ids += [row.id for row in rows]
+        rows, (final, count) = _among(connection, matches.cte("found"), wanted, limit + 1 - len(ids))
+        ids += rows
         if len(ids) > limit:
             return ids[:limit], _position(connection, ids[limit - 1])
-        if chunk is None or counted[0] < chunk:
+        if chunk is None or count < chunk:
             return ids, None
-        chunk, last = 4 * chunk, counted[1]
+        chunk, last = 4 * chunk, final
+
+
+def _among(
+    connection: Connection, found: sa.CTE, wanted: list[sa.ColumnElement[bool]], limit: int
+) -> tuple[list[str], tuple[int, int]]:
+    """The wanted items among the matches of a text, in order; the last match and their number. In one statement: finding
+    the matches of a common word takes longer than all the rest."""
+    among = ITEMS.c.position.in_(sa.select(found.c.position))
+    query = sa.select(ITEMS.c.id, ITEMS.c.position).where(among, *wanted)
+    hits = query.order_by(ITEMS.c.position).limit(limit).subquery()
+    ends = sa.select(sa.cast(sa.null(), sa.String), sa.func.max(found.c.position), sa.func.count()).select_from(found)
+    both = sa.union_all(sa.select(hits.c.id, hits.c.position, sa.literal_column("0")), ends)
+    rows = sorted(connection.execute(both), key=lambda row: (row[0] is None, row[1]))
+    return [row[0] for row in rows[:-1]], (rows[-1][1], rows[-1][2])
 
 
 def _position(connection: Connection, item_id: str) -> int:
     return int(connection.scalar(sa.select(ITEMS.c.position).where(ITEMS.c.id == item_id)) or 0)
 
 
-def _conditions(search: Search) -> list[sa.ColumnElement[bool]]:
-    wanted: list[sa.ColumnElement[bool]] = [ITEMS.c.withdrawn == int(search.state == "withdrawn")]
+def _conditions(connection: Connection, search: Search) -> list[sa.ColumnElement[bool]]:
+    withdrawn = sa.literal_column("1" if search.state == "withdrawn" else "0")  # as the indexes have it
+    wanted: list[sa.ColumnElement[bool]] = [ITEMS.c.withdrawn == withdrawn]
     if search.id:
         wanted.append(ITEMS.c.id.contains(search.id, autoescape=True))
     if search.batch is not None:
@@ -234,14 +244,21 @@ def _conditions(search: Search) -> list[sa.ColumnElement[bool]]:
         )
         wanted.append(ITEMS.c.id.in_(flagged))
     if search.rater:
-        theirs = sa.select(JUDGMENTS.c.id).where(
-            JUDGMENTS.c.rater_id == search.rater, JUDGMENTS.c.item_id == ITEMS.c.id
-        )
-        wanted.append(theirs.where(*_voted(search.answer)).exists())
+        wanted.append(_judged_by(connection, search))
     elif search.answer:
         counts = {"first": ITEMS.c.for_first, "second": ITEMS.c.for_second, "neither": ITEMS.c.for_neither}
         wanted.append(counts.get(search.answer, ITEMS.c.skips) > 0)
     return [*wanted, *_agreeing(search.agreement), *_in_state(search.state)]
+
+
+def _judged_by(connection: Connection, search: Search) -> sa.ColumnElement[bool]:
+    """Items that the rater has judged, so if an answer is asked for: looked up where they are few, since otherwise every
+    item is asked for a judgment of theirs."""
+    theirs = sa.select(JUDGMENTS.c.item_id).where(JUDGMENTS.c.rater_id == search.rater, *_voted(search.answer))
+    few = connection.scalars(theirs.limit(FEW + 1)).all()
+    if len(few) <= FEW:
+        return ITEMS.c.id.in_(sorted(set(few)))
+    return theirs.where(JUDGMENTS.c.item_id == ITEMS.c.id).exists()
 
 
 def _voted(answer: str) -> list[sa.ColumnElement[bool]]:
@@ -263,7 +280,7 @@ def _agreeing(agreement: str) -> list[sa.ColumnElement[bool]]:
 
 def _in_state(state: str) -> list[sa.ColumnElement[bool]]:
     by_state = {
-        "unjudged": sa.and_(_VOTES == 0, ITEMS.c.taken == 0),
+        "unjudged": sa.and_(_VOTES == 0, ITEMS.c.taken == sa.literal_column("0")),
         "open": sa.and_(ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.offered == 1),
         "full": ITEMS.c.taken >= ITEMS.c.overlap,
         "gold": ITEMS.c.id.in_(sa.select(GOLD.c.item_id)),

@@ -465,10 +465,16 @@ def insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, source: So
     tx.event("pairs_added", payload={**facts, "source_id": source.id})
 
 
+def additions(connection: sa.Connection) -> list[dict[str, Any]]:
+    """What was added to the campaign when: the position of the first pair, how many there were, and their source's id."""
+    # The words of the index's condition: a parameter would have SQLite read the whole log.
+    added = sa.select(EVENTS.c.payload).where(EVENTS.c.kind == sa.literal_column("'pairs_added'"))
+    return [json.loads(payload) for payload in connection.scalars(added.order_by(EVENTS.c.seq))]
+
+
 def sources_of_single_answers(connection: sa.Connection) -> set[str]:
     """The ids of the sources whose rows are single answers."""
-    added = sa.select(EVENTS.c.payload).where(EVENTS.c.kind == "pairs_added").order_by(EVENTS.c.seq)
-    firsts = {payload["first"]: payload["source_id"] for payload in map(json.loads, connection.scalars(added))}
+    firsts = {added["first"]: added["source_id"] for added in additions(connection)}
     query = sa.select(PAIRS.c.position).join(ITEMS, ITEMS.c.pair_id == PAIRS.c.id).where(ITEMS.c.second_id.is_(None))
     return {firsts[position] for position in connection.scalars(query) if position in firsts}
 

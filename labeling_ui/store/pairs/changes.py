@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import ASSIGNMENTS, EVENTS, GOLD, ITEMS, PAIRS, SETTINGS, WITHDRAWALS
+from labeling_ui.database.schema import ASSIGNMENTS, GOLD, ITEMS, PAIRS, SETTINGS, WITHDRAWALS
 from labeling_ui.store.pairs.campaign import (
     CONVERSATIONS,
     CORRECTIONS,
@@ -26,6 +26,7 @@ from labeling_ui.store.pairs.campaign import (
     Batch,
     BatchChange,
     Source,
+    additions,
     check_id,
     find_batch,
     insert_pairs,
@@ -253,10 +254,9 @@ def pairs_absent(connection: sa.Connection, source: str, pair_ids: Collection[st
     gone = {one.pair_id for one in withdrawals(connection)}
     kept = {present_ids(connection).get(pair_id, pair_id) for pair_id in pair_ids}
     absent: list[str] = []
-    added = sa.select(EVENTS.c.payload).where(EVENTS.c.kind == "pairs_added").order_by(EVENTS.c.seq)
-    for payload in [json.loads(text) for text in connection.scalars(added)]:
-        if payload["source_id"] in identities:
-            between = PAIRS.c.position.between(payload["first"], payload["first"] + payload["count"] - 1)
+    for added in additions(connection):
+        if added["source_id"] in identities:
+            between = PAIRS.c.position.between(added["first"], added["first"] + added["count"] - 1)
             ids = connection.scalars(sa.select(PAIRS.c.id).where(between).order_by(PAIRS.c.position))
             absent += [pair_id for pair_id in ids if pair_id not in gone and pair_id not in kept]
     return absent

@@ -377,7 +377,7 @@ def who_am_i(
         "consent_version": desk.terms("consent")[1],
         "consent_given": desk.has_accepted(rater.id, "consent"),
         "consent_withdrawn": desk.has_withdrawn(rater.id),
-        "progress": {"done": store.progress(rater.id).done, "goal_per_day": desk.page.goal_per_day},
+        "progress": {"done": store.judged_by(rater.id), "goal_per_day": desk.page.goal_per_day},
         "today": _as_json(store.work_since(rater.id, today)),
         "all": _as_json(store.work_since(rater.id, 0)),
         "gold_agreement": _gold_agreement(desk, rater.id),
