@@ -119,10 +119,15 @@ function keep(key, text, place = storage) {
 
 const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
 
-// A name in letters of the other direction than the page's: isolated, so that it does not turn the words around it.
+const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g; // characters that turn the text behind them
+
+// A name in letters of the other direction than the page's, or with characters that turn text: isolated, so that it does not
+// turn the words around it.
 function isolated(value) {
-  const turns = typeof value === 'string' && /\p{L}/u.test(value) && RIGHT_TO_LEFT.test(value) !== (desk.dir === 'rtl');
-  return turns ? `\u2068${value}\u2069` : value;
+  if (typeof value !== 'string') return value;
+  const plain = value.replace(TURNING, '');
+  const turns = /\p{L}/u.test(plain) && RIGHT_TO_LEFT.test(plain) !== (desk.dir === 'rtl');
+  return turns ? `\u2068${plain}\u2069` : plain;
 }
 
 // The words under `key`, with {name} filled in.

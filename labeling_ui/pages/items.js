@@ -77,6 +77,7 @@ let pending = {}; // filters of the address, until the lists that they choose fr
 function openAddress(hash) {
   const values = Object.fromEntries(new URLSearchParams(hash.slice(1)));
   if (values.view !== 'items') return false;
+  for (const field of filters.elements) if (field.name) field.value = '';
   pending = values;
   view('items');
   if (values.item) openItem(values.item);
@@ -101,7 +102,7 @@ function foundRow(one) {
     make('button', { type: 'button', 'data-item': one.item_id, 'aria-current': String(Boolean(item && item.item_id === one.item_id)) },
       make('span', { class: 'asked', dir: 'auto' }, one.prompt || one.item_id),
       isSingle ? null : make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((n) => make('i', { style: `flex:${n}` }))),
-      make('span', { class: 'note' }, [one.item_id, one.batch, counted, one.skips ? say('items.skips', { n: one.skips }) : '', ...marks].filter(Boolean).join(' · '))));
+      make('span', { class: 'note' }, [isolated(one.item_id), isolated(one.batch), counted, one.skips ? say('items.skips', { n: one.skips }) : '', ...marks].filter(Boolean).join(' · '))));
 }
 
 function showPicked() {
@@ -145,7 +146,7 @@ function drawItem() {
   const ranking = item.task !== 'pair';
   const choose = (value, text) => make('option', { value, selected: goldValue() === value }, text);
   refill(find('.item'),
-    make('header', {}, make('h2', {}, item.item_id), make('span', { class: 'note' }, [item.batch, item.withdrawn && `${words['items.state.withdrawn']}: ${item.withdrawn_why || '–'}`].filter(Boolean).join(' · '))),
+    make('header', {}, make('h2', {}, item.item_id), make('span', { class: 'note' }, [isolated(item.batch), item.withdrawn && `${words['items.state.withdrawn']}: ${isolated(item.withdrawn_why) || '–'}`].filter(Boolean).join(' · '))),
     make('div', { class: 'turns', tabindex: '0', role: 'group', 'aria-label': words.prompt }, ...item.messages.map((message) => make('div', { class: 'turn' },
       make('span', { class: 'who' }, words[message.role]), make('div', { class: 'text', dir: 'auto', html: message.html })))),
     make('div', { class: 'sides' }, ...item.completions.map((one, n) => make('div', { class: ranking ? '' : ['side-left', 'side-right'][n], tabindex: '0', role: 'group', 'aria-label': say('answer', { letter: LETTERS[n] }) },
@@ -262,7 +263,7 @@ const timeOf = (ms) => new Date(ms).toLocaleString(words.language, { dateStyle: 
 function happened(one) {
   const answer = one.judgment ? describe(one.judgment, item.completions[0].id) : '';
   const note = letterOf(one.note) || one.note;
-  return make('li', {}, make('span', { class: 'note' }, timeOf(one.at_ms)), ` ${[one.rater_id && nameOf(one.rater_id), words[`event.${one.kind}`] || one.kind].filter(Boolean).join(' ')}`, [answer, note].filter(Boolean).length ? `: ${[answer, note].filter(Boolean).join(' · ')}` : '');
+  return make('li', {}, make('span', { class: 'note' }, timeOf(one.at_ms)), ` ${[one.rater_id && nameOf(one.rater_id), words[`event.${one.kind}`] || one.kind].filter(Boolean).join(' ')}`, [answer, note].filter(Boolean).length ? `: ${[answer, isolated(note)].filter(Boolean).join(' · ')}` : '');
 }
 
 // --- one rater

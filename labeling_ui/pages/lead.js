@@ -419,9 +419,17 @@ async function begin() {
   names = Object.fromEntries((await call('/api/lead/raters')).map((rater) => [rater.id, rater]));
   giveBack(desk);
   const { hash } = window.location; // read now: a view that was chosen meanwhile stays
-  const wanted = new URLSearchParams(hash.slice(1)).get('view') || '';
-  if (!openAddress(hash)) view(find(`.views [data-view="${CSS.escape(wanted)}"]`) ? wanted : 'overview');
+  showAddress(hash);
   await refresh();
 }
+
+// The view that an address names, after #.
+function showAddress(hash) {
+  const wanted = new URLSearchParams(hash.slice(1)).get('view') || '';
+  if (!openAddress(hash)) view(find(`.views [data-view="${CSS.escape(wanted)}"]`) ? wanted : 'overview');
+}
+
+// A colleague's link that is opened in this window, or an earlier one by the back button.
+window.addEventListener('hashchange', () => { if (myself !== null) showAddress(window.location.hash); });
 
 begin().catch((error) => warn(error.message, 'lost'));

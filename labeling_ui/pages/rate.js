@@ -34,11 +34,23 @@ function proceed() {
   else fetchAhead();
 }
 
-// Tell the server which pair is on the screen: its lease starts.
+// Tell the server which pair is on the screen: its lease starts. A pair that is no longer the rater's, since they judged it in
+// another window or a lead withdrew it, makes room for the next one, unless something was typed. After other errors, the
+// judgment reports it.
 function report(pair) {
   const body = { client_at_ms: Date.now() };
-  call(`/api/shown/${encodeURIComponent(pair.pair_id)}`, { method: 'POST', body }).catch(() => {}); // the judgment reports it too
+  call(`/api/shown/${encodeURIComponent(pair.pair_id)}`, { method: 'POST', body }).catch((error) => {
+    if (error.status !== 409 || pair !== current || amending || talk || unsaved) return;
+    flash(error.message, BREAK_SHOWN_MS);
+    current = null;
+    insist(mePath()).then((me) => { lastJudgment = me.last_judgment; countFrom(me); }, () => {});
+    proceed();
+  });
 }
+
+document.addEventListener('visibilitychange', () => {
+  if (!document.hidden && current && !amending && !talk && !busy) report(current); // back from another window
+});
 
 function rest() {
   const finished = exhausted && !unsent().length;

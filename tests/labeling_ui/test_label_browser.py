@@ -18,6 +18,7 @@ from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, processes,
 
 from labeling_ui.database.schema import EVENTS
 from labeling_ui.pages import PageConfig, describe_page
+from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.store import Store, Submission
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work import conversations
@@ -256,6 +257,35 @@ def test_a_double_press_or_click_judges_one_pair(site: Site) -> None:
     on(page, 7)
     eventually(page, lambda: len(site.judgments("double", 4)) == 3, "three judgments")
     assert [judgment.answer for judgment in site.judgments("double", 4)] == [-3, 2, 1]
+    two_windows_judge_no_pair_twice(site, page)
+
+
+def two_windows_judge_no_pair_twice(site: Site, page: Any) -> None:
+    """What was judged in the other window makes room for the next pair, but what is being written stays."""
+    other = page.context.new_page()
+    other.goto(site.address + "/rate/")
+    on(other, 7)
+    press(page, "1")
+    on(page, 8)
+    eventually(page, lambda: len(site.judgments("double", 4)) == 4, "the judgment")
+    back = "document.dispatchEvent(new Event('visibilitychange'))"
+    other.evaluate(back)
+    on(other, 8)
+    assert "you have already judged pair pair-7" in other.inner_text(".saved")
+    press(other, "r")
+    other.keyboard.type("both are wrong")
+    press(page, "2")
+    on(page, 9)
+    eventually(page, lambda: len(site.judgments("double", 4)) == 5, "the judgment")
+    with other.expect_response("**/api/shown/pair-8"):
+        other.evaluate(back)
+    other.wait_for_timeout(100)
+    on(other, 8)
+    press(other, "Escape", "7")
+    other.wait_for_selector(".banner:has-text('An earlier judgment was rejected')")
+    press(other, "w")
+    other.wait_for_selector(".work .rejected >> text=both are wrong")
+    assert [judgment.answer for judgment in site.judgments("double", 7)] == [-3, -2]
 
 
 def in_view(page: Any, *selectors: str) -> None:
@@ -406,6 +436,32 @@ def test_undo_goes_back_through_the_history_and_enter_keeps_the_answer(site: Sit
     on(page, 7)
     site.store.restore_pairs(["pair-6"])
     assert [j.answer for j in site.judgments("undoes", 4)] == [-3, 3, 2]
+    a_pair_is_done_again(site, page)
+
+
+def a_pair_is_done_again(site: Site, page: Any) -> None:
+    """A lead has a pair done again: undo goes past the rejected judgment, and takes back the new one."""
+    (latest, *_) = site.store.history(next(one.id for one in site.store.raters() if one.name == "undoes"))
+    assert latest.item_id == "pair-5"
+    site.store.reject(Selection(judgment_ids=(latest.judgment_id,)), "too quick", again=True)
+    press(page, "u")
+    page.wait_for_selector(".banner:has-text('you have no such judgment')")
+    press(page, "u")
+    on(page, 4)
+    press(page, "Enter")
+    for n in (7, 8, 9):
+        on(page, n)
+        press(page, "1")
+    on(page, 5)
+    press(page, "7")
+    on(page, 10)
+    press(page, "u")
+    on(page, 5)
+    assert page.get_attribute(".judging .chosen", "data-answer") == "3"
+    press(page, "6")
+    on(page, 10)
+    eventually(page, lambda: len(site.judgments("undoes", 4)) == 6, "the judgments")
+    assert [j.answer for j in site.judgments("undoes", 4) if j.pair_id == "pair-5"] == [2]
 
 
 def test_a_judgment_outlives_the_network_and_the_window(site: Site) -> None:

@@ -18,6 +18,8 @@ from tiebreak.records import Judgment, ModelVerdict, Pair
 
 pytestmark = needs_chromium
 
+AGAIN = "\u05e9\u05d5\u05d1\u202e 2"
+"""a batch's name in Hebrew, with a character that turns all that follows"""
 ANSWERS = {"Ada": 2, "Bruno": 2, "Chiara": -3}
 """each for the first completion of every pair, on whichever side it stands; Chiara is against all others"""
 
@@ -292,6 +294,12 @@ def test_a_lead_finds_a_bad_raters_work_and_has_it_done_again(site: Site) -> Non
     again.wait_for_selector(".item h2 >> text=pair-5")  # the address alone opens it
     assert again.locator(".found button").count() == 1
     again.context.close()
+    page.evaluate("location.hash = '#view=items&state=gold'")  # a colleague's link, in the same window
+    page.wait_for_selector(".found [data-item=pair-0]")
+    assert page.input_value(".filters [name=text]") == ""
+    page.go_back()
+    page.wait_for_selector(".found [data-item=pair-5]")
+    assert page.input_value(".filters [name=text]") == '"question 5"'
     page.click("button[data-view=raters]")
     page.click(f"[data-person='{chiara}']")
     page.wait_for_selector(".person .given tr >> nth=7")
@@ -315,27 +323,29 @@ def test_a_lead_finds_a_bad_raters_work_and_has_it_done_again(site: Site) -> Non
     page.check("[data-pick=pair-1]")
     page.check("[data-pick=pair-2]")
     page.click("button[data-view=batches]")
-    page.fill("[data-form=batch] [name=name]", "again")
+    page.fill("[data-form=batch] [name=name]", AGAIN)
     page.click("[data-form=batch] button")
-    page.wait_for_selector("[data-field='deadline/again']")
-    page.fill("[data-field='deadline/again']", "2020-02-02")
-    page.wait_for_selector("tr:has([data-field='deadline/again']) .note >> text=reached")
+    page.wait_for_selector(f"[data-field='deadline/{AGAIN}']")
+    page.fill(f"[data-field='deadline/{AGAIN}']", "2020-02-02")
+    page.wait_for_selector(f"tr:has([data-field='deadline/{AGAIN}']) .note >> text=reached")
     file = {"name": "new.csv", "mimeType": "text/csv", "buffer": b"prompt,response_a,response_b\nWhy?,<b>x</b>,y\n"}
     page.set_input_files("[data-form=upload] [type=file]", file)
-    page.select_option("[data-form=upload] select", "again")
+    page.select_option("[data-form=upload] select", AGAIN)
     page.click("[data-form=upload] button")
     page.wait_for_selector(".looked .sample")
     page.click("[data-upload]")
     page.wait_for_selector(".looked >> text=1 pairs added")
-    assert len(site.store.pairs_in_batch("again")) == 1
+    assert len(site.store.pairs_in_batch(AGAIN)) == 1
     page.click("button[data-view=items]")
     page.wait_for_function("document.querySelectorAll('.found button').length === 9")
     for name in ("pair-1", "pair-2"):
         page.check(f"[data-pick={name}]")
-    page.select_option(".acting select", "again")
+    page.select_option(".acting select", AGAIN)
     page.click("[data-act=move]")
-    page.wait_for_selector(".found [data-item=pair-2] .note >> text=again")
-    assert len(site.store.pairs_in_batch("again")) == 3
+    page.wait_for_selector(f".found [data-item=pair-2] .note >> text={AGAIN[:3]}")
+    note = page.inner_text(".found [data-item=pair-2] .note")
+    assert "pair-2 · \u2068" + AGAIN.replace("\u202e", "") + "\u2069 · " in note, "the name turns nothing around it"
+    assert len(site.store.pairs_in_batch(AGAIN)) == 3
     page.click(".found [data-item=pair-2]")
     page.wait_for_selector(".item h2 >> text=pair-2")
     page.select_option("[data-gold]", "B")
