@@ -1,6 +1,7 @@
 """Two label servers that share a Postgres database: 200 raters at once, and servers that are killed.
 
     python benchmarks/labeling_shared.py --seconds 120 --kills 100
+    python benchmarks/labeling_shared.py --raters 4 --seconds 20 --kills 0      whether all of it works here
 
 The raters think for 5 to 15 seconds about a pair; half of them are at each server. Then ten raters work without thought
 while each server is killed (SIGKILL) in the middle of their work and started again, half of the kills each. Postgres runs
@@ -112,7 +113,7 @@ class Server:
 
 
 async def rate_at_both(loads: list[Load], raters: int, seconds: float) -> None:
-    """Half of the raters at each server."""
+    """Half of the raters at each server, for so long from when they begin."""
     until = asyncio.get_running_loop().time() + seconds
     over = lambda: asyncio.get_running_loop().time() >= until  # noqa: E731
     await asyncio.gather(*(rate(loads[n % len(loads)], f"rater {n}", over) for n in range(raters)))
@@ -128,54 +129,79 @@ async def rate_and_kill(loads: list[Load], servers: list[Server], kills: int) ->
     await asyncio.gather(*raters, return_exceptions=True)
 
 
-def prepare(folder: Path, url: str, pairs: int) -> Store:
+def prepare(folder: Path, url: str, pairs: int, raters: int) -> Store:
     """The campaign, with its accounts, which have one password."""
     made = build_pairs(pairs)
     write_jsonl(folder / "pairs.jsonl", made)
     store = Store.open(url, create=True)
     store.add_pairs(made, overlap=OVERLAP, seed=0, source="benchmark", source_id="benchmark")
     hashed = hash_password(PASSWORD)
-    for n in range(RATERS):
+    for n in range(max(raters, AT_KILLS)):
         store.add_rater(f"rater {n}", password_hash=hashed)
     return store
 
 
-def measure(folder: Path, url: str, seconds: float, kills: int) -> list[Row]:
-    """Both parts."""
-    store = prepare(folder, url, 2_000 + int(8 * seconds) + 40 * kills)
-    servers = [Server.start(folder / name, url) for name in ("one", "other")]
+@contextmanager
+def both_servers(folder: Path, url: str) -> Iterator[list[Server]]:
+    """The two servers, until they are no longer needed."""
+    servers: list[Server] = []
     try:
-        loads = [Load(server.address, THINKING) for server in servers]
-        asyncio.run(rate_at_both(loads, RATERS, seconds))
-        times = [second for load in loads for second in load.times]
-        faults = check(store, set().union(*(load.acknowledged for load in loads)))
-        good = percentile(times, 0.95) <= LIMIT_MS and not faults
-        what = f"{RATERS} raters with 5-15 s of thought, two servers on one Postgres"
-        rows = [Row(what, f"p95 <= {LIMIT_MS:.0f} ms", summary(times) | faults, good)]
-        loads = [Load(server.address, drafts=True, prefix="killed ") for server in servers]
-        asyncio.run(rate_and_kill(loads, servers, kills))
-        lost = sum(asyncio.run(count_lost_drafts(load)) for load in loads)
-        acknowledged = set().union(*(load.acknowledged for load in loads))
-        faults = check(store, acknowledged) | ({"drafts lost": lost} if lost else {})
-        measured = {"kills": kills // 2 * 2, "acknowledged judgments": len(acknowledged), **faults}
-        rows.append(Row(f"SIGKILL {kills} times, two servers, {AT_KILLS} raters", "nothing lost", measured, not faults))
+        for name in ("one", "other"):
+            servers.append(Server.start(folder / name, url))
+        yield servers
     finally:
         for server in servers:
             server.process.terminate()
             server.process.wait(60)
-        store.close()
+
+
+def measure(folder: Path, url: str, raters: int, seconds: float, kills: int) -> list[Row]:
+    """Both parts; without kills, the first."""
+    # Each pair is judged OVERLAP times; a rater judges one in 10 seconds, and none may run out of pairs.
+    pairs = raters * (10 + round(seconds / THINKING[0])) + 40 * kills
+    store = prepare(folder, url, pairs, raters)
+    with both_servers(folder, url) as servers:
+        rows = [measure_raters(store, servers, raters, seconds)]
+        if kills:
+            rows.append(measure_kills(store, servers, kills))
+    store.close()
     return rows
+
+
+def measure_raters(store: Store, servers: list[Server], raters: int, seconds: float) -> Row:
+    """Raters at both servers at once."""
+    loads = [Load(server.address, THINKING) for server in servers]
+    asyncio.run(rate_at_both(loads, raters, seconds))
+    times = [second for load in loads for second in load.times]
+    faults = check(store, set().union(*(load.acknowledged for load in loads)))
+    good = percentile(times, 0.95) <= LIMIT_MS and not faults
+    what = f"{raters} raters with 5-15 s of thought, two servers on one Postgres"
+    return Row(what, f"p95 <= {LIMIT_MS:.0f} ms", summary(times) | faults, good)
+
+
+def measure_kills(store: Store, servers: list[Server], kills: int) -> Row:
+    """What is left when each server has been killed half of the times."""
+    loads = [Load(server.address, drafts=True, prefix="killed ") for server in servers]
+    asyncio.run(rate_and_kill(loads, servers, kills))
+    lost = sum(asyncio.run(count_lost_drafts(load)) for load in loads)
+    acknowledged = set().union(*(load.acknowledged for load in loads))
+    faults = check(store, acknowledged) | ({"drafts lost": lost} if lost else {})
+    done = kills // len(servers) * len(servers)
+    measured = {"kills": done, "acknowledged judgments": len(acknowledged), **faults}
+    what = f"SIGKILL {done} times, two servers, {AT_KILLS} raters"
+    return Row(what, "nothing lost", measured, not faults and len(acknowledged) > 0)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long the 200 raters work")
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--raters", type=int, default=RATERS)
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long the raters work")
+    parser.add_argument("--kills", type=int, default=100, help="an even number; 0: leave that part out")
     parser.add_argument("--json", default=None, help="a file for the figures")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, postgres() as url:
-        rows = measure(Path(name), url, given.seconds, given.kills)
+        rows = measure(Path(name), url, given.raters, given.seconds, given.kills)
     report(rows, given.json)
 
 

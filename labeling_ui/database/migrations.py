@@ -533,11 +533,12 @@ def _migrate_024_disputed_single_answers(connection: Connection) -> None:
             connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item_id).values(disputed=disputed))
 
 
+# The last condition differs from those of all statements but the search for a part of an id, for which it is.
 _LARGE_STORES = """
 CREATE INDEX events_pairs_added ON events (seq) WHERE kind = 'pairs_added';
 CREATE INDEX items_disputed_in_order ON items (disputed, position) WHERE disputed > 0;
 CREATE INDEX items_untouched ON items (position) WHERE taken = 0;
-CREATE INDEX items_ids ON items (position, id) WHERE withdrawn = 0;
+CREATE INDEX items_ids ON items (position, id) WHERE withdrawn < 1;
 """
 
 

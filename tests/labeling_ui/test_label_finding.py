@@ -228,7 +228,7 @@ def plans_of(store: Store) -> Iterator[list[str]]:
     sa.event.remove(store.engine, "before_cursor_execute", ask)
     with store.reading() as connection:
         for text, given in asked:
-            if text.lstrip().startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+            if text.lstrip().startswith(("SELECT", "WITH", "INSERT", "UPDATE", "DELETE")):
                 plans += [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given)]
 
 
