@@ -214,6 +214,15 @@ def test_words() -> None:
     assert words_of("y" * 100) == ["y" * 60]
 
 
+def test_disagreements_come_in_pages(store: Store) -> None:
+    """Whatever the pages: those about a side, those about a tie, then skipped pairs."""
+    every = store.disputes("lead", limit=100)
+    assert len({one.about for one in every}) > 1
+    for size in (1, 2, 7):
+        pages = [store.disputes("lead", limit=size, offset=n) for n in range(0, len(every) + 2 * size, size)]
+        assert [one for page in pages for one in page] == every
+
+
 @contextmanager
 def plans_of(store: Store) -> Iterator[list[str]]:
     """SQLite's plans of the statements that are run meanwhile."""
@@ -243,6 +252,9 @@ def test_the_dashboard_reads_all_items_once_and_no_judgment_with_a_vote(tmp_path
     assert len([one for one in plans if one == "SCAN items"]) == 1
     of_judgments = {one for one in plans if one.startswith("SCAN judgments")}
     assert of_judgments == {"SCAN judgments USING INDEX judgments_without_vote"}
+    with plans_of(store) as plans:
+        store.disputes("lead")
+    assert "SEARCH items USING INDEX items_disputed (disputed>?)" in plans
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,14 @@ def batch_progress(connection: Connection) -> dict[str, BatchProgress]:
     """Each batch's progress. Rankings and single answers have no votes: their places count."""
     voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
     judged = sa.case((ITEMS.c.task == "pair", voted), else_=ITEMS.c.taken)
-    counted = (sa.func.count(sa.distinct(sa.case((which, ITEMS.c.pair_id)))) for which in (~_SINGLE, _SINGLE))
+    # A pair of two is one item with the same id; only larger ones are compared in several. Telling ids apart takes longer
+    # than all the rest.
+    alone = ITEMS.c.id == ITEMS.c.pair_id
+    counted = (
+        sa.func.count(sa.case((sa.and_(which, alone), 1)))
+        + sa.func.count(sa.distinct(sa.case((sa.and_(which, ~alone), ITEMS.c.pair_id))))
+        for which in (~_SINGLE, _SINGLE)
+    )
     sums = *counted, sa.func.sum(judged), sa.func.sum(ITEMS.c.overlap)
     query = sa.select(ITEMS.c.batch, *sums).where(_IN_CAMPAIGN, ~_IS_GOLD).group_by(ITEMS.c.batch)
     return {row[0]: BatchProgress(*map(int, row[1:])) for row in connection.execute(query)}

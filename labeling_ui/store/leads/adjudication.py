@@ -97,19 +97,37 @@ def disputes(
         ITEMS.c.skips > sa.literal_column("0"), ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.task != "ranking"
     )
     drawn = sa.select(REVIEW_SAMPLE.c.item_id).where(REVIEW_SAMPLE.c.item_id == ITEMS.c.id).exists()
-    waits = sa.or_(ITEMS.c.disputed > sa.literal_column("0"), lacking, drawn)
+    disputed = ITEMS.c.disputed > sa.literal_column("0")
     query = (
         sa.select(ITEMS, PAIRS.c.record, ADJUDICATIONS.c.lead_id.label("settled_by"))
         .join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
         .outerjoin(ADJUDICATIONS, ADJUDICATIONS.c.item_id == ITEMS.c.id)
         .where(ITEMS.c.withdrawn == sa.literal_column("0"))
-        .where(settled if adjudicated else sa.and_(waits, ~settled, ~is_gold))
+        .where(settled if adjudicated else sa.and_(~settled, ~is_gold))
         .order_by(ITEMS.c.disputed.desc(), ITEMS.c.turn)
     )
+    # One after the other: only for the first alone does SQLite follow the index, and stop where the page ends.
+    parts = [query] if adjudicated else [query.where(disputed), query.where(~disputed, sa.or_(lacking, drawn))]
     seed = json.loads(connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == "seed")) or "0")
-    rows = connection.execute(query.limit(limit).offset(offset)).all()
+    rows = _page(connection, parts, limit, offset)
     values = _values(connection, [row.id for row in rows if is_single(row.task)])
     return [_as_dispute(row, lead_id, seed, adjudicated, values.get(row.id, {})) for row in rows]
+
+
+def _page(connection: Connection, parts: Sequence[sa.Select[Any]], limit: int, offset: int) -> list[Any]:
+    """A page of what the parts select, one after the other."""
+    rows: list[Any] = []
+    for part in parts:
+        found = connection.execute(part.limit(limit - len(rows)).offset(offset)).all()
+        rows += found
+        if len(rows) == limit:
+            break
+        if found:
+            offset = 0
+        elif offset:
+            passed = connection.scalar(sa.select(sa.func.count()).select_from(part.order_by(None).subquery())) or 0
+            offset = max(0, offset - passed)
+    return rows
 
 
 def _values(connection: Connection, item_ids: Sequence[str]) -> dict[str, dict[str, int]]:
