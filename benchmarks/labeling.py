@@ -496,10 +496,10 @@ class Mass:
 
 
 async def measure_in_the_mass(address: str, seconds: float) -> Mass:
-    """Times from a judgment to the next pair, of the dashboard's three requests together, and of searches."""
+    """Times from a judgment to the next pair, of the dashboard's requests together, and of searches."""
     found = Mass()
     nexts, dashboards = found.nexts, found.dashboards
-    paths = ("/api/lead/status", "/api/lead/agreement", "/api/lead/raters")
+    paths = tuple(f"/api/lead/{name}" for name in ("status", "agreement", "raters", "export", "disputes?limit=500"))
     lead, *others = [Browser(address) for _ in paths]
     for browser in (lead, *others):
         await browser.log_in("the lead")
