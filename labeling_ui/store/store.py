@@ -737,7 +737,7 @@ class Store(TransactionalStore):
 
     def judged_by(self, rater_id: str) -> int:
         """Number of a rater's current judgments."""
-        with self.glancing() as connection:
+        with self.reading_once() as connection:
             return counts.judged_by(connection, rater_id)
 
     def work_since(self, rater_id: str, since_ms: int) -> Work:
