@@ -40,7 +40,7 @@ function proceed() {
 function report(pair) {
   const body = { client_at_ms: Date.now() };
   call(`/api/shown/${encodeURIComponent(pair.pair_id)}`, { method: 'POST', body }).catch((error) => {
-    if (error.status !== 409 || pair !== current || amending || talk || unsaved) return;
+    if (error.status !== 409 || pair !== current || amending || talk || pair.draft) return;
     flash(error.message, BREAK_SHOWN_MS);
     current = null;
     insist(mePath()).then((me) => { lastJudgment = me.last_judgment; countFrom(me); }, () => {});
