@@ -26,7 +26,7 @@ help:
 	@echo "make docs         the documentation, into site/; links are checked"
 	@echo "make wheel        the wheel in an environment of its own, without the training packages: it labels, exports, compares"
 	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
-	@echo "make labels       win rates by judgments bought, after the quickstart: an hour, or MINUTES=30 and again later"
+	@echo "make labels       win rates by judgments bought, after the quickstart: 40 minutes, or MINUTES=20 and again later"
 	@echo "make synthetic    what synthetic demonstrations are worth, after the quickstart: 45 minutes, or MINUTES=20 and again later"
 	@echo "make votes        DPO losses with wrong votes, in worlds whose best policy is known: about a minute"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"

@@ -1,7 +1,8 @@
 """How many judgments a better policy costs, and which losses stand wrong ones, on the quickstart's world.
 
     python benchmarks/labels.py --plan                    # the cells that are not finished, and how long they take
-    python benchmarks/labels.py                           # the budgets: within an hour on two quiet CPU cores
+    python benchmarks/labels.py                           # the budgets: about 40 minutes on two quiet CPU cores
+    python benchmarks/labels.py --answers 2               # narrower intervals, for about 5 minutes more
     python benchmarks/labels.py --minutes 50              # start no cell that would end later; the same command continues
     python benchmarks/labels.py --case losses             # the losses: about 40 minutes
     python benchmarks/labels.py --table                   # tables of what is finished, and benchmarks/labels.json
@@ -9,8 +10,8 @@
 
 Shared by all cells: the quickstart's prepare and SFT runs (--runs), three completions of each of 160 training prompts, and
 four answers of SFT to each test prompt. A cell buys judgments of simulated raters, trains DPO from SFT for the same number
-of optimizer steps, and answers the test prompts twice; its figure is the rubric's win rate over SFT, of all answers of a
-prompt against one another.
+of optimizer steps, and answers each test prompt once (--answers); its figure is the rubric's win rate over SFT, of all
+answers of a prompt against one another. On CPUs, oneDNN multiplies in DPO and in reward training, alike in all cells.
 
 budgets: B judgments, one a pair (raters err in 10%). Training sees 160 pairs, a pair as often as it takes.
     random    B pairs at random. The pairs of a budget are among those of the next one.
@@ -19,7 +20,8 @@ budgets: B judgments, one a pair (raters err in 10%). Training sees 160 pairs, a
 losses: 120 pairs, three judgments each, of which 20% or 40% are wrong; one row a loss.
 
 Seeds change the selection, the raters' errors and the training; SFT, the pool and the test prompts stay. Intervals are 95%,
-over prompts, whose outcomes are means over seeds.
+over prompts, whose outcomes are means over seeds. They include the chance of drawing answers: with one a prompt they are
+wider than with more.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tiebreak.command.pipeline import PipelineConfig, StageEntry, run_pipeline
-from tiebreak.errors import counted
+from tiebreak.errors import MachineError, counted
 from tiebreak.measures.ratings import outcomes_of, share_interval
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import quiet_upstream, settle_process
@@ -55,8 +58,9 @@ STEPS, ROWS = 40, 4
 """optimizer steps of every DPO run, and pairs in each"""
 REWARD_STEPS = 20
 POOL_PROMPTS, COMPLETIONS = 160, 3
-SFT_ANSWERS, ANSWERS = 4, 2
+SFT_ANSWERS, ANSWERS = 4, 1
 """to each test prompt"""
+STRATEGY = "largest_gap"
 JUDGE_ERRS = 0.25
 FLIPPED = (0.2, 0.4)
 PAIRS_OF_LOSSES = 120
@@ -70,8 +74,11 @@ LOSSES: Mapping[str, Mapping[str, Any]] = {
     "rater_em": {"rater_em": True, "use_weights": False},
 }
 """Keys of each. `robust` also gets the true share of wrong preferences: that of the majority of three votes"""
-SECONDS = {"select": 2, "label": 2, "reward": 35, "dpo": 50, "evaluate": 22, "sample": 70, "judge": 3}
-"""of the stages on two cores; the plan adds them up, and takes the mean of finished stages where there are any"""
+SECONDS = {"select": 2, "label": 2, "reward": 25, "dpo": 35, "evaluate": 13, "sample": 70, "judge": 3}
+"""of the stages on two cores; the plan adds them up, and takes the mean of finished stages where there are any. Those of
+reward, dpo and evaluate are estimates: 35, 50 and 22 were measured with torch's products and two answers"""
+MORE_SECONDS = 9
+"""of an evaluation, for each answer beyond one"""
 SCORING_SECONDS = 18
 """more, of a selection that scores the pool"""
 RESAMPLES = 2_000
@@ -92,12 +99,26 @@ class World:
     folder: Path
     small: bool = False
     """few steps and prompts, for the test"""
-    strategy: str = "largest_gap"
+    strategy: str = STRATEGY
     budgets: Sequence[int] = BUDGETS
+    answers: int = ANSWERS
+    """to each test prompt"""
 
     @property
     def pool(self) -> Path:
         return self.folder / "pool"
+
+    def folder_of(self, cell: Cell) -> Path:
+        """A cell's folder. Cells of another strategy, and of a judge with another number of pairs, are others."""
+        if cell.arm == "active" and self.strategy != STRATEGY:
+            return self.folder / f"{cell.name}-by-{self.strategy}"
+        if cell.arm == "judge" and self.seen != max(BUDGETS):
+            return self.folder / f"{cell.name}-of-{self.seen}"
+        return self.folder / cell.name
+
+    def evaluate_of(self, cell: Cell) -> Path:
+        """The answers of a cell's policy, or of the one that is the same."""
+        return self.folder_of(cell.trained_as(self)) / evaluate_name(self.answers)
 
     @property
     def error_rate(self) -> float:
@@ -147,6 +168,11 @@ class Stage:
     @property
     def finished(self) -> bool:
         return (self.output / "manifest.json").is_file()
+
+
+def evaluate_name(answers: int) -> str:
+    """The folder of so many answers to each test prompt."""
+    return f"evaluate-{answers}"
 
 
 def cells_of(case: str, world: World, seeds: Sequence[int]) -> list[Cell]:
@@ -218,21 +244,35 @@ def trained(world: World, folder: Path, preferences: Path, seed: int, **keys: An
         "training.max_steps": 2 if world.small else STEPS,
         "training.per_device_batch_size": ROWS,
         **({"sampling.max_new_tokens": 6} if world.small else {}),
+        **products(),
         **keys,
     }
-    return [Stage("dpo", dpo), answered(world, folder / "evaluate", "dpo", folder / "dpo", ANSWERS)]
+    answers = answered(world, folder / evaluate_name(world.answers), "dpo", folder / "dpo", world.answers)
+    return [Stage("dpo", dpo), answers]
+
+
+@cache
+def products() -> dict[str, str]:
+    """The key that multiplies by oneDNN, where it can."""
+    from tiebreak.packed.products import use_products  # imports torch, which a plan needs not
+
+    try:
+        use_products("onednn")
+    except MachineError:
+        return {}
+    return {"training.matrix_products": "onednn"}
 
 
 def run_cell(cell: Cell, world: World) -> None:
     """Its stages; what is finished is skipped."""
-    folder = world.folder / cell.name
+    folder = world.folder_of(cell)
     if cell.case == "losses":
         run_losses(cell, world, folder)
     elif cell.arm == "active":
         labels = buy_actively(cell, world, folder, int(cell.size))
         run(trained(world, folder, labels, cell.seed))
     else:
-        base = world.folder / Cell(cell.case, "random", cell.size, cell.seed).name
+        base = world.folder_of(Cell(cell.case, "random", cell.size, cell.seed))
         run(bought(world, base, int(cell.size), cell.seed))
         labels = base / "label" if cell.arm == "random" else add_judge(cell, world, folder, base)
         run(trained(world, folder, labels, cell.seed))
@@ -261,6 +301,7 @@ def buy_actively(cell: Cell, world: World, folder: Path, size: int) -> Path:
         "training.max_steps": 2 if world.small else REWARD_STEPS,
         "training.per_device_batch_size": ROWS,
         "garbage_prompts": 1,
+        **products(),
     }
     run([Stage("reward", reward)])
     by_score = {"strategy": world.strategy, "reward_model": folder / "reward", "judged": [str(half / "label")]}
@@ -346,7 +387,7 @@ class Outcomes:
 
 def read_outcomes(cell: Cell, world: World) -> Floats | None:
     """A cell's outcome at each prompt, the mean over all answers of both policies; None until it is finished."""
-    own = _scores(world.folder / cell.trained_as(world).name / "evaluate")
+    own = _scores(world.evaluate_of(cell))
     theirs = _scores(world.folder / "sft")
     if own is None or theirs is None:
         return None
@@ -416,6 +457,7 @@ def summarise(world: World, seeds: Sequence[int]) -> dict[str, Any]:
     saved = [labels_saved(budgets, arm) for arm in ARMS[1:]]
     return {
         "strategy": world.strategy,
+        "answers": world.answers,
         "steps": STEPS,
         "pairs": world.seen,
         "judge_errs": JUDGE_ERRS,
@@ -447,7 +489,14 @@ def tables(found: Mapping[str, Any]) -> list[str]:
             f"{names[one['arm']]}: {one['saved']:.0%} of the judgments saved at an equal win rate ({low} to {high})."
         )
     losses = {row["arm"]: row["arm"] for row in found["losses"]}
-    return [*lines, "", *_table("votes wrong", found["losses"], losses, lambda size: f"{float(size):.0%}")]
+    lines += ["", *_table("votes wrong", found["losses"], losses, lambda size: f"{float(size):.0%}")]
+    prompts = " or ".join(map(str, sorted({row["prompts"] for row in (*found["budgets"], *found["losses"])})))
+    if prompts:
+        lines.append(
+            f"{counted(found['answers'], 'answer')} of each policy to each of {prompts} test prompts, against "
+            f"{SFT_ANSWERS} of SFT; 95% intervals over prompts, which include the chance of drawing answers."
+        )
+    return lines
 
 
 def _table(first: str, rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], shown: Any) -> Iterator[str]:
@@ -484,7 +533,8 @@ class Plan:
 
 def plan(cases: Sequence[str], world: World, seeds: Sequence[int]) -> Plan:
     """The cells that are not finished, in order. Cells that share a policy count once."""
-    seconds = {**SECONDS, **measured_seconds(world)}
+    more = SECONDS["evaluate"] + MORE_SECONDS * (world.answers - 1)
+    seconds = {**SECONDS, "evaluate": more, **measured_seconds(world)}
     shared = sum(seconds[one.stage] for one in shared_stages(world) if not one.finished)
     left = [cell for case in cases for cell in cells_of(case, world, seeds) if read_outcomes(cell, world) is None]
     left = list(dict.fromkeys(cell.trained_as(world) for cell in left))
@@ -498,11 +548,11 @@ def _seconds(cell: Cell, seconds: Mapping[str, float]) -> float:
 
 
 def measured_seconds(world: World) -> dict[str, float]:
-    """The mean time of finished DPO runs, of their answers and of reward runs."""
+    """The mean time of finished DPO runs, of so many of their answers and of reward runs."""
     found: dict[str, list[float]] = {}
     for manifest in world.folder.glob("*/*/*/manifest.json"):
         facts = json.loads(manifest.read_text(encoding="utf-8"))
-        if facts["stage"] in ("dpo", "evaluate", "reward"):
+        if facts["stage"] in ("dpo", "reward") or manifest.parent.name == evaluate_name(world.answers):
             found.setdefault(facts["stage"], []).append(facts["seconds"])
     return {stage: sum(each) / len(each) for stage, each in found.items()}
 
@@ -529,11 +579,12 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quickstart", help="finished prepare and sft runs")
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--folder", type=Path, help="for its runs; default: .bench/labels, or .bench/labels-small")
     parser.add_argument("--case", choices=("budgets", "losses"), nargs="*", default=["budgets"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--budgets", type=int, nargs="*", default=list(BUDGETS))
-    parser.add_argument("--strategy", choices=("largest_gap", "margin", "disagreement"), default="largest_gap")
+    parser.add_argument("--strategy", choices=("largest_gap", "margin", "disagreement"), default=STRATEGY)
+    parser.add_argument("--answers", type=int, choices=(1, 2, 4), default=ANSWERS, help="to each test prompt")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no cell that would end later")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--small", action="store_true", help="few steps and prompts")
@@ -541,7 +592,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what is finished")
     parser.add_argument("--docs", action="store_true", help="also write the tables into README and docs")
     given = parser.parse_args()
-    world = World(given.runs.resolve(), given.folder.resolve(), given.small, given.strategy, given.budgets)
+    folder = given.folder or (FOLDER.with_name("labels-small") if given.small else FOLDER)
+    world = World(given.runs.resolve(), folder.resolve(), given.small, given.strategy, given.budgets, given.answers)
     say(plan(given.case, world, given.seeds).line())
     if given.plan:
         return

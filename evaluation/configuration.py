@@ -156,7 +156,8 @@ class CompareConfig(StageConfig):
     evaluation: str
     """the folder of a finished evaluate run"""
     runs: Folders = Field(default=[])
-    """further run folders to show the curves of, besides those that the evaluation was made from"""
+    """further run folders to show the curves of, besides those that the evaluation was made from; of a reward report with
+    influence_pairs, the judgments that pull against the rest"""
     against: Folders = Field(default=[])
     """folders of further evaluate runs on the same prompts, such as another seed's"""
     title: str = "Tiebreak: comparison of policies"

@@ -50,13 +50,14 @@ def test_tables_of_unfinished_benchmarks(labels: Any) -> None:
     random = rows_of(labels, "random", {40: 0.5, 320: 0.6})
     active = rows_of(labels, "active", {40: 0.6})
     budgets = [row.as_json() for row in [*random, *active]]
-    found = {"strategy": "margin", "budgets": budgets, "saved": [], "losses": [], "missing": []}
+    found = {"strategy": "margin", "answers": 1, "budgets": budgets, "saved": [], "losses": [], "missing": []}
     lines = labels.tables(found)
     unfinished = labels.tables({**found, "missing": ["budgets/active-320-seed-0"]})
     assert unfinished == ["Not finished, and so not counted: budgets/active-320-seed-0.", "", *lines]
     assert lines[0] == "| judgments | random | active (margin) |"
     assert lines[2].startswith("| 40 | 0.50 [0.40, 0.60] | 0.60 [")
     assert lines[3].endswith("| – |")
+    assert lines[-1].startswith("1 answer of each policy to each of 100 test prompts, against 4 of SFT")
 
 
 def test_tables_go_between_the_marks_of_a_page(labels: Any, tmp_path: Path) -> None:
@@ -84,13 +85,29 @@ def test_every_answer_of_a_prompt_meets_every_one_of_sft(labels: Any, tmp_path: 
     cell = labels.Cell("budgets", "random", "8", 0)
     assert labels.read_outcomes(cell, world) is None
     answers_of(tmp_path / "sft", {"b": [0.0, 0.0], "a": [0.2, 0.5, 0.8, 0.9]})
-    answers_of(tmp_path / cell.name / "evaluate", {"b": [1.0, 0.5], "a": [0.8, 0.2]}, seconds=1.0)
+    answers_of(tmp_path / cell.name / "evaluate-1", {"b": [1.0, 0.5], "a": [0.8, 0.2]}, seconds=1.0)
     assert labels.read_outcomes(cell, world).tolist() == pytest.approx([3.0 / 8, 1.0])
     judged = labels.Cell("budgets", "judge", "8", 0)  # of the largest budget, people judge every pair
     assert labels.read_outcomes(judged, world).tolist() == labels.read_outcomes(cell, world).tolist()
     assert labels.missing(world, [0]) == [
         f"budgets/{name}-seed-0" for name in ("random-4", "active-4", "judge-4", "active-8")
     ]
+
+
+def test_other_settings_have_other_cells(labels: Any, tmp_path: Path) -> None:
+    """What one command finished is not counted for another: other strategies, judges of more pairs, other answers."""
+    active, judge = (labels.Cell("budgets", arm, "4", 0) for arm in ("active", "judge"))
+
+    def places(**settings: Any) -> list[Path]:
+        world = labels.World(tmp_path, tmp_path, **settings)
+        return [world.evaluate_of(cell) for cell in (active, judge)]
+
+    usual, margin = places(), places(strategy="margin")
+    fewer, twice = places(budgets=(4, 8)), places(answers=2)
+    assert (margin[0] == usual[0], margin[1] == usual[1]) == (False, True)
+    assert (fewer[0] == usual[0], fewer[1] == usual[1]) == (True, False)
+    assert not {*usual} & {*twice}
+    assert twice[0].parent == usual[0].parent  # the same policy, answering more often
 
 
 def test_no_cell_starts_that_would_end_too_late(
@@ -102,7 +119,7 @@ def test_no_cell_starts_that_would_end_too_late(
 
     def run_cell(cell: Any, world: Any) -> None:
         clock[0] += 100
-        answers_of(world.folder / cell.name / "evaluate", {"a": [1.0]}, seconds=1000.0)
+        answers_of(world.folder / cell.name / "evaluate-1", {"a": [1.0]}, seconds=1000.0)
 
     answers_of(world.folder / "sft", {"a": [0.0]})
     monkeypatch.setattr(labels, "run", lambda stages: None)

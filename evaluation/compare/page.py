@@ -13,6 +13,7 @@ from typing import Any
 from evaluation.compare import charts
 from evaluation.compare.charts import Spot
 from evaluation.compare.curves import Curve, Panel, base_name, read_panels, reward_against_kl
+from evaluation.compare.pulls import pulls_part
 from evaluation.compare.reading import Answer
 from evaluation.compare.samples import Sample, missed
 from evaluation.compare.words import edge, label
@@ -86,6 +87,7 @@ def build_page(report: Report, trained: Sequence[LoggedRun], samples: Sequence[S
         ("curves", "Training curves", _curves(report, trained)),
         ("data", "From prompts to preferences", _data(report)),
         ("samples", "Answers side by side", _samples(report, samples, marks, measure)),
+        ("pulls", "Judgments that pull against the rest", pulls_part(report)),
         ("chain", "Lineage", _chain(report)),
     ]
     script = resources.files("evaluation.compare").joinpath("page.js").read_text(encoding="utf-8")

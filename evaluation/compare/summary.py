@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.compare.lineage import Lineage
+from evaluation.compare.pulls import find_pulls
 from evaluation.compare.reading import Evaluation, Link, finite, kinds_of
 from evaluation.compare.settings import training_settings
 from evaluation.compare.verdicts import Verdict, find_verdicts, guard_decision, headline, verdict
@@ -67,6 +68,8 @@ def build_report(
         report["yardsticks"] = list(evaluation.yardsticks)
     if evaluation.gaps:
         report["gaps"] = list(evaluation.gaps)
+    if pulls := find_pulls(evaluation, every_link):
+        report["pulls"] = pulls
     if against:
         report["against"] = side_by_side(evaluation, against, behind)
     report["timings"] = {"stages": [timing(link) for link in every_link]}

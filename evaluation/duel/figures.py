@@ -48,11 +48,16 @@ def _by_measure(
         here = found.setdefault((first, second), {})
         for prompt, by_policy in answers.items():
             one, other = by_policy[first], by_policy[second]
-            if one[key] is None or other[key] is None or one["text"].strip() == other["text"].strip():
+            if one[key] is None or other[key] is None or not _is_asked(one["text"], other["text"]):
                 continue
             apart = one[key] - other[key]
             here[prompt] = 0.5 if abs(apart) < 1e-12 else float(apart > 0)
     return found
+
+
+def _is_asked(text: str, other: str) -> bool:
+    """Whether people are asked about two answers: programs are measured on the same prompts."""
+    return bool(text.strip() and other.strip()) and text.strip() != other.strip()
 
 
 def judge_of(
@@ -70,10 +75,12 @@ def build_figures(
     programs: Sequence[Program],
     counts: Mapping[str, int],
     no_difference: float = SMALLEST_GAP,
+    empty: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """All figures, from people's judgments in any order.
 
     Args:
+        empty: the number of each policy's empty answers.
         no_difference: a win rate within this distance of one half counts as none.
     """
     in_time = sorted(judgments, key=lambda one: one.at or "")
@@ -95,6 +102,8 @@ def build_figures(
         ],
         "ratings": _ratings(votes, policies),
     }
+    if any((empty or {}).values()):
+        figures["empty_answers"] = dict(empty or {})
     figures["caveats"] = caveats_of(figures)
     return figures
 
@@ -176,6 +185,11 @@ def caveats_of(figures: Mapping[str, Any]) -> list[str]:
         found.append("One rater: the figures hold for this rater, and say nothing about others.")
     elif counts["raters"] < FEW_RATERS:
         found.append(f"{counts['raters']} raters: the intervals for other raters are wide and approximate.")
+    if empty := figures.get("empty_answers"):
+        each = ", ".join(f"{name} {number}" for name, number in empty.items())
+        found.append(
+            f"Prompts with an empty answer are left out of a comparison, which favours the policy that gave it: {each}."
+        )
     missing = counts["pairs"] - counts["judged"]
     if missing:
         found.append(f"{missing} of {counts['pairs']} pairs are not judged yet.")

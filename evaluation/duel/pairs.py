@@ -172,6 +172,7 @@ def describe(evaluated: Evaluated, prompts: Sequence[str], pairs: Sequence[Pair]
         "policies": {name: {key: about[name].get(key) for key in ("source", "id")} for name in evaluated.policies},
         "split": evaluated.report["split"],
         "yardstick_name": evaluated.report["yardstick_name"],
+        "empty_answers": {name: sum(not row[n] for row in texts) for n, name in enumerate(evaluated.policies)},
         "counts": {
             "prompts": len(prompts),
             "pairs": len(pairs),

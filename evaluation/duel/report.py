@@ -50,7 +50,8 @@ def report(config: DuelReportConfig) -> None:
             *programs_of(rows, policies, made["yardstick_name"]),
         ]
         counts = {**made["counts"], "judged": len({one.pair_id for one in people if not one.skip})}
-        figures = build_figures(pairs, people, policies, programs, counts, config.no_difference)
+        empty = made.get("empty_answers")
+        figures = build_figures(pairs, people, policies, programs, counts, config.no_difference, empty)
         figures["sources"] = made["policies"]
         write_report(run, figures)
         run.facts |= {"kinds": figures["kinds"], "counts": figures["counts"], "metrics": to_metrics(figures)}
@@ -106,10 +107,18 @@ def judges_of(
 ) -> list[Program]:
     """The judges of judge runs, and those in the label store."""
     verdicts = [one for one in judgments if one.kind == "model"]
+    runs: dict[str, str] = {}
     for source in config.judges:
         if (stage := read_manifest(source)["stage"]) != "judge":
             raise HandoffError(f"judges: {source} is a finished '{stage}' run: give the folder of a judge run")
-        verdicts += read_judgments(source, pairs)
+        found = read_judgments(source, pairs)
+        for name in {one.rater_id for one in found}:
+            if (other := runs.setdefault(name, source)) != source:
+                raise HandoffError(
+                    f"judges: {other} and {source} are both of {name}, whose verdict on a pair counts once: give one of "
+                    "them, or judge again with another name (rater)"
+                )
+        verdicts += found
     by_judge: dict[str, list[ExportedJudgment]] = {}
     for verdict in verdicts:
         by_judge.setdefault(verdict.rater_id, []).append(verdict)

@@ -15,14 +15,14 @@ from evaluation.judging.questions import Rater, Reply
 from tiebreak.errors import counted
 from tiebreak.measures.agreement import Figure
 from tiebreak.measures.corrected import CorrectedShare, prediction_powered_mean, rogan_gladen
-from tiebreak.measures.judges import Contest, against_people, contests, habits
-from tiebreak.measures.statistics import clustered_interval, student_quantile, wilson_interval
+from tiebreak.measures.judges import Comparison, Contest, against_people, contests, habits
+from tiebreak.measures.statistics import clustered_interval, effective_number, student_quantile, wilson_interval
 from tiebreak.records import Judgment, Pair, write_json, write_text_atomically
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 
 FEWEST_BOTH = 10
-"""fewest comparisons with people for a corrected win rate"""
+"""fewest prompts judged by people for a corrected win rate"""
 
 
 @dataclass(frozen=True)
@@ -114,37 +114,63 @@ def _injection(injections: Sequence[Injection]) -> dict[str, Any]:
 def win_rates(contest: Contest) -> dict[str, Any]:
     """How often the first policy wins: by the judge alone, by people alone, and corrected by both.
 
-    The judge's own figure is never reported without the others, or the statement that there are none.
+    The judge's own figure is never reported without the others, or the statement that there are none. Several comparisons
+    of the two at one prompt count as their mean, so that prompts, which are independent, are counted.
     """
-    only = [value for key, value in contest.judge.items() if key not in contest.people]
-    judged = [contest.judge[key] for key in contest.people]
-    people = list(contest.people.values())
+    people = _by_prompt(contest, contest.people)
+    judged = _by_prompt(contest, {key: contest.judge[key] for key in contest.people})
+    only = _by_prompt(contest, _judge_only(contest))
     report: dict[str, Any] = {
         "policies": list(contest.policies),
-        "judge": _mean(list(contest.judge.values())),
-        "people": _mean(people) if people else None,
+        "judge": _mean(list(_by_prompt(contest, contest.judge).values())),
+        "people": _mean(list(people.values())) if people else None,
         "corrected": None,
         "preferred": None,
     }
     if len(people) >= FEWEST_BOTH:
-        report["corrected"] = _corrected(prediction_powered_mean(only, judged, people), len(only), len(people))
-        report["preferred"] = preferred_share(only, judged, people)
+        found = prediction_powered_mean(list(only.values()), list(judged.values()), list(people.values()))
+        report["corrected"] = _corrected(found, len(only), len(people))
+        report["preferred"] = preferred_share(contest)
     return report
 
 
-def preferred_share(only: Sequence[float], judged: Sequence[float], people: Sequence[float]) -> dict[str, Any] | None:
+def _judge_only(contest: Contest) -> dict[Comparison, float]:
+    """The judge's verdicts at prompts of which people judged nothing: those of other prompts are not independent of
+    people's."""
+    theirs = {contest.prompts[key[0]] for key in contest.people}
+    return {key: value for key, value in contest.judge.items() if contest.prompts[key[0]] not in theirs}
+
+
+def _by_prompt(contest: Contest, values: Mapping[Comparison, float]) -> dict[str, float]:
+    """The mean of each prompt's comparisons."""
+    found: dict[str, list[float]] = {}
+    for key, value in values.items():
+        found.setdefault(contest.prompts[key[0]], []).append(value)
+    return {prompt: sum(each) / len(each) for prompt, each in found.items()}
+
+
+def preferred_share(contest: Contest) -> dict[str, Any] | None:
     """The share of comparisons in which people prefer the first policy, ties not counted as half, by Rogan and Gladen;
-    None unless people's judgments have both outcomes."""
-    positive = [value == 1 for value, truth in zip(judged, people, strict=True) if truth == 1]
-    negative = [value < 1 for value, truth in zip(judged, people, strict=True) if truth < 1]
+    None unless people's judgments have both outcomes. Counts are effective numbers, by prompt."""
+    judge, only = contest.judge, _judge_only(contest)
+    positive = {key: judge[key] == 1 for key, truth in contest.people.items() if truth == 1}
+    negative = {key: judge[key] < 1 for key, truth in contest.people.items() if truth < 1}
     if not positive or not negative or not only:
         return None
-    sensitivity, specificity = sum(positive) / len(positive), sum(negative) / len(negative)
-    found = rogan_gladen(
-        sum(value == 1 for value in only) / len(only), len(only), specificity, len(negative), sensitivity, len(positive)
+    (called, n), (specificity, negatives), (sensitivity, positives) = (
+        _share_of(contest, calls) for calls in ({key: value == 1 for key, value in only.items()}, negative, positive)
     )
+    found = rogan_gladen(called, n, specificity, negatives, sensitivity, positives)
     errors = {"sensitivity": round(sensitivity, 6), "specificity": round(specificity, 6)}
-    return {**_corrected(found, len(only), len(people)), **errors}
+    counts = [len(_by_prompt(contest, some)) for some in (only, contest.people)]
+    return {**_corrected(found, *counts), **errors}
+
+
+def _share_of(contest: Contest, calls: Mapping[Comparison, bool]) -> tuple[float, float]:
+    """The share of calls that are true, and the number of independent calls that would vary as much."""
+    values = [float(call) for call in calls.values()]
+    prompts = [contest.prompts[key[0]] for key in calls]
+    return sum(values) / len(values), effective_number(values, prompts)
 
 
 def _corrected(found: CorrectedShare, judged: int, people: int) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from preference.selection.configuration import SelectConfig
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
-from tiebreak.errors import DataError, counted
+from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.records import Completion, ExportedJudgment, Pair, Preference, comparison_key, content_id
+from tiebreak.runs.run import read_manifest
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,21 @@ class Judged:
 
 def read_judged(sources: Sequence[str]) -> Judged:
     """The comparisons that people, or simulated raters, have judged in label runs and files of judgments; skips and model
-    judges' verdicts do not count."""
+    judges' verdicts do not count.
+
+    Raises:
+        HandoffError: a source is another stage's run.
+        DataError: a source has model judges' verdicts alone.
+    """
     found = Judged(set(), set())
     for source in sources:
-        file = Path(source) / "final" / "judgments.jsonl" if is_run(source) else Path(source)
-        for judgment in read_records(file, ExportedJudgment):
+        judgments = list(read_records(_file_of_people(source), ExportedJudgment))
+        if judgments and all(one.kind == "model" for one in judgments):
+            raise DataError(
+                f"judged: the {counted(len(judgments), 'judgment')} in {source} are all a model judge's, which leave no "
+                "pair out: give judgments of people, or leave it out"
+            )
+        for judgment in judgments:
             if judgment.kind != "model" and not judgment.skip:
                 found.ids.update(frozenset((one.left, one.right)) for one in judgment.pairwise())
         preferences = Path(source) / "final" / "preferences.jsonl"
@@ -121,3 +132,17 @@ def read_judged(sources: Sequence[str]) -> Judged:
                 if one.kind != "model"
             )
     return found
+
+
+def _file_of_people(source: str) -> Path:
+    if not is_run(source):
+        return Path(source)
+    if (stage := read_manifest(source)["stage"]) != "label":
+        judges = (
+            "; the verdicts of a judge are read by --judges, with strategy judge_unsure" if stage == "judge" else ""
+        )
+        raise HandoffError(
+            f"judged: {source} is a finished '{stage}' run: give the folder of a label run, or a file of people's "
+            f"judgments{judges}"
+        )
+    return Path(source) / "final" / "judgments.jsonl"

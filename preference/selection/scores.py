@@ -17,11 +17,12 @@ from preference.selection.configuration import SelectConfig
 from preference.selection.pool import Candidate
 from preference.selection.strategies import Floats, disagreement, gap, judges_uncertainty
 from tiebreak.data.reading import read_records
-from tiebreak.errors import DataError, HandoffError
+from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.extras import require_training_packages
 from tiebreak.measures.judges import Comparison, comparison_of
 from tiebreak.records import Completion, ExportedJudgment, Judgment
 from tiebreak.runs.run import Run, in_batches, read_manifest
+from tiebreak.terminal import say
 
 if TYPE_CHECKING:
     from tiebreak.chat.chat import Chat
@@ -43,7 +44,7 @@ def scores_of(config: SelectConfig, run: Run, candidates: Sequence[Candidate]) -
 
 
 def by_judges(sources: Sequence[str], candidates: Sequence[Candidate]) -> Floats:
-    """The judges' uncertainty.
+    """The judges' uncertainty. Says how many candidates they did not judge: these count as the least sure.
 
     Raises:
         HandoffError: a source is no judge run.
@@ -58,6 +59,11 @@ def by_judges(sources: Sequence[str], candidates: Sequence[Candidate]) -> Floats
     keys = [(one.pool_id, one.first.id, one.second.id) for one in candidates]
     if not verdicts.keys() & set(keys):
         raise DataError(f"judges: no judgment in {', '.join(sources)} is of these pairs: judge the same pool")
+    if unjudged := sum(key not in verdicts for key in keys):
+        say(
+            f"{unjudged} of {counted(len(keys), 'pair')} are judged in none of {', '.join(sources)}: they count as those "
+            "of which the judges are least sure, and are taken first"
+        )
     return np.array([judges_uncertainty(verdicts.get(key, [])) for key in keys])
 
 
@@ -137,8 +143,8 @@ def mean_states(
     with torch.no_grad():
         states = layers_of(whole_model(model))(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     steps = torch.arange(ids.shape[1], device=device)
-    counted = mask.bool() & (steps >= torch.tensor(starts, device=device)[:, None])
-    sums = (states.float() * counted[..., None]).sum(1) / counted.sum(1, keepdim=True).clamp(min=1)
+    answered = mask.bool() & (steps >= torch.tensor(starts, device=device)[:, None])
+    sums = (states.float() * answered[..., None]).sum(1) / answered.sum(1, keepdim=True).clamp(min=1)
     return [[round(value, 6) for value in row] for row in sums.tolist()]
 
 

@@ -25,6 +25,7 @@ from evaluation.compare.reading import read_chain
 from evaluation.compare.summary import distinct_names, guard_decision, verdict
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError, RunError
+from tiebreak.hashing import hash_text
 from tiebreak.measures.statistics import bootstrap_interval
 from tiebreak.page.charts import spread, tick_labels, ticks
 from tiebreak.page.document import embedded_json
@@ -518,6 +519,92 @@ def test_a_figure_of_the_guard_is_drawn_as_held_out_beside_the_trainings() -> No
         [("objective/scores", False), ("guard/training_score", True)],
         [("guard/score", True)],
     ]
+
+
+# --- judgments that pull against the rest ---
+
+
+def pull_report(root: Path, preferences: str, sft: str) -> tuple[str, str]:
+    """A reward model, and its report on four pairs. Of p0, ann and ben prefer "good" and cat "poor"; ann alone judged p1,
+    a lead settled p2 against ben, and of p3 nobody's judgment is known."""
+    reward = write_run(root / "reward", "reward", {"preferences": preferences, "policy": sft}, {"head.json": {}})
+    values = {
+        "p0": (-4.0, ["ann", "ben", "cat"]),
+        "p1": (-1.5, ["ann"]),
+        "p2": (-0.5, ["lead"]),
+        "p3": (1.0, ["x", "y"]),
+    }
+    pulls = [
+        {"pair_id": name, "raters": raters, "pull": pull, "chosen": hash_text("good"), "adjudicated": name == "p2"}
+        for name, (pull, raters) in values.items()
+    ]
+    rows = [
+        {
+            "pair_id": one["pair_id"],
+            "raters": one["raters"],
+            "pull": one["pull"],
+            "prompt": [{"role": "user", "content": f"Question {one['pair_id']}?"}],
+            "chosen": "good",
+            "rejected": "<b>poor</b>",
+        }
+        for one in pulls
+        if one["pull"] < 0
+    ]
+    summary = {"against_the_rest": {"pairs": 4, "of": 9, "against": 3, "rows": rows}}
+    files = {"report.json": summary, "pulls.jsonl": pulls}
+    return reward, write_run(root / "reward-report", "reward report", {"reward_model": reward}, files)
+
+
+def test_judgments_that_pull_against_the_rest_are_named_with_who_made_them(recipe: str) -> None:
+    sides = [{"id": name, "text": name} for name in ("good", "poor")]
+    ask = [{"role": "user", "content": "?"}]
+    pairs = [{"id": f"p{n}", "prompt_id": f"q{n}", "messages": ask, "completions": sides} for n in range(3)]
+    votes = [
+        ("p0", "ann", 1),
+        ("p0", "ben", 2),
+        ("p0", "cat", -1),
+        ("p1", "ann", 1),
+        ("p2", "ben", -1),
+        ("p2", "cat", 0),
+    ]
+    judgments = [
+        {"pair_id": pair, "rater_id": rater, "left": "poor", "right": "good", "answer": answer, "kind": "human"}
+        for pair, rater, answer in votes
+    ]
+    judgments.append({**judgments[2], "answer": 3, "repeat": True})  # cat's second look does not count
+    root, sft = Path("runs/b"), "runs/a/sft"
+    sample = write_run(root / "sample", "sample", {"policy": sft}, {"pairs.jsonl": pairs})
+    label = write_run(
+        root / "label", "label", {"pairs": sample}, {"judgments.jsonl": judgments, "preferences.jsonl": []}
+    )
+    reward, report = pull_report(root, label, sft)
+    evaluated = write_evaluation(root / "evaluate", hand_rows(), {"policies.sft": sft, "reward_model": reward})
+    [found] = report_of(evaluated, runs=[report])["pulls"]
+    assert [row["preferred_by"] for row in found["rows"]] == [["ann", "ben"], ["ann"], ["lead"]]
+    shares = {row["rater"]: (row["value"], row["n"]) for row in found["raters"]}
+    assert shares == {"ann": (1.0, 2), "ben": (1.0, 1), "lead": (1.0, 1)}
+    assert found["raters"][0]["interval"][0] == pytest.approx(2 / (2 + 1.959964**2))  # Wilson of 2 of 2: n/(n + z²)
+    assert (found["pairs"], found["of"], found["against"], found["behind_the_policies"]) == (4, 9, 3, True)
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    assert "preferred by ann, ben" in page
+    assert "pull −4.0" in page
+    assert "<b>poor</b>" not in page.split("<script")[0]
+    assert "None of the policies above was made from this reward model" not in page
+
+    [other] = report_of(recipe, "runs/other", runs=[report])["pulls"]  # of the first recipe's policies
+    assert not other["behind_the_policies"]
+    assert "None of the policies above was made from this reward model" in Path("runs/other/report.html").read_text()
+    assert "pulls" not in report_of(recipe, "runs/without")
+
+
+def test_without_judgments_a_pair_of_several_raters_is_nobodys(recipe: str) -> None:
+    """Preferences from a file name who judged, not who preferred what."""
+    rows = [{"prompt": "q?", "chosen": "good", "rejected": "poor"}]
+    write_jsonl(Path("pairs.jsonl"), rows)
+    _, report = pull_report(Path("runs/b"), "pairs.jsonl", "runs/a/sft")
+    [found] = report_of(recipe, runs=[report])["pulls"]
+    assert [row["preferred_by"] for row in found["rows"]] == [[], ["ann"], ["lead"]]
+    assert "judged by ann, ben, cat" in Path("runs/report/report.html").read_text(encoding="utf-8")
 
 
 # --- what is refused ---

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from support import read_rows, run_here, write_rows
 
-from evaluation.duel.report import people_of, read_judgments
-from tiebreak.errors import DataError
+from evaluation.duel.configuration import DuelReportConfig
+from evaluation.duel.figures import build_figures, programs_of
+from evaluation.duel.pairs import Evaluated, describe
+from evaluation.duel.report import judges_of, people_of, read_judgments
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.records import Completion, Message, Pair
 
 UNTRACKED = ("--tracking.mode", "disabled")
@@ -164,3 +167,38 @@ def test_evaluation_pairs_are_not_selected_for_training(made: Path, tmp_path: Pa
     words = ("--pairs", tmp_path / "duel", "--selected-pairs", "2", "--output", tmp_path / "select")
     status, printed = run_here("select", *words, *UNTRACKED)
     assert (status, "never reach training" in printed) == (1, True), printed
+
+
+def test_empty_answers_are_told_and_measured_by_no_program() -> None:
+    """Of five prompts, a is silent at two and b at one of them: three are compared, by people and programs alike."""
+    texts = {"a": ["", " ", "x", "x", "x"], "b": ["", "y", "y", "y", "y"]}
+    rows = [
+        {"prompt_id": f"p{n}", "policy": name, "text": text, "score": float(len(text)), "yardstick_score": None}
+        for name, each in texts.items()
+        for n, text in enumerate(each)
+    ]
+    [program] = programs_of(rows, ["a", "b"], "rubric")
+    assert program.outcomes[("a", "b")].keys() == {"p2", "p3", "p4"}
+    answers: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        answers.setdefault(row["prompt_id"], {})[row["policy"]] = row
+    about = {"policies": {"a": {}, "b": {}}, "split": "test", "yardstick_name": "rubric"}
+    summary = describe(Evaluated("e", ["a", "b"], about, answers), sorted(answers), [])
+    assert (summary["empty_answers"], summary["counts"]["empty"]) == ({"a": 2, "b": 1}, 1)
+    counts = {**summary["counts"], "judged": 0}
+    found = build_figures([], [], ["a", "b"], [], counts, empty=summary["empty_answers"])
+    assert [one for one in found["caveats"] if "a 2, b 1" in one]
+    assert not [one for one in build_figures([], [], ["a", "b"], [], counts)["caveats"] if "empty" in one]
+
+
+def test_two_runs_of_one_judge_are_refused(tmp_path: Path) -> None:
+    """The second run's verdicts would not count, and nothing would say so."""
+    two = tuple(Completion(id=name, text=name) for name in "ab")
+    pairs = [Pair(id="p", prompt_id="q", messages=(Message(role="user", content="?"),), completions=two)]
+    for name in ("one", "two"):
+        verdict = {"pair_id": "p", "left": "a", "right": "b", "answer": 1, "rater_id": "j", "kind": "model"}
+        write_rows(tmp_path / name / "final" / "judgments.jsonl", [verdict])
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"id": name, "stage": "judge"}))
+    config = DuelReportConfig(output="o", duel="d", judgments="l", judges=[str(tmp_path / n) for n in ("one", "two")])
+    with pytest.raises(HandoffError, match=r"one and .*two are both of j, whose verdict on a pair counts once"):
+        judges_of(config, pairs, [], ["a", "b"])

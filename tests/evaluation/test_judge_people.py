@@ -95,6 +95,43 @@ def test_the_judges_win_rate_is_never_alone() -> None:
     assert win_rates(alone)["corrected"] is None
 
 
+def test_copies_of_a_comparison_add_no_certainty() -> None:
+    """Each of 30 prompts three times, as in pairs of two policies with several answers: every interval stays as it is."""
+    said, truth = [1, 1, 1, -1, 0, 1] * 5, [1, 1, -1, -1, 1] * 4
+
+    def measured(copies: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        def each(one: Any, key: str) -> list[Any]:
+            return [one.model_copy(update={key: f"{getattr(one, key)}-{n}"}) for n in range(copies)]
+
+        judged = [v for n, a in enumerate(said) for v in each(vote(n, "j", a, (a, a or 1), 0.9), "pair_id")]
+        votes = [v for n, a in enumerate(truth) for v in each(vote(n, "r", a), "pair_id")]
+        pairs = [p for n in range(30) for p in each(pair(n), "id")]
+        [contest] = contests(judged, votes, pairs)
+        people = against_people(judged, votes, pairs)
+        assert people is not None
+        return win_rates(contest), habits(judged, pairs), people
+
+    (rates, own, people), (rates3, own3, people3) = measured(1), measured(3)
+    for key in ("judge", "people", "corrected", "preferred"):
+        assert rates3[key] == pytest.approx(rates[key]), key
+    for one, three in [(own, own3), (people, people3)]:
+        for key in one.keys() & {"consistency", "left", "longer", "accuracy", "accuracy_without_ties"}:
+            assert three[key]["n"] == 3 * one[key]["n"]
+            assert three[key]["interval"] == pytest.approx(one[key]["interval"]), key
+
+
+def test_a_prompt_that_people_judged_in_part_counts_once() -> None:
+    """Two comparisons at each prompt, people judged one: the judge's other verdict is not a case of its own."""
+    first, second = ([pair(n).model_copy(update={"id": f"p{n}-{k}"}) for n in range(14)] for k in "12")
+    judged = [
+        vote(n, "j", 1, (1, 1)).model_copy(update={"pair_id": one[n].id}) for n in range(14) for one in (first, second)
+    ]
+    votes = [vote(n, "r", 1 if n % 2 else -1).model_copy(update={"pair_id": first[n].id}) for n in range(12)]
+    [contest] = contests(judged, votes, [*first, *second])
+    found = win_rates(contest)["corrected"]
+    assert (found["judged"], found["people"]) == (2, 12)
+
+
 @pytest.fixture(scope="module")
 def pandalm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(pairs, people's judgments) of the 999."""

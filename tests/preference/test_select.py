@@ -13,6 +13,7 @@ from small_world import World, questions
 from support import read_rows, run_here, write_config, write_rows
 
 from preference.selection.pool import _cut, read_judged
+from preference.selection.scores import by_judges
 from preference.selection.strategies import (
     Shares,
     arms,
@@ -23,6 +24,7 @@ from preference.selection.strategies import (
     judges_uncertainty,
     share_out,
 )
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.measures.selection import inverse_probability_mean, selection_probabilities
 from tiebreak.records import Completion, Judgment, Message, ModelVerdict, Pair, Preference, assistant, write_jsonl
 
@@ -318,7 +320,7 @@ def test_duplicates_are_one_pair(tmp_path: Path) -> None:
 def test_what_was_judged_is_not_selected_again_however_its_prompt_is_written(tmp_path: Path) -> None:
     final = tmp_path / "label" / "final"
     final.mkdir(parents=True)
-    (tmp_path / "label" / "manifest.json").write_text("{}")
+    (tmp_path / "label" / "manifest.json").write_text('{"id": "l", "stage": "label"}')
     (final / "judgments.jsonl").write_text("")
     asked, sides = (Message(role="user", content="caf\u00e9?"),), [assistant(text) for text in ("one", "two")]
     write_jsonl(final / "preferences.jsonl", [Preference(prompt=asked, chosen=sides[0], rejected=sides[1])])
@@ -329,3 +331,32 @@ def test_what_was_judged_is_not_selected_again_however_its_prompt_is_written(tmp
     )
     other = again.model_copy(update={"messages": (Message(role="user", content="cafe?"),)})
     assert [one.texts in judged.texts for pair in (again, other) for one in _cut(pair)] == [True, False]
+
+
+def test_what_leaves_no_pair_out_is_refused_as_judged(tmp_path: Path) -> None:
+    """A judge's run and a file of its verdicts; a file in which a person judged too counts that person's pair alone."""
+    vote = {"left": "a", "right": "b", "answer": 1}
+    verdicts = [{**vote, "pair_id": "p", "rater_id": "j", "kind": "model"}]
+    file = write_rows(tmp_path / "judge" / "final" / "judgments.jsonl", verdicts)
+    (tmp_path / "judge" / "manifest.json").write_text('{"id": "j", "stage": "judge"}')
+    with pytest.raises(
+        HandoffError, match=r"is a finished 'judge' run: .* are read by --judges, with strategy judge_unsure"
+    ):
+        read_judged([str(tmp_path / "judge")])
+    with pytest.raises(DataError, match=r"the 1 judgment in .* are all a model judge's, which leave no pair out"):
+        read_judged([str(file)])
+    person = {**vote, "left": "c", "pair_id": "q", "rater_id": "r", "kind": "human"}
+    assert read_judged([str(write_rows(tmp_path / "both.jsonl", [*verdicts, person]))]).ids == {frozenset("bc")}
+
+
+def test_pairs_that_no_judge_saw_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = (Message(role="user", content="q"),)
+    two = tuple(Completion(id=name, text=name) for name in "ab")
+    candidates = [one for n in "pq" for one in _cut(Pair(id=n, prompt_id=n, messages=ask, completions=two))]
+    row = {"pair_id": "p", "left": "a", "right": "b", "answer": 1, "rater_id": "j", "kind": "model"}
+    write_rows(tmp_path / "judge" / "final" / "judgments.jsonl", [row])
+    (tmp_path / "judge" / "manifest.json").write_text('{"id": "j", "stage": "judge"}')
+    assert by_judges([str(tmp_path / "judge")], candidates).tolist() == [0.0, 1.0]
+    assert "1 of 2 pairs are judged in none of" in "".join(capsys.readouterr())
+    by_judges([str(tmp_path / "judge")], candidates[:1])
+    assert "judged in none" not in "".join(capsys.readouterr())

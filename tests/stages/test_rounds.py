@@ -19,12 +19,13 @@ from support import REPOSITORY, read_rows, run_here, write_config, write_rows
 
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.errors import RunError
-from tiebreak.records import Completion, Judgment, Message, Pair
+from tiebreak.records import Completion, ExportedJudgment, Judgment, Message, Pair, Preference, assistant
 from tiebreak.rounds import loop, rivals
 from tiebreak.rounds.configuration import RoundsConfig, StopConfig
-from tiebreak.rounds.figures import read_label
-from tiebreak.rounds.joining import join_config, join_labels, preferences_of_judge, rows_of, share_pairs
+from tiebreak.rounds.figures import agreement, read_evaluation, read_label
+from tiebreak.rounds.joining import Judged, join_config, join_labels, preferences_of_judge, rows_of, share_pairs
 from tiebreak.rounds.loop import State, run_round
+from tiebreak.rounds.page import build_page
 from tiebreak.rounds.rivals import across, rivals_of, write_pool
 from tiebreak.rounds.stopping import why_distrust, why_stop, why_undecided
 from tiebreak.runs.run import start_run
@@ -324,6 +325,24 @@ def test_a_budget_of_less_than_a_pair_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(("strategy", "stage"), [("margin", "reward"), ("judge_unsure", "judge")])
+def test_a_strategy_without_its_stage_is_refused(tmp_path: Path, strategy: str, stage: str) -> None:
+    """Without a reward model, every round would select at random."""
+    folders = {"select": "rounds"}
+    stages = [
+        {
+            "stage": name,
+            "config": f"configs/{folders.get(name, 'quickstart')}/{name}.yaml",
+            "overrides": {"strategy": strategy} if name == "select" else {},
+        }
+        for name in ("sample", "select", "label", "dpo", "evaluate")
+    ]
+    config = write_config(tmp_path / "r.yaml", name="r", root=str(tmp_path / "x"), policy="p", budget=9, stages=stages)
+    status, found = run_here("rounds", "--config", config)
+    assert (status, f"strategy {strategy} reads" in found, f"add a stage {stage}" in found) == (2, True, True), found
+    assert not (tmp_path / "x").exists()
+
+
 def one_round(low: float, previous: float, kl: float = 1.0) -> dict[str, Any]:
     rate = {"value": 0.6, "n": 9, "interval": [low, 0.9]}
     return {"over_start": rate, "over_previous": {**rate, "interval": [previous, 0.9]}, "kl": kl}
@@ -451,3 +470,98 @@ def test_a_judge_labels_what_people_did_not_get() -> None:
     found = preferences_of_judge(pool, [said("a", 2), said("b", -3), said("c", 0)], with_people)
     [one] = found  # a is with people, c is a tie
     assert (one.chosen_text, one.rejected_text, one.strength, one.margin, one.kind) == ("b 2", "b 1", 3.0, 1.0, "model")
+
+
+def test_a_judges_verdicts_are_training_pairs_that_no_round_gave_to_people(tmp_path: Path) -> None:
+    """Round 1 gives a to people; round 2's pool has a and b again, c, and h, which is held out. The judge labels b and c,
+    each once."""
+
+    def made(stage: str, name: str, **files: list[Any]) -> str:
+        config = StageConfig(output=str(tmp_path / name), tracking=TrackingConfig(mode="disabled"))
+        with start_run(config, stage, {}) as run:
+            for file, rows in files.items():
+                write_rows(run.final / f"{file}.jsonl", [row.model_dump(mode="json") for row in rows])
+            run.finish()
+        return str(run.folder)
+
+    def pair(name: str, number: int) -> Pair:
+        two = tuple(Completion(id=f"{name}{side}-{number}", text=f"{name} {side}") for side in "xy")
+        split: Any = "validation" if name == "h" else "train"
+        return Pair(id=f"{name}{number}", prompt_id=name, messages=ASK, completions=two, split=split)
+
+    def verdict(one: Pair) -> ExportedJudgment:
+        left, right = (side.id for side in one.completions)
+        return ExportedJudgment(pair_id=one.id, rater_id="j", left=left, right=right, answer=1, kind="model")
+
+    judged = []
+    for number, names, given in ((1, "ab", "a"), (2, "abch", "")):
+        pool = [pair(name, number) for name in names]
+        judge = made("judge", f"judge-{number}", judgments=[verdict(one) for one in pool])
+        people = [one for one in pool if one.prompt_id in given]
+        source = made("sample", f"pool-{number}", pairs=pool)
+        judged.append({"judge": judge, "pool": source, "selected": made("select", f"select-{number}", pairs=people)})
+    label = made(
+        "label",
+        "label",
+        judgments=[],
+        preferences=[Preference(prompt=ASK, chosen=[assistant("a x")], rejected=[assistant("a y")])],
+    )
+    config = join_config(tmp_path / "labels", [label], [Judged.model_validate(one) for one in judged])
+    rows = read_rows(Path(join_labels(config)) / "final" / "preferences.jsonl")
+    assert [(row["kind"], row["chosen"][0]["content"]) for row in rows[1:]] == [("model", "b y"), ("model", "c y")]
+    alone = join_config(tmp_path / "cycle", [], [Judged(judge=judged[1]["judge"], pool=judged[1]["pool"])])
+    assert (
+        len(read_rows(Path(join_labels(alone)) / "final" / "preferences.jsonl")) == 4
+    )  # a cycle has no other held-out
+
+
+def test_several_answers_to_a_prompt_count_as_their_mean(tmp_path: Path) -> None:
+    """Means: the current policy .5 and 1, the start 0 and .5: both prompts are won. Answer by answer it is .75 of 4."""
+    values = {"current": {"p": [1, 0], "q": [1, 1]}, "start": {"q": [1, 0], "p": [0, 0]}}
+    rows = [
+        {"policy": policy, "prompt_id": prompt, "yardstick_score": value}
+        for policy, prompts in values.items()
+        for prompt, each in prompts.items()
+        for value in each
+    ]
+    write_rows(tmp_path / "final" / "completions.jsonl", rows)
+    figures = {"score_mean": None, "n_prompts": 2, "kl_per_sequence": 1.0}
+    report = {"policies": dict.fromkeys(values, figures), "yardstick": "rubric"}
+    (tmp_path / "final" / "report.json").write_text(json.dumps(report))
+    found = read_evaluation(tmp_path)
+    assert (found["over_start"]["value"], found["over_start"]["n"]) == (1.0, 2)
+
+
+def test_agreement_on_copies_of_a_comparison_is_no_surer() -> None:
+    """Eight prompts, on six of which the raters agree: three pairs at each prompt leave the interval as it is."""
+
+    def measured(copies: int) -> Any:
+        votes = [
+            ExportedJudgment(pair_id=f"{n}-{k}", rater_id=r, left="a", right="b", answer=a, kind="human")
+            for n in range(8)
+            for k in range(copies)
+            for r, a in (("r", 1), ("s", 1 if n < 6 else -1))
+        ]
+        return agreement(votes, {one.pair_id: one.pair_id[0] for one in votes})
+
+    one, three = measured(1), measured(3)
+    assert (one.value, one.n, three.value, three.n) == (0.75, 8, 0.75, 24)
+    assert three.interval == pytest.approx(one.interval)
+
+
+def test_the_page_names_simulated_raters_and_unlike_starts() -> None:
+    rate = {"value": 0.6, "n": 9, "interval": [0.4, 0.8]}
+    figures = {"round": 1, "labels": 3, "arms": {}, "kinds": {"human": 1, "simulated": 2}, "trained": True, "kl": 1.0}
+    figures |= {
+        "agreement": rate,
+        "over_start": rate,
+        "over_previous": rate,
+        "other_over_start": rate,
+        "score_gain": 0.1,
+    }
+    report = {"name": "r", "start": "s", "budget": 9, "bought": 3, "stopped": "", "rounds": [figures]}
+    page, with_cycles = build_page(report), build_page({**report, "judge_cycles": 1})
+    assert "Part of the labels are of simulated raters" in page
+    assert "a higher score alone" in page
+    assert "has had no judge's cycles" not in page.replace("&#39;", "'")
+    assert "has had no judge's cycles" in with_cycles.replace("&#39;", "'")

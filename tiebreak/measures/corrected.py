@@ -25,7 +25,7 @@ class CorrectedShare:
 
 
 def rogan_gladen(
-    positive: float, n: int, specificity: float, negatives: int, sensitivity: float, positives: int, z: float = Z
+    positive: float, n: float, specificity: float, negatives: float, sensitivity: float, positives: float, z: float = Z
 ) -> CorrectedShare:
     """The share of cases that people would call positive, from a judge's calls.
 
@@ -39,6 +39,8 @@ def rogan_gladen(
         positive: the share that the judge calls positive, of `n` cases that people did not judge.
         specificity: the share of people's `negatives` that the judge calls negative.
         sensitivity: the share of people's `positives` that the judge calls positive.
+
+    The numbers need not be whole: they may be effective numbers of independent cases.
 
     >>> round(rogan_gladen(0.6, 1000, 0.8, 200, 0.9, 200).value, 6)
     0.571429

@@ -79,6 +79,7 @@ def habits(judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> dict[str, An
 
     Left, longer, more Markdown: shares of the decided answers in which the two sides differ in it.
     """
+    prompts = _prompts_of(pairs)
     read = [one for one in judgments if one.judge is not None and None not in one.judge.answers]
     consistent = [float(one.judge.consistent) for one in read if one.judge]
     left: list[float] = []
@@ -88,9 +89,9 @@ def habits(judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> dict[str, An
         answers = [answer for answer in one.judge.answers if answer]
         as_shown = [one.judge.answers[0], -(one.judge.answers[1] or 0)]
         left += [float(answer < 0) for answer in as_shown if answer]
-        groups += [one.pair_id] * len(answers)
+        groups += [prompts.get(one.pair_id, one.pair_id)] * len(answers)
     return {
-        "consistency": _share(consistent, [one.pair_id for one in read]),
+        "consistency": _share(consistent, [prompts.get(one.pair_id, one.pair_id) for one in read]),
         "turned": sum(one.judge is not None and one.judge.turned for one in judgments),
         "left": _share(left, groups),
         "longer": preference_for(judgments, pairs, len),
@@ -102,7 +103,7 @@ def preference_for(
     judgments: Sequence[Judgment], pairs: Sequence[Pair], measure: Callable[[str], int]
 ) -> dict[str, Any]:
     """How often the completion with the larger value was preferred, of the decided judgments where the values differ."""
-    texts = {(pair.id, one.id): one.text for pair in pairs for one in pair.completions}
+    texts, prompts = {(pair.id, one.id): one.text for pair in pairs for one in pair.completions}, _prompts_of(pairs)
     larger, groups = [], []
     for judgment in _compared(judgments):
         left, right = (texts.get((judgment.pair_id, side)) for side in (judgment.left, judgment.right))
@@ -111,8 +112,13 @@ def preference_for(
         apart = measure(right) - measure(left)
         if apart:
             larger.append(float((apart > 0) == (judgment.answer > 0)))
-            groups.append(judgment.pair_id)
+            groups.append(prompts[judgment.pair_id])
     return _share(larger, groups)
+
+
+def _prompts_of(pairs: Sequence[Pair]) -> dict[str, str]:
+    """Pair's id → its prompt's: comparisons of one prompt are not independent, whichever pairs they are in."""
+    return {pair.id: pair.prompt_id for pair in pairs}
 
 
 def _share(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
@@ -150,6 +156,7 @@ def against_people(
 ) -> dict[str, Any] | None:
     """A judge's accuracy and κ against people's majority, the calibration of its confidence, by slice and aspect; None
     where no comparison has both."""
+    prompts = _prompts_of(pairs)
     shared = shared_comparisons(judgments, majorities(people))
     if not shared:
         return None
@@ -159,55 +166,59 @@ def against_people(
     by_split = {
         name: [one for one in shared if splits.get(one.key[0]) == name] for name in ("train", "validation", "test")
     }
-    slices = {f"split {name}": _agreement(rows) for name, rows in by_split.items() if rows and len(rows) < len(shared)}
+    slices = {
+        f"split {name}": _agreement(rows, prompts)
+        for name, rows in by_split.items()
+        if rows and len(rows) < len(shared)
+    }
     return {
         "kinds": sorted({one.kind for one in people}),
         "raters": len({one.rater_id for one in people}),
-        **_agreement(shared),
+        **_agreement(shared, prompts),
         "people_longer": preference_for(theirs, pairs, len),
         "people_more_markdown": preference_for(theirs, pairs, markdown_marks),
-        "calibration": calibration(shared),
+        "calibration": calibration(shared, prompts),
         "slices": slices,
-        "aspects": _aspects(judgments, people),
+        "aspects": _aspects(judgments, people, prompts),
     }
 
 
-def _agreement(shared: Sequence[CommonComparison]) -> dict[str, Any]:
-    groups = [one.key[0] for one in shared]
+def _agreement(shared: Sequence[CommonComparison], prompts: Mapping[str, str]) -> dict[str, Any]:
     decided = [one for one in shared if one.judge and one.people]
     table = np.zeros((3, 3))
     for one in shared:
         table[one.judge + 1, one.people + 1] += 1
     return {
         "n": len(shared),
-        "accuracy": _share([float(one.judge == one.people) for one in shared], groups),
-        "accuracy_without_ties": _share(
-            [float(one.judge == one.people) for one in decided], [one.key[0] for one in decided]
-        ),
+        "accuracy": _share([float(one.judge == one.people) for one in shared], _groups(shared, prompts)),
+        "accuracy_without_ties": _share([float(one.judge == one.people) for one in decided], _groups(decided, prompts)),
         "kappa": cohen_kappa(table).as_json(),
     }
 
 
-def calibration(shared: Sequence[CommonComparison]) -> dict[str, Any] | None:
+def _groups(shared: Sequence[CommonComparison], prompts: Mapping[str, str]) -> list[str]:
+    """The prompts of comparisons; a pair without one stands alone."""
+    return [prompts.get(one.key[0], one.key[0]) for one in shared]
+
+
+def calibration(shared: Sequence[CommonComparison], prompts: Mapping[str, str]) -> dict[str, Any] | None:
     """The bins of a reliability diagram and their error; None of a judge without confidences."""
     rows = [one for one in shared if one.confidence is not None and one.judge and one.people]
     if not rows:
         return None
     confidences = [one.confidence or 0.0 for one in rows]
-    bins = bins_by_confidence(
-        confidences, [float(one.judge == one.people) for one in rows], [one.key[0] for one in rows]
-    )
+    bins = bins_by_confidence(confidences, [float(one.judge == one.people) for one in rows], _groups(rows, prompts))
     return {"n": len(rows), "ece": expected_calibration_error(bins), "bins": [asdict(one) for one in bins]}
 
 
-def _aspects(judgments: Sequence[Judgment], people: Sequence[Judgment]) -> dict[str, Any]:
+def _aspects(judgments: Sequence[Judgment], people: Sequence[Judgment], prompts: Mapping[str, str]) -> dict[str, Any]:
     """The same by aspect, on comparisons where both judged it."""
     names = sorted({name for one in judgments for name in one.aspects})
     found = {}
     for name in names:
         mine, theirs = _of_aspect(judgments, name), _of_aspect(people, name)
         if shared := shared_comparisons(mine, majorities(theirs)):
-            found[name] = _agreement(shared)
+            found[name] = _agreement(shared, prompts)
     return found
 
 
@@ -231,12 +242,14 @@ class Contest:
     judge: dict[Comparison, float]
     people: dict[Comparison, float]
     """of comparisons that the judge judged too"""
+    prompts: Mapping[str, str]
+    """pair's id → its prompt's"""
 
 
 def contests(judgments: Sequence[Judgment], people: Sequence[Judgment], pairs: Sequence[Pair]) -> list[Contest]:
     """The comparisons between two policies, by policies in alphabetical order."""
     completions = {(pair.id, one.id): one for pair in pairs for one in pair.completions}
-    majority = majorities(people)
+    majority, prompts = majorities(people), _prompts_of(pairs)
     found: dict[tuple[str, str], Contest] = {}
     for judgment in judgments:
         key, side = comparison_of(judgment), side_of(judgment)
@@ -245,7 +258,7 @@ def contests(judgments: Sequence[Judgment], people: Sequence[Judgment], pairs: S
             continue
         names = sorted((both[0].policy, both[1].policy))
         sign = 1 if both[0].policy == names[0] else -1
-        contest = found.setdefault((names[0], names[1]), Contest((names[0], names[1]), {}, {}))
+        contest = found.setdefault((names[0], names[1]), Contest((names[0], names[1]), {}, {}, prompts))
         contest.judge[key] = (1 + sign * side) / 2
         if key in majority:
             contest.people[key] = (1 + sign * majority[key]) / 2

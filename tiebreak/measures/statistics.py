@@ -35,23 +35,35 @@ def wilson_interval(successes: float, n: float, z: float = Z) -> Interval:
 def clustered_interval(values: Sequence[float], groups: Sequence[str]) -> Interval:
     """The 95% interval of a mean of values from 0 to 1 in clusters, such as several pairs per prompt.
 
-    Wilson's, at the effective number of independent values: n over the design effect (Kish 1965), at most n. With clusters
-    of one value it is `wilson_interval`; if all values are 0, or all 1, the design effect is unknown, and each cluster
-    counts once.
+    Wilson's, at the effective number of independent values. With clusters of one value it is `wilson_interval`.
+    """
+    if not len(values):
+        return 0.0, 1.0
+    share, effective = float(np.asarray(values, dtype=np.float64).mean()), effective_number(values, groups)
+    return wilson_interval(share * effective, effective)
+
+
+def effective_number(values: Sequence[float], groups: Sequence[str]) -> float:
+    """The number of independent values from 0 to 1 whose mean would vary as much as that of values in clusters.
+
+    n over the design effect (Kish 1965), at most n; n with clusters of one value. If all values are 0, or all 1, the design
+    effect is unknown, and each cluster counts once.
+
+    >>> effective_number([1, 1, 0, 0], ["p", "p", "q", "q"])
+    2.0
     """
     n = len(values)
     if n == 0:
-        return 0.0, 1.0
+        return 0.0
     array = np.asarray(values, dtype=np.float64)
     share = float(array.mean())
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     totals = np.bincount(group, weights=array - share)
     if not 0.0 < share < 1.0:
-        return wilson_interval(share * len(totals), len(totals))
+        return float(len(totals))
     grouped = float(np.square(totals).sum()) / n**2
     independent = share * (1 - share) / n
-    effective = n if grouped <= independent else n * independent / grouped
-    return wilson_interval(share * effective, effective)
+    return float(n if grouped <= independent else n * independent / grouped)
 
 
 def bootstrap_interval(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tiebreak.data.reading import read_records
@@ -38,18 +39,26 @@ def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[s
         "decided": sum(row.pair_id in own and row.kind != "model" and row.strength != 0 for row in exported),
         "arms": dict(sorted(arms.items())),
         "kinds": dict(sorted(Counter(one.kind for one in counted).items())),
-        "agreement": agreement(counted).as_json(),
+        "agreement": agreement(counted, {name: pair.prompt_id for name, pair in pairs.items()}).as_json(),
     }
 
 
-def agreement(judgments: Sequence[ExportedJudgment]) -> Figure:
-    """Of any two raters' decided votes on one comparison, the share that prefers the same side. Chance is ½."""
+def agreement(judgments: Sequence[ExportedJudgment], prompts: Mapping[str, str]) -> Figure:
+    """Of any two raters' decided votes on one comparison, the share that prefers the same side. Chance is ½.
+
+    Args:
+        prompts: pair's id → its prompt's. Comparisons of one prompt are not independent; a pair without one stands alone.
+    """
     sides: dict[tuple[str, str, str], dict[str, int]] = defaultdict(dict)
     for judgment in judgments:
         for one in judgment.pairwise():
             if side := side_of(one):
                 sides[comparison_of(one)].setdefault(one.rater_id, side)
-    same = [(float(a == b), key[0]) for key, votes in sides.items() for a, b in combinations(votes.values(), 2)]
+    same = [
+        (float(a == b), prompts.get(key[0], key[0]))
+        for key, votes in sides.items()
+        for a, b in combinations(votes.values(), 2)
+    ]
     if not same:
         return Figure(None, 0, None)
     values = [value for value, _ in same]
@@ -59,10 +68,7 @@ def agreement(judgments: Sequence[ExportedJudgment]) -> Figure:
 def read_evaluation(evaluate: Path) -> dict[str, Any]:
     """Win rates of the current policy over the start and over the previous one, score, and KL."""
     report = json.loads((evaluate / "final" / "report.json").read_text(encoding="utf-8"))
-    lines = (evaluate / "final" / "completions.jsonl").read_text(encoding="utf-8").splitlines()
-    measured: dict[str, list[float]] = defaultdict(list)
-    for row in map(json.loads, lines):
-        measured[row["policy"]].append(row["yardstick_score"])
+    measured = _measured(evaluate)
     now, start = report["policies"]["current"], report["policies"]["start"]
     previous = "previous" if "previous" in measured else "start"
     other = {}
@@ -81,8 +87,19 @@ def read_evaluation(evaluate: Path) -> dict[str, Any]:
     }
 
 
-def _win_rate(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
-    outcomes = count_outcomes(values, others)
+def _measured(evaluate: Path) -> dict[str, dict[str, float]]:
+    """policy → prompt → the yardstick's value; several answers to a prompt count as their mean, as in the evaluation."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in (evaluate / "final" / "completions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found[row["policy"]][row["prompt_id"]].append(row["yardstick_score"])
+    return {
+        policy: {prompt: fmean(values) for prompt, values in by_prompt.items()} for policy, by_prompt in found.items()
+    }
+
+
+def _win_rate(values: Mapping[str, float], others: Mapping[str, float]) -> dict[str, Any]:
+    outcomes = count_outcomes(list(values.values()), [others[prompt] for prompt in values])
     low, high = outcomes.interval
     return {"value": round(outcomes.win_rate, 6), "n": len(values), "interval": [round(low, 6), round(high, 6)]}
 

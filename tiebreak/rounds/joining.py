@@ -1,5 +1,5 @@
-"""The labels that a round trains on, as one run folder: those of several label runs, and a judge's on the pairs that people
-did not get."""
+"""The labels that a round trains on, as one run folder: those of several label runs, and a judge's on the training pairs
+that people did not get. Held-out pairs have people's labels alone: a judge's would measure agreement with the judge."""
 
 from __future__ import annotations
 
@@ -73,10 +73,13 @@ def join_labels(config: JoinConfig, replace: bool = False) -> str:
         if run.finished:
             return str(run.folder)
         preferences = rows_of(config, "preferences.jsonl")
+        with_people = [pair for one in config.judged if one.selected for pair in read_pairs(one.selected)]
+        of_judge: list[Preference] = []
         for one in config.judged:
             judgments = read_records(Path(one.judge) / "final" / "judgments.jsonl", ExportedJudgment)
-            with_people = read_pairs(one.selected) if one.selected else []
-            preferences += preferences_of_judge(read_pairs(one.pool), judgments, with_people)
+            pool = [pair for pair in read_pairs(one.pool) if not one.selected or pair.split == "train"]
+            of_judge += preferences_of_judge(pool, judgments, with_people)
+        preferences += each_once(of_judge)
         write_jsonl(run.final / "preferences.jsonl", preferences)
         if edits := rows_of(config, EDITS):
             write_jsonl(run.final / EDITS, edits)
@@ -142,7 +145,11 @@ def join_config(
 def preferences_of_judge(
     pool: Sequence[Pair], judgments: Sequence[Judgment], selected: Sequence[Pair]
 ) -> list[Preference]:
-    """A judge's decided verdicts on comparisons of the pool that were not selected, as preferences of kind model."""
+    """A judge's decided verdicts on comparisons of the pool that were not selected, as preferences of kind model.
+
+    Args:
+        selected: the pairs that people got, of all rounds that are joined.
+    """
     with_people = {_texts(pair, pair.completions) for pair in selected}
     by_id = {pair.id: pair for pair in pool}
     found = []
@@ -157,6 +164,14 @@ def preferences_of_judge(
         chosen, rejected = (right, left) if judgment.answer > 0 else (left, right)
         found.append(_preference(pair, chosen, rejected, judgment))
     return found
+
+
+def each_once(preferences: Sequence[Preference]) -> list[Preference]:
+    """The first row of each comparison: the pools of two rounds, or of two policies, may have the same answers."""
+    first: dict[tuple[str, frozenset[str]], Preference] = {}
+    for one in preferences:
+        first.setdefault(comparison_key(one.prompt, one.tools, (one.chosen_text, one.rejected_text)), one)
+    return list(first.values())
 
 
 def _texts(pair: Pair, completions: Sequence[Completion]) -> tuple[str, frozenset[str]]:

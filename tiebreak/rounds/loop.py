@@ -84,6 +84,7 @@ def run_rounds(config: RoundsConfig) -> None:
 def _run_rounds(config: RoundsConfig) -> None:
     for entry in config.stages:
         check_entry(entry)
+    check_strategy(config)
     if pairs_within_budget(config, 0) < 1:
         overlap = own_keys(config, "label")["overlap"]
         raise ConfigError(
@@ -231,12 +232,26 @@ def select_keys(config: RoundsConfig, state: State, pool: str, judge: str | None
     if strategy in BY_SCORES:
         keys["reward_model"] = state.reward_model
     if strategy == "judge_unsure":
-        if judge is None:
-            raise ConfigError("select: strategy judge_unsure reads a judge's verdicts: add a stage judge to the rounds")
         keys["judges"] = [judge]
     if own.get("diverse") or strategy == "diverse":
         keys["policy"] = state.policy
     return keys
+
+
+def check_strategy(config: RoundsConfig) -> None:
+    """Refuse a strategy whose inputs no stage makes.
+
+    Raises:
+        ConfigError: names the stage to add.
+    """
+    strategy = own_keys(config, "select").get("strategy", "random")
+    if strategy in BY_SCORES and not config.has("reward"):
+        raise ConfigError(
+            f"select: strategy {strategy} reads a reward model, and no stage makes one, so that every round would select "
+            "at random: add a stage reward to the rounds, or set strategy: random"
+        )
+    if strategy == "judge_unsure" and not config.has("judge"):
+        raise ConfigError("select: strategy judge_unsure reads a judge's verdicts: add a stage judge to the rounds")
 
 
 def own_keys(config: RoundsConfig, stage: str) -> dict[str, Any]:
@@ -278,6 +293,7 @@ def write_report(config: RoundsConfig, state: State, why: str) -> None:
         "bought": state.bought,
         "stopped": why,
         "rounds": state.figures,
+        **({"judge_cycles": config.judge_cycles} if config.judge_cycles else {}),
     }
     root = Path(config.root)
     write_json(root / "rounds.json", report)

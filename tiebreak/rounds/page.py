@@ -25,7 +25,7 @@ def build_page(report: Row) -> str:
     sections = [
         ("win-rate", "Win rate", _win_rates(trained)),
         ("score", "Score and KL", _score_and_kl(trained)),
-        ("policies", "Policies", _policies(trained)),
+        ("policies", "Policies", _policies(trained, report.get("judge_cycles", 0))),
         ("labels", "Labels", _labels(report["rounds"])),
     ]
     return build_document(f"{report['name']}: rounds", _head(report, trained), sections, report)
@@ -48,7 +48,9 @@ def _head(report: Row, trained: Sequence[Row]) -> Markup:
         "Stopped": report["stopped"],
     }
     kinds = sorted({kind for one in report["rounds"] for kind in one["kinds"]})
-    caveat = "The labels are of simulated raters, not of people." if kinds == ["simulated"] else ""
+    caveat = ""
+    if "simulated" in kinds:
+        caveat = f"{'The' if len(kinds) == 1 else 'Part of the'} labels are of simulated raters, not of people."
     return join(
         el("p", f"Rounds: {report['name']}", cls="eyebrow"),
         el("h1", _claim(trained)),
@@ -90,7 +92,11 @@ def _score_and_kl(trained: Sequence[Row]) -> Markup | None:
         )
         if points
     ]
-    return el("div", panels, cls="panels") if panels else None
+    remark = (
+        "Policy and reward model learned from the same labels, or the policy from the model's scores: a higher score alone "
+        "does not show a better policy."
+    )
+    return join(el("div", panels, cls="panels"), note(remark) if gains else None) if panels else None
 
 
 def chart(title: str, unit: str, points: Sequence[Point], tone: tuple[str, str], reference: float) -> Markup:
@@ -138,8 +144,12 @@ def _labels(rounds: Sequence[Row]) -> Markup | None:
     return table(headings, rows) if rows else None
 
 
-def _policies(trained: Sequence[Row]) -> Markup | None:
-    """The figures of every round's policy."""
+def _policies(trained: Sequence[Row], judge_cycles: int) -> Markup | None:
+    """The figures of every round's policy.
+
+    Args:
+        judge_cycles: of each round, which the policy from the other start does not have.
+    """
     compared = any("other_over_start" in one for one in trained)
     title = "From the other start"
     headings = [
@@ -160,7 +170,12 @@ def _policies(trained: Sequence[Row]) -> Markup | None:
         )
         for one in trained
     ]
-    return table(headings, rows) if rows else None
+    apart = (
+        note("The policy from the other start has had no judge's cycles: the two differ in both.")
+        if compared and judge_cycles
+        else None
+    )
+    return join(table(headings, rows), apart) if rows else None
 
 
 def _share(name: str, found: Row | None, tone: tuple[str, str]) -> Markup:
