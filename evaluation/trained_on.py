@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from evaluation.configuration import EvaluateConfig
-from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_own, read_prompts
+from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_edits, read_own, read_prompts
 from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import DataError, TiebreakError
 from tiebreak.models.find import ModelSource, find_model
-from tiebreak.records import Demonstration, Preference, Prompt, RecordKind, split_key
+from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind, split_key
 from tiebreak.runs.chain import InputFinder, manifest_chain
 from tiebreak.runs.run import RUN_FILE, Run, read_run_file
 from tiebreak.terminal import say
@@ -101,14 +101,20 @@ def _trained_prompts(run: Run, where: str, record: Record) -> Iterator[str]:
             continue
         place = InputFinder().find(where, record, recorded).place
         if place is not None:
-            yield from _train_split(place, cast(RecordKind, name), record["config"])
+            yield from _train_split(place, _kind_of(name, record["config"]), record["config"])
+
+
+def _kind_of(name: str, config: Mapping[str, Any]) -> RecordKind:
+    """What a stage reads an input as. KTO's preferences are answers, also of prompts without a preferred one."""
+    return "answers" if name == "preferences" and config.get("algorithm") == "kto" else cast(RecordKind, name)
 
 
 def _train_split(source: str, wanted: RecordKind, config: Mapping[str, Any]) -> Iterator[str]:
     share = config.get("validation_share", VALIDATION_SHARE)
     try:
         if Path(source).is_dir() and is_run(source):
-            keyed = [(split_key(*_asked(one)), _split(one)) for one in read_own(source, wanted)]
+            edits = read_edits(source) if config.get("use_edits") else []
+            keyed = [(split_key(*_asked(one)), _split(one)) for one in (*read_own(source, wanted), *edits)]
         else:
             drafts = read(source, wanted, Rules(config.get("columns") or {}, "drop", share)).drafts
             keyed = [(draft.prompt, draft.split) for draft in drafts]
@@ -119,12 +125,12 @@ def _train_split(source: str, wanted: RecordKind, config: Mapping[str, Any]) -> 
     yield from (key for (key, _), split in zip(keyed, splits, strict=True) if split == "train")
 
 
-def _asked(record: Prompt | Demonstration | Preference) -> tuple[Any, Any]:
-    if isinstance(record, Preference):
+def _asked(record: Prompt | Demonstration | Preference | LabelledAnswer) -> tuple[Any, Any]:
+    if isinstance(record, (Preference, LabelledAnswer)):
         return record.prompt, record.tools
     prompt = record.prompt if isinstance(record, Demonstration) else record
     return prompt.messages, prompt.tools
 
 
-def _split(record: Prompt | Demonstration | Preference) -> Any:
+def _split(record: Prompt | Demonstration | Preference | LabelledAnswer) -> Any:
     return record.prompt.split if isinstance(record, Demonstration) else record.split

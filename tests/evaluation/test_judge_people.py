@@ -115,7 +115,7 @@ def test_copies_of_a_comparison_add_no_certainty() -> None:
     for key in ("judge", "people", "corrected", "preferred"):
         assert rates3[key] == pytest.approx(rates[key]), key
     for one, three in [(own, own3), (people, people3)]:
-        for key in one.keys() & {"consistency", "left", "longer", "accuracy", "accuracy_without_ties"}:
+        for key in one.keys() & {"consistency", "left", "longer", "accuracy", "accuracy_without_ties", "kappa"}:
             assert three[key]["n"] == 3 * one[key]["n"]
             assert three[key]["interval"] == pytest.approx(one[key]["interval"]), key
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tiebreak.measures.agreement import Figure, cohen_kappa
 from tiebreak.measures.calibration import bins_by_confidence, expected_calibration_error
-from tiebreak.measures.statistics import clustered_interval
+from tiebreak.measures.statistics import clustered_interval, effective_number
 from tiebreak.records import Completion, Judgment, Pair
 
 Comparison = tuple[str, str, str]
@@ -185,14 +185,17 @@ def against_people(
 
 def _agreement(shared: Sequence[CommonComparison], prompts: Mapping[str, str]) -> dict[str, Any]:
     decided = [one for one in shared if one.judge and one.people]
+    correct, groups = [float(one.judge == one.people) for one in shared], _groups(shared, prompts)
     table = np.zeros((3, 3))
     for one in shared:
         table[one.judge + 1, one.people + 1] += 1
+    # κ of as many independent comparisons as the accuracy has: its value does not depend on their number
+    kappa = cohen_kappa(table * (effective_number(correct, groups) / len(shared)) if shared else table)
     return {
         "n": len(shared),
-        "accuracy": _share([float(one.judge == one.people) for one in shared], _groups(shared, prompts)),
+        "accuracy": _share(correct, groups),
         "accuracy_without_ties": _share([float(one.judge == one.people) for one in decided], _groups(decided, prompts)),
-        "kappa": cohen_kappa(table).as_json(),
+        "kappa": replace(kappa, n=len(shared)).as_json(),
     }
 
 

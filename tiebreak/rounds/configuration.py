@@ -50,15 +50,16 @@ class RoundsConfig(Section):
     start_from: Literal["current", "start"] = "current"
     """the policy that each round's training starts from. current: the previous round's; start: the first round's"""
     compare_starts: bool = Field(default=False, exclude_if=lambda compared: not compared)
-    """from the second round on, also train from the other start, and report both; rounds go on from `start_from`'s"""
+    """from the second round on, also train from the other start, without judge_cycles, and report both; rounds go on from
+    `start_from`'s"""
     data: Literal["all", "round"] = "all"
     """the labels that a round trains on. all: those of all rounds so far; round: its own"""
     judge_cycles: int = Field(default=0, ge=0, exclude_if=lambda cycles: not cycles)
     """semi-online (Lanchantin et al. 2025, arXiv 2506.21495): after training on a round's labels, sample, judge and train
     again this many times on the stage judge's verdicts alone, which cost no labels; with dpo"""
     judges_label: Literal["rest", "nothing"] = "rest"
-    """use of the verdicts of a stage judge. rest: those on pairs that were not selected are also preferences, of kind
-    model; nothing: they only select pairs"""
+    """use of the verdicts of a stage judge. rest: those on training pairs that were not selected are also preferences, of
+    kind model; nothing: they only select pairs"""
     stop: StopConfig = StopConfig()
     """when to stop"""
     seed: int | None = Field(default=None, ge=0, lt=2**32)

@@ -85,6 +85,11 @@ def _run_rounds(config: RoundsConfig) -> None:
     for entry in config.stages:
         check_entry(entry)
     check_strategy(config)
+    if own_keys(config, "evaluate").get("split") == "train":
+        raise ConfigError(
+            "evaluate: split: train measures the policies on the prompts that rounds train on, and rounds would stop by "
+            "that: set split: test or validation"
+        )
     if pairs_within_budget(config, 0) < 1:
         overlap = own_keys(config, "label")["overlap"]
         raise ConfigError(

@@ -245,6 +245,46 @@ def test_every_run_behind_a_policy_is_looked_at(tmp_path: Path, monkeypatch: pyt
     )
 
 
+@pytest.mark.parametrize(
+    ("keys", "fresh"),
+    [
+        ({"algorithm": "dpo"}, (1, 2, 3)),
+        ({"algorithm": "kto"}, (2, 3)),
+        ({"algorithm": "dpo", "use_edits": True}, (1, 3)),
+    ],
+)
+def test_what_kto_and_edits_taught_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], fresh: tuple[int, ...]
+) -> None:
+    """Question 0 has a preference, question 1 two bad answers, and an edited one is preferred at question 2. DPO learns
+    from the first, with use_edits also from the third; KTO from the first two."""
+    label, ask = tmp_path / "label", [[{"role": "user", "content": f"Question {n}?"}] for n in range(4)]
+    answer = [{"role": "assistant", "content": "No."}]
+    other = [{"role": "assistant", "content": "Yes."}]
+    write_rows(
+        label / "final" / "preferences.jsonl",
+        [{"prompt": ask[0], "chosen": other, "rejected": answer, "split": "train"}],
+    )
+    rows = [{"prompt": one, "completion": answer, "label": False, "split": "train"} for one in ask[:2]]
+    write_rows(label / "final" / "unpaired.jsonl", rows)
+    edit = {"prompt": ask[2], "chosen": other, "rejected": answer, "split": "train"}
+    write_rows(label / "final" / "edit_preferences.jsonl", [edit])
+    (label / "manifest.json").write_text('{"id": "l", "stage": "label"}')
+    source = str(write_rows(tmp_path / "asked.jsonl", [{"prompt": f"Question {n}?"} for n in range(4)]))
+    config = EvaluateConfig(output="x", policies={"p": "p"}, baseline="p", prompts=source, on_bad_row="drop")
+    run: Any = SimpleNamespace(
+        config=config, inputs={"prompts": SimpleNamespace(id="asked")}, stage="evaluate", facts={}
+    )
+    learned = {"id": "l", "kind": "run", "source": str(label)}
+    record = {"stage": "dpo", "inputs": {"preferences": learned}, "config": keys}
+    monkeypatch.setattr(
+        "evaluation.trained_on.find_model", lambda *_, **__: SimpleNamespace(folder=tmp_path, stage="dpo")
+    )
+    monkeypatch.setattr("evaluation.trained_on.manifest_chain", lambda *_, **__: [(str(tmp_path / "dpo"), record)])
+    kept = [one.messages[0].text for one in leave_out_trained_on(config, run, read_prompts(source, ["test"]))]
+    assert sorted(kept) == [f"Question {n}?" for n in fresh]
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_ppo_never_trains_on_a_held_out_prompt(tmp_path: Path, tiny_model: Path, algorithm: str) -> None:
     """The reward function notes what it is asked about: with no validation prompts, that is what is trained on."""
