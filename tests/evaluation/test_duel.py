@@ -198,7 +198,9 @@ def test_two_runs_of_one_judge_are_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         verdict = {"pair_id": "p", "left": "a", "right": "b", "answer": 1, "rater_id": "j", "kind": "model"}
         write_rows(tmp_path / name / "final" / "judgments.jsonl", [verdict])
-        (tmp_path / name / "manifest.json").write_text(json.dumps({"id": name, "stage": "judge"}))
+        (tmp_path / name / "manifest.json").write_text(
+            json.dumps({"id": name, "stage": "judge", "inputs": {}, "config": {}})
+        )
     config = DuelReportConfig(output="o", duel="d", judgments="l", judges=[str(tmp_path / n) for n in ("one", "two")])
     with pytest.raises(HandoffError, match=r"one and .*two are both of j, whose verdict on a pair counts once"):
         judges_of(config, pairs, [], ["a", "b"])

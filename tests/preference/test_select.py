@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,10 @@ def pool(tmp_path: Path) -> Path:
             for n, question in enumerate(questions(30))
         ],
     )
+
+
+def manifest_of(stage: str) -> str:
+    return json.dumps({"id": stage, "stage": stage, "inputs": {}, "config": {}})
 
 
 def selected(output: Path) -> dict[str, dict[str, Any]]:
@@ -320,7 +325,7 @@ def test_duplicates_are_one_pair(tmp_path: Path) -> None:
 def test_what_was_judged_is_not_selected_again_however_its_prompt_is_written(tmp_path: Path) -> None:
     final = tmp_path / "label" / "final"
     final.mkdir(parents=True)
-    (tmp_path / "label" / "manifest.json").write_text('{"id": "l", "stage": "label"}')
+    (tmp_path / "label" / "manifest.json").write_text(manifest_of("label"))
     (final / "judgments.jsonl").write_text("")
     asked, sides = (Message(role="user", content="caf\u00e9?"),), [assistant(text) for text in ("one", "two")]
     write_jsonl(final / "preferences.jsonl", [Preference(prompt=asked, chosen=sides[0], rejected=sides[1])])
@@ -338,7 +343,7 @@ def test_what_leaves_no_pair_out_is_refused_as_judged(tmp_path: Path) -> None:
     vote = {"left": "a", "right": "b", "answer": 1}
     verdicts = [{**vote, "pair_id": "p", "rater_id": "j", "kind": "model"}]
     file = write_rows(tmp_path / "judge" / "final" / "judgments.jsonl", verdicts)
-    (tmp_path / "judge" / "manifest.json").write_text('{"id": "j", "stage": "judge"}')
+    (tmp_path / "judge" / "manifest.json").write_text(manifest_of("judge"))
     with pytest.raises(
         HandoffError, match=r"is a finished 'judge' run: .* are read by --judges, with strategy judge_unsure"
     ):
@@ -355,7 +360,7 @@ def test_pairs_that_no_judge_saw_are_told(tmp_path: Path, capsys: pytest.Capture
     candidates = [one for n in "pq" for one in _cut(Pair(id=n, prompt_id=n, messages=ask, completions=two))]
     row = {"pair_id": "p", "left": "a", "right": "b", "answer": 1, "rater_id": "j", "kind": "model"}
     write_rows(tmp_path / "judge" / "final" / "judgments.jsonl", [row])
-    (tmp_path / "judge" / "manifest.json").write_text('{"id": "j", "stage": "judge"}')
+    (tmp_path / "judge" / "manifest.json").write_text(manifest_of("judge"))
     assert by_judges([str(tmp_path / "judge")], candidates).tolist() == [0.0, 1.0]
     assert "1 of 2 pairs are judged in none of" in "".join(capsys.readouterr())
     by_judges([str(tmp_path / "judge")], candidates[:1])

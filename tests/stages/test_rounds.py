@@ -512,7 +512,7 @@ def test_a_judges_verdicts_are_training_pairs_that_no_round_gave_to_people(tmp_p
         "label",
         "label",
         judgments=[],
-        preferences=[Preference(prompt=ASK, chosen=[assistant("a x")], rejected=[assistant("a y")])],
+        preferences=[Preference(prompt=ASK, chosen=assistant("a x"), rejected=assistant("a y"))],
     )
     config = join_config(tmp_path / "labels", [label], [Judged.model_validate(one) for one in judged])
     rows = read_rows(Path(join_labels(config)) / "final" / "preferences.jsonl")
