@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from evaluation.compare.reading import Evaluation, read_evaluation
 from evaluation.compare.words import edge, label
-from evaluation.overview.policies import Member, members_of
+from evaluation.overview.policies import Member, member_of
 from tiebreak.config import Section, load_config
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import ConfigError, GateError, counted
@@ -139,8 +139,8 @@ def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
     """Every requirement of the gate, checked against the evaluation."""
     prompts = sorted(evaluation.prompt_ids)
     yield _at_least("prompts", len(prompts), gate.min_prompts, number)
-    members = {one.name: one for one in members_of({"": evaluation})}
-    mine, base = members[gate.policy], members.get(evaluation.baseline)
+    mine, baseline = member_of("", evaluation, gate.policy), evaluation.baseline
+    base = member_of("", evaluation, baseline) if baseline in evaluation.policies else None
     yield from _against_baseline(gate, mine, base, prompts)
     figures = _figures(evaluation, gate.policy)
     if gate.kl is not None:
@@ -160,7 +160,7 @@ def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
 
 def _against_baseline(gate: Gate, mine: Member, base: Member | None, prompts: Sequence[str]) -> Iterator[Requirement]:
     wanted = (gate.win_rate, gate.win_rate_at_equal_length, gate.length_growth)
-    if base is None or base is mine:
+    if base is None or base.name == mine.name:
         if any(value is not None for value in wanted):
             yield Requirement("baseline", False, "there is no other policy to compare with")
         return

@@ -118,15 +118,24 @@ def members_of(evaluations: Mapping[str, Evaluation]) -> list[Member]:
     """Every policy, each draw once: the same policy sampled with the same seed has the same answers."""
     found: dict[tuple[str, str], Member] = {}
     for where, one in evaluations.items():
-        seed = (one.manifest.get("config") or {}).get("seed")
         for name in one.policies:
-            identity = identity_of(one, name)
-            by_prompt: dict[str, list[ReadAnswer]] = {}
-            for answer in one.answers:
-                if answer.policy == name:
-                    by_prompt.setdefault(answer.prompt_id, []).append(answer)
-            found.setdefault((identity, str(seed)), Member(where, name, identity, seed, by_prompt))
+            member = member_of(where, one, name)
+            found.setdefault((member.identity, str(member.seed)), member)
     return list(found.values())
+
+
+def member_of(where: str, evaluation: Evaluation, name: str) -> Member:
+    """One policy.
+
+    Args:
+        where: the evaluation's name.
+    """
+    by_prompt: dict[str, list[ReadAnswer]] = {}
+    for answer in evaluation.answers:
+        if answer.policy == name:
+            by_prompt.setdefault(answer.prompt_id, []).append(answer)
+    seed = (evaluation.manifest.get("config") or {}).get("seed")
+    return Member(where, name, identity_of(evaluation, name), seed, by_prompt)
 
 
 def identity_of(evaluation: Evaluation, policy: str) -> str:

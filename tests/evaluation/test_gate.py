@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,16 @@ def test_a_policy_that_refuses_does_not_pass(evaluation: Path) -> None:
 def test_the_baseline_itself_has_no_win_rate(evaluation: Path) -> None:
     gate = Gate(policy="sft", win_rate=0.5)
     assert [one.name for one in check(gate, read_evaluation(str(evaluation))) if not one.met] == ["baseline"]
+
+
+def test_two_names_of_one_model_are_two_policies(evaluation: Path) -> None:
+    """As where a model is evaluated beside itself, to see the noise."""
+    one = read_evaluation(str(evaluation))
+    same = {"kind": "name", "id": "a model", "source": "a model"}
+    inputs = {**one.manifest["inputs"], "policy_sft": same, "policy_dpo-low": same}
+    beside_itself = replace(one, manifest={**one.manifest, "inputs": inputs})
+    met = {row.name: row.met for row in check(Gate(policy="dpo-low", win_rate=0.5), beside_itself)}
+    assert met["win rate"] == found(evaluation, win_rate=0.5)["win rate"]
 
 
 def test_a_gates_file_is_checked(tmp_path: Path) -> None:
