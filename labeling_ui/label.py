@@ -216,12 +216,33 @@ def read_some_answers(config: LabelConfig) -> list[SingleAnswer]:
     reasons = flagged_rows(config.answers) if config.flagged else None
     task = "review" if config.flagged else config.task
     answers = read_single_answers(config.answers, task, media=config.media is not None, flagged=reasons)
-    if config.flagged and not any(FLAGGED in one.origin for one in answers):
-        raise HandoffError(f"{config.answers}: no step flagged an answer that is kept: there is nothing to review")
+    if reasons is not None:
+        _count_flagged(config.answers, answers, reasons)
     if not answers:
         raise HandoffError(f"{config.answers} contains no answers: there is nothing to judge")
     refuse_unclassed(answers, config.classes, config.answers)
     return answers
+
+
+def _count_flagged(source: str, answers: Sequence[SingleAnswer], reasons: Mapping[str, Sequence[str]]) -> None:
+    """Report flagged prompts without an answer: reviewers see answers, so no batch has them.
+
+    Args:
+        reasons: by the ids of all flagged prompts.
+
+    Raises:
+        HandoffError: there is no flagged answer.
+    """
+    bare = len({*reasons} - {one.prompt_id for one in answers if FLAGGED in one.origin})
+    left = (
+        f"{counted(bare, 'flagged prompt')} without an answer: reviewers judge answers, so check these in "
+        f"{Path(source) / 'final' / 'flagged.jsonl'}"
+    )
+    if not any(FLAGGED in one.origin for one in answers):
+        found = f"; {left}" if bare else ""
+        raise HandoffError(f"{source}: no step flagged an answer that is kept: there is nothing to review{found}")
+    if bare:
+        show(f"{source}: {left}")
 
 
 def refuse_unclassed(answers: Sequence[Pair], classes: Sequence[str], source: str) -> None:

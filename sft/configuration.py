@@ -63,6 +63,13 @@ class QualityConfig(Section):
     action: Literal["flag", "drop"] = "flag"
     """flag: keep the rows and list them in flagged.jsonl; drop: leave them out"""
 
+    @field_validator("rules")
+    @classmethod
+    def _some(cls, rules: list[str]) -> list[str]:
+        if not rules:
+            raise ValueError("no rule is named, so nothing would be checked: name some, or leave quality out of steps")
+        return rules
+
 
 class PerplexityConfig(Section):
     """Rows that surprise a model more, or less, than the others do."""
@@ -166,8 +173,9 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     max_completion_tokens: int = Field(default=512, ge=1)
     """longest answer of a demonstration; longer ones are dropped"""
     near_duplicate: float = Field(default=0.8, gt=0.0, le=1.0)
-    """prompts are duplicates if they contain the same numbers and their word trigrams overlap by at least this share
-    (Jaccard); 1: only exact duplicates"""
+    """prompts are duplicates if they contain the same numbers and operators and their word trigrams overlap by at least
+    this share (Jaccard); demonstrations with such prompts and different answers are kept, in one split; 1: only exact
+    duplicates"""
     max_near_duplicate_share: float = Field(default=0.2, ge=0.0, le=1.0)
     """refuse data with a larger share of near duplicates, such as prompts from a template that differ in one word"""
     split: SplitShares = SplitShares()
@@ -238,6 +246,16 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
                 "anonymise before repair: repair uncovers personal data, such as anna&#64;example.org; put it first"
             )
         return steps
+
+    @model_validator(mode="after")
+    def _test_sets_as_they_are(self) -> PrepareConfig:
+        order = [name for name in self.steps if name in ("anonymise", "contamination")]
+        if self.contamination.against and order == ["anonymise", "contamination"]:
+            raise ValueError(
+                "anonymise before contamination: rows would have tags where contamination.against has the names, and would "
+                "not be found; put contamination first"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_read_their_sections(self) -> PrepareConfig:

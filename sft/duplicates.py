@@ -21,10 +21,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sft.normalising import split_words
 from sft.store import RowFiles, RowPart, Store, Summary
 from tiebreak.data.splits import named_splits
 from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Prompt, Split, Tools, content_id, text_of
+from tiebreak.records import Demonstration, Message, Messages, Prompt, Split, Tools, content_id, text_of
 
 EXACT_ROWS = 100_000
 HASHES = 128
@@ -64,7 +65,7 @@ def trigrams(text: str) -> frozenset[tuple[str, ...]]:
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in lower case; the whole text if it has none."""
-    return re.findall(r"\w+", text.lower()) or [text]
+    return split_words(text.lower()) or [text]
 
 
 @functools.lru_cache(maxsize=1 << 18)
@@ -94,9 +95,14 @@ def _mixed(codes: Codes) -> Codes:
     return codes ^ (codes >> np.uint64(31))
 
 
-def kind_code(text: str, tools: Tools) -> int:
-    """Rows that differ in this are not duplicates: other numbers and other tools need other answers."""
-    return _number(content_id("kind", re.findall(r"\d+", text), [content_id("tool", tool) for tool in tools]))
+_FIGURES = re.compile(r"\d+|(?<=\d)\s*[-+*/×÷·^<>=≤≥]\s*(?=\d)|(?<![^\s(])[-−](?=\d)|(?<=[A-Za-z])(?:\+\+|#)(?!\w)")
+"""numbers, their signs, operators between two of them, and what tells C++ and C# from C"""
+
+
+def kind_code(text: str, tools: Tools, system: str = "") -> int:
+    """Rows that differ in this are not duplicates: other numbers, tools and system messages need other answers."""
+    figures = [found.strip() for found in _FIGURES.findall(text)]
+    return _number(content_id("kind", figures, [content_id("tool", tool) for tool in tools], system))
 
 
 def _number(identity: str) -> int:
@@ -193,7 +199,8 @@ def _columns_of(file: Path) -> dict[str, NDArray[Any]]:
 
 def _compare_part(part: RowPart, stem: Path, seed: int, planes: tuple[int, int] | None) -> Summary:
     rows = list(part)
-    compared = {side: [compared_text(row.record, side) for row in rows] for side in SIDES}
+    compared = {side: [compared_text(row.record, side, system=False) for row in rows] for side in SIDES}
+    systems = [text_of(_of_system(row.prompt.messages)) for row in rows]
     columns: dict[str, NDArray[Any]] = {
         "is_demonstration": np.array([isinstance(row.record, Demonstration) for row in rows], dtype=bool),
         "prompts": np.array([prompt_number(row.prompt.id) for row in rows], dtype=np.uint64),
@@ -204,7 +211,8 @@ def _compare_part(part: RowPart, stem: Path, seed: int, planes: tuple[int, int] 
         trigrams = [trigram_codes(text) for text in texts]
         columns[f"{side}_lengths"] = np.array([len(one) for one in trigrams], dtype=np.int64)
         columns[f"{side}_kinds"] = np.array(
-            [kind_code(text, row.prompt.tools) for row, text in zip(rows, texts, strict=True)], dtype=np.uint64
+            [kind_code(text, row.prompt.tools, system) for row, text, system in zip(rows, texts, systems, strict=True)],
+            dtype=np.uint64,
         )
         np.save(f"{stem}.{side}.npy", np.concatenate([*trigrams, np.array([], dtype=np.uint64)]))
         if planes is not None:
@@ -213,12 +221,19 @@ def _compare_part(part: RowPart, stem: Path, seed: int, planes: tuple[int, int] 
     return {"named": [[row.where, row.prompt.id, row.split] for row in rows if row.split is not None]}
 
 
-def compared_text(record: Prompt | Demonstration, side: Side) -> str:
-    """The text of a prompt, or of a demonstration as a whole."""
-    if isinstance(record, Prompt):
-        return text_of(record.messages)
-    asked = text_of(record.prompt.messages)
-    return f"{asked}\n{record.text}" if side == "whole" else asked
+def compared_text(record: Prompt | Demonstration, side: Side, *, system: bool = True) -> str:
+    """The text of a prompt, or of a demonstration as a whole.
+
+    Args:
+        system: with its system message. Many rows share a long one, which would make copies of different questions.
+    """
+    prompt = record if isinstance(record, Prompt) else record.prompt
+    asked = text_of(prompt.messages if system else [one for one in prompt.messages if one.role != "system"])
+    return f"{asked}\n{record.text}" if side == "whole" and isinstance(record, Demonstration) else asked
+
+
+def _of_system(messages: Messages) -> list[Message]:
+    return [message for message in messages if message.role == "system"]
 
 
 def _identity(record: Prompt | Demonstration) -> int:
@@ -230,9 +245,19 @@ def _identity(record: Prompt | Demonstration) -> int:
 # --- duplicates ---
 
 
+@dataclass(frozen=True)
+class Duplicates:
+    """The duplicates of a run."""
+
+    dropped: list[DroppedRow]
+    alike: dict[int, int]
+    """demonstration that is kept → an earlier one with nearly the same prompt, and another answer: both belong to one
+    split"""
+
+
 def find_duplicates(
     table: Table, threshold: float, max_share: float, texts: Callable[[Sequence[int], Side], Sequence[str]]
-) -> list[DroppedRow]:
+) -> Duplicates:
     """Exact and near duplicates to drop, and prompts that are also in a demonstration.
 
     Two answers to one prompt are two demonstrations, and both are kept.
@@ -245,7 +270,7 @@ def find_duplicates(
     """
     search = Search(table, threshold, max_share, texts)
     demonstrations = np.flatnonzero(table.is_demonstration)
-    dropped, kept = search.drop(demonstrations, table.rows, "whole", "demonstrations")
+    dropped, kept, _ = search.drop(demonstrations, table.rows, "whole", "demonstrations")
     last = dict(zip(table.prompts[kept].tolist(), kept.tolist(), strict=True))
     prompts = []
     for number, identity in _numbered(np.flatnonzero(~table.is_demonstration), table.prompts):
@@ -254,7 +279,8 @@ def find_duplicates(
         else:
             prompts.append(number)
     rows = np.concatenate([kept, np.array(prompts, dtype=np.int64)])
-    return dropped + search.drop(rows, table.prompts, "prompt", "prompts", keep_first=len(kept))[0]
+    bare, _, alike = search.drop(rows, table.prompts, "prompt", "prompts", keep_first=len(kept))
+    return Duplicates(dropped + bare, alike)
 
 
 def _numbered(rows: Numbers, codes: Codes) -> list[tuple[int, int]]:
@@ -272,8 +298,11 @@ class Search:
 
     def drop(
         self, rows: Numbers, identities: Codes, side: Side, what: str, keep_first: int = 0
-    ) -> tuple[list[DroppedRow], Numbers]:
-        """(duplicates of earlier rows, the others). The first `keep_first` are compared against and never dropped."""
+    ) -> tuple[list[DroppedRow], Numbers, dict[int, int]]:
+        """(duplicates of earlier rows, the others, near duplicates that are kept → the earlier row).
+
+        The first `keep_first` are compared against and never dropped.
+        """
         seen: dict[int, int] = {}
         exact: list[int] = []
         dropped: list[DroppedRow] = []
@@ -284,13 +313,15 @@ class Search:
                 seen.setdefault(identity, number)
                 exact.append(number)
         if self.threshold >= 1.0:
-            return dropped, np.array(exact, dtype=np.int64)
-        earlier = {n: found for n, found in self._near(exact, side).items() if n >= keep_first}
+            return dropped, np.array(exact, dtype=np.int64), {}
+        near = self._near(exact, side)
+        alike = {exact[n]: exact[other] for n, (other, _) in near.items() if n < keep_first}
+        earlier = {n: found for n, found in near.items() if n >= keep_first}
         self._refuse_many(earlier, exact, side, what, len(exact) - keep_first)
         for place, (other, overlap) in sorted(earlier.items()):
             reason = f"near duplicate of {{}} (overlap {overlap:.2f})"
             dropped.append(DroppedRow(exact[place], reason, side, exact[other]))
-        return dropped, np.array([n for place, n in enumerate(exact) if place not in earlier], dtype=np.int64)
+        return dropped, np.array([n for place, n in enumerate(exact) if place not in earlier], dtype=np.int64), alike
 
     def _near(self, rows: Sequence[int], side: Side) -> dict[int, tuple[int, float]]:
         """Near duplicates by place in `rows`, of those of one kind."""

@@ -11,6 +11,19 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff]")
 """Control characters (category Cc) except \\n and \\t, and zero-width characters."""
 
 
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]"
+)
+"""letters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese"""
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text, without punctuation. Where a script has no spaces, each letter counts as one."""
+    if text.isascii() or not _UNSPACED.search(text):
+        return re.findall(r"\w+", text)
+    return re.findall(rf"{_UNSPACED.pattern}|(?:(?!{_UNSPACED.pattern})\w)+", text)
+
+
 def normalise(text: str) -> str:
     """NFC, \\n line ends, no control or zero-width characters, no whitespace at line ends or around the whole."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")

@@ -9,6 +9,8 @@ prompts without an expert's answer.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,7 @@ from sft.duplicates import (
 )
 from sft.licences import licences_of
 from sft.measuring import Lengths, drop_long
+from sft.pii.vault import secret_of
 from sft.reading import ReadRows, file_names, read_sources
 from sft.report.page import SourceFacts, build_page
 from sft.steps.running import KINDS, Journal, run_steps
@@ -71,7 +75,7 @@ def prepare(config: PrepareConfig) -> None:
         if run.finished:
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
-        work = Store(run.folder / WORK, run.fingerprint)
+        work = Store(run.folder / WORK, f"{run.fingerprint}{_mark_of_key(config)}")
         try:
             report = _write_data(config, run, work)
         except TiebreakError:  # the next start may have other data, or another configuration
@@ -80,6 +84,14 @@ def prepare(config: PrepareConfig) -> None:
         work.remove()
         run.finish()
         say_report(run, report)
+
+
+def _mark_of_key(config: PrepareConfig) -> str:
+    """What tells a secret key from another one: hashes made with two would not agree, after a kill."""
+    if "anonymise" not in config.steps or config.anonymise.mode != "hash":
+        return ""
+    secret = secret_of(config.anonymise.key_variable, "anonymise.mode: hash")
+    return " " + hmac.new(secret, b"tiebreak prepare", hashlib.sha256).hexdigest()[:12]
 
 
 def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
@@ -91,18 +103,19 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
         by_step = ", ".join(f"{tally.step} {tally.dropped}" for tally in journal.tallies if tally.dropped)
         raise DataError(f"no row is left: the steps dropped all of them ({by_step}); nothing was written")
     compared = compare(rows, work, config.split.seed, config.near_duplicate)
-    dropped = find_duplicates(
+    duplicates = find_duplicates(
         compared,
         config.near_duplicate,
         config.max_near_duplicate_share,
         lambda numbers, side: _texts(rows, numbers, side),
     )
+    dropped = duplicates.dropped
     keep = np.ones(len(rows), dtype=bool)
     keep[[one.number for one in dropped]] = False
     lengths = drop_long(rows, keep, config, work)
     dropped += lengths.dropped
     canaries = planted(config.canaries)
-    splits = assign_splits(compared, keep, config.split)
+    splits = assign_splits(compared, keep, config.split, duplicates.alike)
     flagged = {one["where"] for one in journal.lines("flagged")} if steps else set[str]()
     counts, after, kept_flagged = write_rows(rows, keep, splits, compared, work, run.final, canaries, flagged)
     names = file_names([*config.prompts, *config.demonstrations])
@@ -204,19 +217,40 @@ def _ascending(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-def assign_splits(compared: Table, keep: Mask, shares: SplitShares) -> NDArray[np.int8]:
+def assign_splits(
+    compared: Table, keep: Mask, shares: SplitShares, alike: Mapping[int, int] = MappingProxyType({})
+) -> NDArray[np.int8]:
     """The split of each row's prompt, as its place in SPLITS. Rows that are not kept are not counted.
 
     Splits named in rows are kept (tiebreak.data.splits); other prompts are divided, counts to the nearest row. A row's
-    split depends on the seed and its content alone, not on the order of the files.
+    split depends on the seed and its content alone, not on the order of the files; of nearly equal prompts, on the first.
+
+    Args:
+        alike: row → an earlier one with nearly the same prompt, which has the same split unless rows name others.
     """
+    prompts, ranks = _joined(compared, alike)
     splits = np.zeros(len(keep), dtype=np.int8)
     bare: dict[Split, float] = {"test": shares.test, "validation": shares.validation}
     shown: dict[Split, float] = {"validation": shares.demonstrations_validation}
     for rows, held_out in ((keep & ~compared.is_demonstration, bare), (keep & compared.is_demonstration, shown)):
         numbers = np.flatnonzero(rows)
-        splits[numbers] = _shared_out(compared.prompts[numbers], compared.ranks[numbers], compared.named, held_out)
+        splits[numbers] = _shared_out(prompts[numbers], ranks[numbers], compared.named, held_out)
     return splits
+
+
+def _joined(compared: Table, alike: Mapping[int, int]) -> tuple[Codes, Codes]:
+    """(prompts, ranks) with those of nearly equal prompts made equal: to the first, or to one whose split is named."""
+    prompts, ranks = compared.prompts.copy(), compared.ranks.copy()
+    named = {prompt_number(identity) for identity in compared.named}
+    firsts: dict[int, int] = {}
+    for number, first in sorted(alike.items()):
+        if int(compared.prompts[number]) in named and int(compared.prompts[first]) not in named:
+            firsts.setdefault(first, number)
+    for number, first in [*alike.items(), *((first, first) for first in firsts)]:
+        model = firsts.get(first, first)
+        if int(compared.prompts[number]) not in named:
+            prompts[number], ranks[number] = compared.prompts[model], compared.ranks[model]
+    return prompts, ranks
 
 
 def _shared_out(

@@ -24,7 +24,7 @@ from tiebreak.records import Demonstration, Message, Prompt, write_json, write_t
 from tiebreak.terminal.progress import progress
 
 WORK = "work"
-LAYOUT = 3
+LAYOUT = 4
 """of the rows and summaries: what another version left behind is not resumed"""
 PART_ROWS = 4_000
 MANY_ROWS = 10_000

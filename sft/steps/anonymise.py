@@ -2,7 +2,8 @@
 
 Unsure findings stay in the text, and their rows are flagged for people to check. Nothing that the step removes is
 written to the run folder: its entries in changed.jsonl have no text from before, and the other steps' entries pass
-through it as well. Names of speakers (`name` of a message) count as personal data.
+through it as well. Names of speakers (`name` of a
+message) count as personal data; sources and tags of rows are searched as their texts are.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ from tiebreak.records import Demonstration, Messages, prompt_id
 
 NAMES_NOT_SOUGHT = "names of people were not looked for: anonymise.model names a spaCy or GLiNER model that finds them"
 ALL_DATA = "all rows"
+WORD = "WORD"
+"""the kind of `anonymise.words`"""
+
+
+MOST_FACTS = 10_000
+"""sources and tags that are remembered"""
 
 
 @dataclass
@@ -48,10 +55,10 @@ class Anonymise(Step):
         super().__init__(config)
         settings = self.settings = config.anonymise
         require_package("presidio_analyzer", "anonymise", "pii")
-        if unknown := sorted(set(settings.kinds) - {*KINDS, *settings.patterns, "WORD"}):
+        if unknown := sorted(set(settings.kinds) - {*KINDS, *settings.patterns, WORD}):
             raise ConfigError(f"anonymise.kinds: no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
-        for kind, key in (("PERSON", "model"), ("WORD", "words")):
-            if kind in settings.kinds and kind not in settings.patterns and getattr(settings, key) is None:
+        for kind, key in (("PERSON", "model"), (WORD, "words")):
+            if kind in settings.kinds and getattr(settings, key) is None:
                 raise ConfigError(
                     f"anonymise.kinds: {kind} is not found without anonymise.{key}: set it, or leave {kind} out"
                 )
@@ -72,6 +79,7 @@ class Anonymise(Step):
         if self.map is not None or settings.scope == "data":
             self.order = "in order"
         self.everywhere = Scope()
+        self.facts: dict[str, bool] = {}
         self.kept: dict[str, dict[str, str]] = {}
 
     def run(self, rows: Sequence[Row], ledger: Ledger) -> list[Row]:
@@ -122,7 +130,26 @@ class Anonymise(Step):
 
     def _anonymised(self, row: Row, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> Row:
         after = row.map_text(lambda text: self._hide(text, scope, hidden, unsure))
-        return self._without_speakers(after, scope, hidden)
+        return self._without_facts(self._without_speakers(after, scope, hidden), scope, hidden, unsure)
+
+    def _without_facts(self, row: Row, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> Row:
+        """The row with its source and tags changed, which may be of a sender's address or a customer's name."""
+        facts = row.prompt.source, *row.prompt.tags
+        if not any(map(self._holds_some, facts)):
+            return row
+        source, *tags = (self._hide(one, scope, hidden, unsure) for one in facts)
+        prompt = row.prompt.model_copy(update={"source": source, "tags": tuple(tags)})
+        if not isinstance(row.record, Demonstration):
+            return replace(row, record=prompt)
+        return replace(row, record=row.record.model_copy(update={"prompt": prompt}))
+
+    def _holds_some(self, fact: str) -> bool:
+        """Whether a source or tag, which many rows share, has personal data."""
+        if fact not in self.facts:
+            if len(self.facts) >= MOST_FACTS:
+                self.facts.clear()
+            self.facts[fact] = any(one.is_sure for one in self.detector.find(fact))
+        return self.facts[fact]
 
     def _without_speakers(self, row: Row, scope: Scope, hidden: Counter[str]) -> Row:
         def renamed(messages: Messages) -> Messages:
@@ -175,7 +202,7 @@ class Anonymise(Step):
 
 def normal_form(kind: str, value: str) -> str:
     """A value's normal form: `DE89 3704…` and `de893704…` are the same."""
-    if kind in ("EMAIL", "PERSON", "WORD", "ADDRESS"):
+    if kind in ("EMAIL", "PERSON", WORD, "ADDRESS"):
         return " ".join(value.casefold().split())
     if kind in ("IBAN", "CARD", "PHONE", "PLATE", "NATIONAL_ID", "MAC"):
         digits = re.sub(r"[^0-9A-Za-z+]", "", value).casefold()
@@ -188,6 +215,11 @@ def _value(text: str, finding: Finding) -> str:
 
 
 def _require_pattern(kind: str, expression: str) -> None:
+    if kind in (*KINDS, WORD):
+        raise ConfigError(
+            f"anonymise.patterns: {kind} is a kind already, and the report would count both as one: choose another name, "
+            f"such as OWN_{kind}"
+        )
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", kind):
         raise ConfigError(
             f"anonymise.patterns: {kind!r} becomes a tag in the text: use capitals, digits and _, as ORDER_ID"

@@ -9,13 +9,15 @@ name the split test, which are never dropped themselves.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from sft.configuration import PrepareConfig
+from sft.normalising import split_words
 from sft.steps.step import Drop, Ledger, Row, RowStep, Tally
-from tiebreak.data.reading import Rules, read
-from tiebreak.errors import ConfigError
+from tiebreak.data.reading import Rules, read, settle
+from tiebreak.errors import DataError
 from tiebreak.records import text_of
 
 SHORTEST = 5
@@ -29,11 +31,12 @@ class Contamination(RowStep):
         super().__init__(config)
         self.tests: list[tuple[str, list[str]]] = []
         for source in config.contamination.against:
-            reading = read(source, "prompts", Rules(config.columns, config.on_bad_row))
-            if not reading.drafts:
-                raise ConfigError(f"contamination.against: {source} has no prompts: {'; '.join(reading.lines())}")
-            self.tests += [(draft.where, words_of(_asked(draft.record))) for draft in reading.drafts]
-
+            rules = Rules(config.columns, config.on_bad_row)
+            try:
+                drafts = settle(read(source, "prompts", rules), rules)
+            except DataError as error:
+                raise DataError(f"contamination.against: {str(error).partition(chr(10))[0]}", error.faults) from error
+            self.tests += [(draft.where, words_of(_asked(draft.record))) for draft in drafts]
         self.index = Index([], config.contamination.words, config.contamination.overlap)
 
     def begin(self, rows: Iterable[Row]) -> None:
@@ -57,8 +60,15 @@ def _asked(prompt: object) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Its words, in lower case."""
-    return re.findall(r"\w+", text.casefold())
+    """Its words, in lower case. Test sets are compared in whatever form of Unicode they come, with soft hyphens or
+    without."""
+    if not text.isascii():
+        text = _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    return split_words(text.casefold())
+
+
+_UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
+"""soft hyphens and characters of no width, which part words"""
 
 
 def runs_of(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:

@@ -21,12 +21,12 @@ from typing import Any
 
 from sft.duplicates import trigrams
 from sft.normalising import normalise
-from sft.synthesis.configuration import PAPERS, SynthesiseConfig
+from sft.synthesis.configuration import ANSWERED, PAPERS, SynthesiseConfig
 from sft.synthesis.methods import Draft, Material, draft_rows
 from sft.synthesis.page import build_page
 from sft.synthesis.writers import Writer, Written, build_writer
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_own, read_rows
+from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_own, read_rows, settle
 from tiebreak.data.synthetic import SYNTHETIC, UNREVIEWED
 from tiebreak.errors import ConfigError, DataError, counted
 from tiebreak.measures.canaries import CANARY
@@ -111,7 +111,13 @@ def read_material(config: SynthesiseConfig) -> tuple[Material, list[Prompt]]:
     for source in config.against:
         tests += _records(source, "prompts")
     seeds = {one.id: one for one in everything if one.split == "train" and not {SYNTHETIC, CANARY} & {*one.tags}}
-    shown = {content_id(one.prompt.id, one.text): one for one in demonstrations if one.prompt.id in seeds}
+    own = [one for one in demonstrations if one.prompt.id in seeds]
+    shown = {content_id(one.prompt.id, one.text): one for one in own if _is_one_turn(one)}
+    if several := len(own) - sum(map(_is_one_turn, own)):
+        say(
+            f"{counted(several, 'demonstration')} of several turns: not used by {', '.join(ANSWERED)}, which "
+            "would lose the turns before the last"
+        )
     gaps = [row for _, row in read_rows(config.gaps, "gaps.jsonl")] if config.gaps else []
     if config.gaps and not gaps:
         raise DataError(f"gaps: {config.gaps} has none: nothing is rare, so leave gap-cards out")
@@ -120,24 +126,39 @@ def read_material(config: SynthesiseConfig) -> tuple[Material, list[Prompt]]:
     )
     if not material.prompts and {*config.methods} - {"gap-cards", "templates"}:
         raise DataError("no prompts of the train split to learn from in demonstrations and prompts")
+    if not material.demonstrations and (needy := [name for name in config.methods if name in ANSWERED]):
+        raise DataError(
+            f"methods: {needy[0]} learns from demonstrations of one turn of the train split, and there are none"
+        )
     return material, tests
+
+
+def _is_one_turn(one: Demonstration) -> bool:
+    """Whether it is a question and its answer. A system message before them is left out."""
+    return [message.role for message in one.prompt.messages if message.role != "system"] == ["user"]
 
 
 def read_test_answers(config: SynthesiseConfig) -> list[str]:
     """The answers of test sets, which must not be generated either."""
     own = [one for source in config.demonstrations for one in _records(source, "demonstrations")]
-    others = [one for source in config.against if _has_answers(source) for one in _records(source, "demonstrations")]
+    others = [one for source in config.against for one in _answered(source)]
     return [one.text for one in [*(one for one in own if one.prompt.split == "test"), *others]]
 
 
-def _has_answers(source: str) -> bool:
-    return not is_run(source) or (Path(source) / "final" / FINAL_NAMES["demonstrations"]).is_file()
+def _answered(source: str) -> list[Demonstration]:
+    """The rows of a test set that have answers: many have none, or answers of another kind."""
+    if is_run(source):
+        has_answers = (Path(source) / "final" / FINAL_NAMES["demonstrations"]).is_file()
+        return _records(source, "demonstrations") if has_answers else []
+    drafts = read(source, "demonstrations", Rules(stage="synthesise")).drafts
+    return [draft.placed("test") for draft in drafts]
 
 
 def _records(source: str, wanted: Any) -> list[Any]:
     if is_run(source):
         return read_own(source, wanted, "synthesise")
-    return [draft.placed(draft.split or "train") for draft in read(source, wanted, Rules(stage="synthesise")).drafts]
+    rules = Rules(stage="synthesise")
+    return [draft.placed(draft.split or "train") for draft in settle(read(source, wanted, rules), rules)]
 
 
 def _templates(config: SynthesiseConfig) -> list[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from test_label_single import export_of, make_single, rows_of
 
 from labeling_ui.configuration import LabelConfig
 from labeling_ui.database.errors import StoreError
+from labeling_ui.label import read_some_answers
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.pairs.inspection import InspectConfig, chance_of_at_most, plan_sample
@@ -23,7 +24,7 @@ from tiebreak.data.reading import read_demonstrations, read_records
 from tiebreak.data.single import flagged_rows
 from tiebreak.data.synthetic import check_reviewed
 from tiebreak.errors import HandoffError
-from tiebreak.records import Demonstration
+from tiebreak.records import Demonstration, Message, Prompt, prompt_id, write_jsonl
 
 
 @pytest.mark.parametrize(("most", "n", "share"), [(0, 10, 0.1), (3, 52, 0.02), (7, 200, 0.1), (52, 52, 0.3)])
@@ -197,6 +198,32 @@ def test_what_does_not_go_with_flagged_rows(values: dict[str, Any], message: str
 def test_a_run_without_flagged_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HandoffError, match="has no flagged rows: give the folder of a prepare run with steps"):
         flagged_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("flagged", [[0, 2], [2]])
+def test_flagged_prompts_without_an_answer_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flagged: list[int]
+) -> None:
+    """Two demonstrations and a bare prompt (2). Reviewers judge answers: the bare prompt is in no batch."""
+    (tmp_path / "final").mkdir()
+    asked = [(Message(role="user", content=f"{n}?"),) for n in range(3)]
+    prompts = [Prompt(id=prompt_id(messages), messages=messages) for messages in asked]
+    write_jsonl(
+        tmp_path / "final" / "demonstrations.jsonl", [Demonstration(prompt=p, completion="a") for p in prompts[:2]]
+    )
+    lines = [{"step": "quality", "reason": "r", "prompt_ids": [prompts[n].id]} for n in flagged]
+    write_jsonl(tmp_path / "final" / "flagged.jsonl", lines)
+    (tmp_path / "manifest.json").write_text(json.dumps({"id": "x", "stage": "prepare", "inputs": {}, "config": {}}))
+    config = LabelConfig(output="out", answers=str(tmp_path), flagged=True)
+    told = (
+        f"1 flagged prompt without an answer: reviewers judge answers, so check these in {tmp_path}/final/flagged.jsonl"
+    )
+    if flagged == [2]:
+        with pytest.raises(HandoffError, match=f"there is nothing to review; {told}"):
+            read_some_answers(config)
+    else:
+        assert len(read_some_answers(config)) == 2
+        assert told in capsys.readouterr().out
 
 
 def test_a_lot_needs_a_name() -> None:

@@ -19,14 +19,14 @@ from support import REPOSITORY, read_rows, write_rows
 
 from sft.configuration import PrepareConfig
 from sft.pii.surrogates import surrogate
-from sft.prepare import prepare
+from sft.prepare import _mark_of_key, prepare
 from sft.steps.anonymise import Anonymise, normal_form
 from sft.steps.step import Ledger, Row, Tally
 from tiebreak.errors import ConfigError
 from tiebreak.pii.checksums import passes_luhn, passes_mod_11_10, passes_mod_97
 from tiebreak.pii.detector import Detector
 from tiebreak.pii.finding import Finding, settle, with_context
-from tiebreak.pii.patterns import PATTERNS
+from tiebreak.pii.patterns import PATTERNS, find_patterns
 from tiebreak.pii.plain import plain
 from tiebreak.pii.presidio import Presidio
 from tiebreak.records import Message, Prompt, prompt_id
@@ -368,6 +368,28 @@ def test_a_speakers_name_is_hidden_and_the_prompts_id_follows() -> None:
     assert ledger.now.facts["found"] == {"PERSON": 1}
 
 
+@pytest.mark.parametrize(
+    "address",
+    ["info@société.fr", "josé@peña.es", "почта@пример.рф", "a@xn--e1afmkfd.xn--p1ai", "info@müller-lampen.de"],
+)
+def test_addresses_have_any_alphabet(address: str) -> None:
+    """RFC 6531; only German letters were found in the domain."""
+    found = find_patterns(f"Write to {address}, please.", PATTERNS)
+    assert [(one.kind, one.start, one.end) for one in found] == [("EMAIL", 9, 9 + len(address))]
+
+
+def test_sources_and_tags_are_searched_too(tmp_path: Path, tiny_model: Path) -> None:
+    """They stand in prompts.jsonl beside the text."""
+    about = {"source": "mail of anna.b@example.org", "tags": ["from anna.b@example.org", "lamps"]}
+    final = run(tmp_path, tiny_model, [{"prompt": "Write to anna.b@example.org?", "completion": "ok", **about}])
+    (prompt,) = read_rows(final / "prompts.jsonl")
+    assert (prompt["source"], prompt["tags"]) == ("mail of <EMAIL_1>", ["from <EMAIL_1>", "lamps"])
+    written = "".join(
+        file.read_text() for file in final.parent.rglob("*") if file.suffix in (".jsonl", ".json", ".html")
+    )
+    assert "anna.b@" not in written
+
+
 def test_unsure_findings_stay_and_are_flagged(tmp_path: Path, tiny_model: Path) -> None:
     final = run(tmp_path, tiny_model, [{"prompt": "It was AB12 CDE", "completion": "ok"}])
     assert prompts(final) == ["It was AB12 CDE"]
@@ -396,6 +418,20 @@ def test_the_map_is_encrypted_and_outside_the_run(
     assert "made with another key" in refused.stderr
 
 
+def test_another_key_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of two keys do not agree: rows of a run that was killed are not kept for another one."""
+    values = {"output": "x", "demonstrations": ["d"], "steps": ["anonymise"], "anonymise": {"mode": "hash"}}
+    config = PrepareConfig.model_validate(values)
+    marks = []
+    for key in ("first-secret-of-this-test", "second-secret-of-this-test", "first-secret-of-this-test"):
+        monkeypatch.setenv("TIEBREAK_PII_KEY", key)
+        marks.append(_mark_of_key(config))
+        assert key not in marks[-1]
+    assert marks[0] == marks[2] != marks[1]
+    monkeypatch.delenv("TIEBREAK_PII_KEY")
+    assert _mark_of_key(PrepareConfig.model_validate({**values, "anonymise": {}})) == ""
+
+
 # --- bad input -----------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +442,8 @@ def test_the_map_is_encrypted_and_outside_the_run(
         ({"patterns": {"order": "A"}}, "use capitals"),
         ({"patterns": {"ORDER": "A["}}, "is not a regular expression"),
         ({"patterns": {"ORDER": "A*"}}, "matches the empty text"),
+        ({"patterns": {"EMAIL": "A-[0-9]+"}}, "EMAIL is a kind already, .* choose another name, such as OWN_EMAIL"),
+        ({"patterns": {"WORD": "A-[0-9]+"}}, "WORD is a kind already"),
         ({"mode": "hash"}, "needs a secret key, and TIEBREAK_PII_KEY is not set"),
         ({"kinds": ["EMAIL", "PERSON"]}, "PERSON is not found without anonymise.model"),
         ({"kinds": ["WORD"]}, "WORD is not found without anonymise.words"),

@@ -27,6 +27,7 @@ from sft.duplicates import (
     Table,
     band_codes,
     bands_of,
+    kind_code,
     minhashes,
     near_by_bands,
     near_duplicates,
@@ -34,7 +35,7 @@ from sft.duplicates import (
     trigram_codes,
     trigrams,
 )
-from sft.normalising import normalise
+from sft.normalising import normalise, split_words
 from sft.prepare import SPLITS, assign_splits, prepare
 from sft.reading import file_names, read_sources
 from sft.store import Store
@@ -121,6 +122,31 @@ def test_trigrams_by_hand() -> None:
     }
     assert trigrams("Why so?") == {("why", "so")}
     assert trigrams("?!") != trigrams("!?")
+
+
+def test_scripts_without_spaces_have_a_word_a_letter() -> None:
+    assert split_words("Why 葉が黄色? ph 6,5") == ["Why", "葉", "が", "黄", "色", "ph", "6", "5"]
+    assert split_words("ใบไม้ für Öl") == ["ใ", "บ", "ไ", "ม", "้", "für", "Öl"]
+    assert trigrams("植物的叶子") == {("植", "物", "的"), ("物", "的", "叶"), ("的", "叶", "子")}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("What is 5 + 3?", "What is 5 * 3?", False),
+        ("Is it 5 < 3 then?", "Is it 5 > 3 then?", False),
+        ("Heat it to -5 degrees", "Heat it to 5 degrees", False),
+        ("How do I sort in C++?", "How do I sort in C?", False),
+        ("How do I sort in C#?", "How do I sort in C++?", False),
+        ("What is 5 + 3?", "what is 5+3", True),
+        ("- Water it. - Wait.", "* Water it. * Wait.", True),
+        ("See # 1 (note) a_b#c", "See # 1 note a_b#c", True),
+    ],
+)
+def test_operators_and_signs_need_other_answers(one: str, other: str, alike: bool) -> None:
+    """Their words are the same, so that one was dropped as a copy of the other."""
+    assert trigrams(one) == trigrams(other) or "C" in one
+    assert (kind_code(one, ()) == kind_code(other, ())) is alike
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.56, 0.7, 0.8, 1.0])
@@ -337,6 +363,20 @@ def test_duplicates_are_dropped_with_where_and_why(tmp_path: Path, tiny_model: P
     assert read_manifest(folder)["counts"] == counts
 
 
+def test_a_long_system_message_makes_no_copies_of_different_questions(tmp_path: Path, tiny_model: Path) -> None:
+    """Of 100 words: two questions of 6 words under it share 98 trigrams of 114, and the later one was dropped."""
+    system = " ".join(f"rule-{chr(97 + n % 26) * (n // 26 + 1)}" for n in range(50))
+    rows = [
+        {"prompt": "How do I prune my basil?", "system": system},
+        {"prompt": "When should mint be cut back?", "system": system},
+        {"prompt": "How do I prune my basil today?", "system": system},  # 4 trigrams of 5
+        {"prompt": "How do I prune my basil?", "system": "Answer in one word."},
+    ]
+    assert texts(run(tmp_path, tiny_model, rows, max_near_duplicate_share=1.0, max_prompt_tokens=2000)) == [
+        rows[n]["prompt"] for n in (0, 1, 3)
+    ]
+
+
 def test_a_threshold_of_one_drops_exact_duplicates_alone(tmp_path: Path, tiny_model: Path) -> None:
     rows = [
         {"prompt": "Why are the roots brown?"},
@@ -381,6 +421,24 @@ def test_lengths_are_those_of_the_models_own_template(tmp_path: Path, tiny_model
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def test_nearly_equal_prompts_are_in_one_split(tmp_path: Path, tiny_model: Path) -> None:
+    """Each question twice, with another end and another answer: 6 trigrams of 7, both kept. Half of them is held out. One
+    of two names its split, which is the other's too."""
+    crops = "basil lettuce mint tomato pepper kale chard cress dill rocket thyme sage".split()
+    asked = [f"Why are the leaves of my {crop} pale" for crop in crops]
+    answers = ("Add iron to the tank and wait a week.", "It gets too little light: move the lamp down.")
+    rows = [{"prompt": ask + end, "completion": answers[n]} for n, end in enumerate(("?", " now?")) for ask in asked]
+    rows[12]["split"] = "test"  # the later one of two
+    rows[1]["split"] = "test"
+    share = {"demonstrations_validation": 0.5, "validation": 0.0, "test": 0.0}
+    for folder, shuffled in ((tmp_path / "a", rows), (tmp_path / "b", rows[::-1])):
+        shown = read_rows(run(folder, tiny_model, (), shuffled, split=share) / "final" / "demonstrations.jsonl")
+        found = {one["prompt"]["messages"][0]["content"]: one["prompt"]["split"] for one in shown}
+        assert len(found) == 24
+        assert all(found[f"{ask}?"] == found[f"{ask} now?"] for ask in asked)
+        assert [list(found.values()).count(split) for split in SPLITS] == [10, 10, 4]
 
 
 def compared(count: int, shown: int, seed: int = 0) -> Table:

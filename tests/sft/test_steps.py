@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from support import read_rows, write_rows
 from sft.configuration import PrepareConfig
 from sft.prepare import prepare
 from sft.report.examples import difference
-from sft.steps.contamination import Index, words_of
+from sft.steps.contamination import Contamination, Index, words_of
 from sft.steps.contradictions import clash
 from sft.steps.quality import RULES, Text, compression_of, rules_of, symbol_share
 from sft.steps.repair import fix_encoding, fix_whitespace, repair_text, without_markup, without_signature
@@ -340,6 +341,14 @@ def test_contamination_by_hand() -> None:
     assert near.find(words_of("a b c d e"), words_of("a b c d e")) == ("nearly the same as", "t:4")
 
 
+def test_test_sets_are_compared_in_any_form_of_unicode() -> None:
+    """A test set from a Mac has decomposed letters; soft hyphens and full-width letters come from PDFs."""
+    composed = words_of("Wie dünge ich Öl-Rettich im März?")
+    assert composed == ["wie", "dünge", "ich", "öl", "rettich", "im", "märz"]
+    assert words_of(unicodedata.normalize("NFD", "Wie dünge ich Öl-Rettich im März?")) == composed
+    assert words_of("Wie dün\u00adge ich \uff2f\u0308l-Ret\u200btich im März?") == composed
+
+
 def test_contamination_drops_what_a_test_set_holds(tmp_path: Path, tiny_model: Path) -> None:
     tests = write_rows(tmp_path / "bench.jsonl", [{"prompt": "How do I measure the pH of a nutrient solution?"}])
     rows = [
@@ -358,6 +367,24 @@ def test_contamination_drops_what_a_test_set_holds(tmp_path: Path, tiny_model: P
     assert steps_of(final)["contamination"]["facts"] == {"test_prompts": 2}
     manifest = json.loads((final.parent / "manifest.json").read_text())
     assert manifest["inputs"]["test_set_0"]["source"] == str(tests)
+
+
+def test_a_test_set_that_cannot_be_read_as_a_whole_is_refused(tmp_path: Path) -> None:
+    tests = write_rows(tmp_path / "bench.jsonl", [{"prompt": "How do I prune mint?"}, {"prompt": 7}])
+    values = {"output": "x", "demonstrations": ["d.jsonl"], "steps": ["contamination"]}
+
+    def read_tests(**more: Any) -> Contamination:
+        return Contamination(
+            PrepareConfig.model_validate({**values, "contamination": {"against": [str(tests)]}, **more})
+        )
+
+    with pytest.raises(DataError, match=r"^contamination.against: .*1 of 2 rows cannot be used as prompts") as caught:
+        read_tests()
+    assert caught.value.faults == [f"{tests}:2: column 'prompt': neither a string nor a list of messages"]
+    assert [where for where, _ in read_tests(on_bad_row="drop").tests] == [f"{tests}:1"]
+    tests.write_text("")
+    with pytest.raises(DataError, match=r"^contamination.against: .*no prompts in it \(it holds no rows\)"):
+        read_tests()
 
 
 # --- the user's own step, and bad input -----------------------------------------------------------------------------------
@@ -398,6 +425,11 @@ def test_a_users_function_is_a_step(tmp_path: Path, tiny_model: Path, monkeypatc
         ({"steps": ["xyz"]}, "no step 'xyz'; there are repair, language"),
         ({"steps": ["repair", "repair"]}, "repair twice"),
         ({"quality": {"action": "drop"}}, "quality: set, but not among the steps"),
+        ({"steps": ["quality"], "quality": {"rules": []}}, "no rule is named, so nothing would be checked"),
+        (
+            {"steps": ["anonymise", "contamination"], "contamination": {"against": ["t.jsonl"]}},
+            "anonymise before contamination: rows would have tags",
+        ),
         ({"prompts": ["p.jsonl", " "]}, "an empty name among prompts or demonstrations"),
     ],
 )

@@ -20,7 +20,7 @@ from sft.synthesis.methods import draft_rows, missing_step, platitude, with_typo
 from sft.synthesis.synthesise import diversity, read_material
 from sft.synthesis.writers import ModelWriter
 from tiebreak.data.reading import Rules, read_preferences, read_prompts
-from tiebreak.errors import HandoffError
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.runs.run import read_manifest
 
 sys.path.append(str(REPOSITORY / "tests" / "evaluation"))
@@ -389,3 +389,26 @@ def test_training_refuses_synthetic_prompts_that_nobody_reviewed(tmp_path: Path,
 def test_impossible_configurations_say_what_is_missing(words: list[str], message: str, tmp_path: Path) -> None:
     status, err = run_here("synthesise", "--output", tmp_path / "x", *words)
     assert (status, message in err) == (2, True), err
+
+
+def test_only_whole_demonstrations_are_learned_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last question of a conversation means nothing without those before it, nor does its answer."""
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Does the lamp dim?"}]
+    more = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And the other?"}]
+    single = {"prompt": turns, "completion": "Yes, by 9 steps.", "split": "train"}
+    several = {"prompt": [*turns, *more], "completion": "No, it has 3 levels.", "split": "train"}
+
+    def demonstrations_of(*rows: dict[str, Any]) -> Any:
+        source = write_rows(tmp_path / "d.jsonl", list(rows))
+        values = {"output": "x", "demonstrations": [str(source)], "methods": {"corruption": 1}}
+        return read_material(SynthesiseConfig.model_validate(values))[0].demonstrations
+
+    assert [one.text for one in demonstrations_of(single, several)] == ["Yes, by 9 steps."]
+    assert "1 demonstration of several turns: not used by back-translation, paraphrase" in capsys.readouterr().err
+    with pytest.raises(DataError, match="corruption learns from demonstrations of one turn of the train split"):
+        demonstrations_of(several)
+    with pytest.raises(DataError, match="1 of 2 rows cannot be used as demonstrations") as caught:
+        demonstrations_of(single, {"prompt": "Is it on?", "completion": 7})
+    assert caught.value.faults == [
+        f"{tmp_path}/d.jsonl:2: column 'completion': neither a string nor a list of messages"
+    ]

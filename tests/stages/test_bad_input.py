@@ -133,7 +133,7 @@ def test_every_broken_line_of_every_file_is_listed(tmp_path: Path, output: Path)
             f"{prompts}:2: not JSON (Unterminated string starting at at column 12)",
             f"{prompts}:6: a list, not an object",
             f"{whole_lines}:1: column 'prompt' is empty in this row",
-            f"{whole_lines}:2: neither a string nor a list of messages",
+            f"{whole_lines}:2: column 'prompt': neither a string nor a list of messages",
             f"{whole_lines}:3: the prompt is empty",
             f"{shown}:2: the completion is empty",
             f"{shown}:3: column 'completion' is empty in this row",

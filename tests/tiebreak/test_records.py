@@ -187,7 +187,7 @@ def test_every_broken_line_is_listed_with_its_number(tmp_path: Path) -> None:
         ({"text": "hello"}, "no column 'prompt'"),
         ({"prompt": None}, "column 'prompt' is empty in this row"),
         ('{"prompt": NaN}', "neither a string nor a list"),
-        ({"prompt": []}, "neither a string nor a list"),
+        ({"prompt": []}, "column 'prompt': neither a string nor a list"),
         ({"prompt": "  "}, "the prompt is empty"),
         (
             {"prompt": [{"role": "user", "content": None}]},
@@ -219,6 +219,10 @@ def test_each_fault_of_a_prompt(tmp_path: Path, row: Any, reason: str) -> None:
         ({"prompt": ASK, "completion": " \n"}, "the completion is empty"),
         ({"prompt": ASK, "completion": None}, "column 'completion' is empty in this row"),
         ({"prompt": ASK, "completion": ASK}, "the completion contains a message of the user"),
+        ({"prompt": ASK, "completion": 7}, "column 'completion': neither a string nor a list of messages"),
+        ({"prompt": ASK, "answer": [7]}, "Input should be"),
+        ({"question": 7, "answer": "a"}, "column 'question': neither"),
+        ({"messages": 7}, "column 'messages': neither"),
         ({"messages": ASK}, "must end with the assistant's answer"),
         ({"completion": "a"}, "no column 'prompt'"),
     ],
@@ -238,6 +242,8 @@ def preference(**changes: Any) -> dict[str, Any]:
     ("row", "reason"),
     [
         ({"prompt": ASK, "chosen": GOOD}, "no column 'rejected'"),
+        (preference(rejected=7), "column 'rejected': neither a string nor a list of messages"),
+        ({"prompt": "a", "response_a": 7, "response_b": "b", "winner": "b"}, "column 'response_a': neither"),
         (preference(chosen=" "), "chosen is empty"),
         (preference(chosen="Same.", rejected=" Same.\n"), "chosen and rejected are the same"),
         (preference(raters=[]), "this preference has no raters"),

@@ -27,6 +27,8 @@ SHAREGPT_ROLES = {
     "function_response": "tool",
     "tool_response": "tool",
 }
+NO_MESSAGES = "neither a string nor a list of messages"
+"""what a cell is that is read as neither"""
 _OURS = ("system", "user", "assistant", "tool")
 _CALLS = ("function_call", "tool_call")
 
@@ -67,7 +69,7 @@ def to_messages(value: object, role: str = "user", keys: Mapping[str, str | None
     if isinstance(value, Mapping | Message):
         value = [value]
     if not isinstance(value, Sequence) or isinstance(value, bytes) or not value:
-        raise ValueError("neither a string nor a list of messages")
+        raise ValueError(NO_MESSAGES)
     if all(isinstance(one, str) for one in value):
         raise ValueError("a list of texts, not of messages: write a row for each text")
     messages = []

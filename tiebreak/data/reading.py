@@ -143,6 +143,8 @@ class Reading:
         """Lines to report: the shape, rows left out, and ignored columns."""
         shape = ", ".join(name if len(self.shapes) == 1 else f"{name}: {n}" for name, n in self.shapes.most_common())
         made = "" if self.found == self.rows - len(self.bad) else f", {counted(self.found, self.wanted[:-1])}"
+        if not self.rows:
+            return [f"{self.source}: it holds no rows"]
         lines = [f"{self.source}: {counted(self.rows, 'row')} read as {shape or 'nothing'}{made}"]
         lines += [f"{self.source}: {count} left out: {reason}" for reason, count in self.left_out.most_common()]
         if self.ignored:

@@ -248,7 +248,7 @@ def _conversation_prompt(cells: Cells) -> Interpretation | None:
     name = conversation_column(cells)
     if name is None:
         return None
-    messages = with_system(cells, read_messages(cells, cells.get(name)))
+    messages = with_system(cells, read_messages(cells, cells.get(name), column=name))
     prompt = messages
     while prompt and prompt[-1].role == "assistant":
         prompt = prompt[:-1]
@@ -321,7 +321,7 @@ def answers_to_judge(cells: Cells) -> tuple[str, PromptRow, list[Messages]]:
 def _answers_to_judge(cells: Cells) -> tuple[str, PromptRow, list[Messages]]:
     names = two_columns(cells)
     if names is not None:
-        sides = [read_messages(cells, cells.get(name), "assistant") for name in names]
+        sides = [read_messages(cells, cells.get(name), "assistant", name) for name in names]
         return f"pairs ({', '.join(names)})", _prompt_row(cells), sides
     if (preferences := two_sides(cells, judged=False)) is not None:
         first, *others = preference_rows(preferences)

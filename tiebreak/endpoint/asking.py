@@ -7,18 +7,19 @@ environment and is written nowhere.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from tiebreak.config import SamplingConfig
 from tiebreak.endpoint.configuration import AskingConfig, EndpointConfig
@@ -32,13 +33,19 @@ BYTES_PER_TOKEN = 3
 """assumed of a prompt that is about to be sent, and of an answer whose tokens the endpoint does not count"""
 REFUSED_FOR_GOOD = (400, 413, 422)
 """statuses with which an endpoint refuses one question, whenever it is asked"""
-WRONG_FOR_ALL = (401, 403, 404)
+WRONG_FOR_ALL = (401, 403, 404, 405)
 """statuses with which it refuses every question"""
 UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 """codes of status 400 with which it refuses a key of every question"""
 LIMITS = ("max_tokens", "max_completion_tokens")
 """names of the longest answer: OpenAI's reasoning models refuse the first, and other endpoints may lack the second"""
+NO_KEY = "none"
 POLL_SECONDS = 0.2
+MOST_BYTES = 16 * 1024**2
+"""of a response, as it is sent: no answer is that long"""
+FAILURES_IN_A_ROW = 16
+"""questions that end without an answer, and none with one in between: then the endpoint is down, and the others would wait
+for nothing. At least two rounds of `asking.parallel`"""
 
 
 class TransientError(Exception):
@@ -48,6 +55,10 @@ class TransientError(Exception):
         super().__init__(why)
         self.wait_seconds = wait_seconds
         """as the endpoint asked"""
+
+
+class BoundError(Exception):
+    """A response is too large, or does not end."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +140,10 @@ class Endpoint:
                 self._change_request(error, limit)
                 return self.complete(request)
             return self._refused(error)
-        except (openai.APIError, ValueError) as error:  # no connection, too slow, or a body that is not JSON
-            raise TransientError(f"{type(error).__name__}: {_short(error)}") from error
+        except BoundError as error:
+            raise TransientError(str(error)) from error
+        except (openai.APIError, ValueError, RecursionError) as error:  # no connection, too slow, no JSON
+            raise TransientError(f"{type(error).__name__}: {self._quoted(error)}") from error
         return self._row(answer, request.text)
 
     def _change_request(self, error: Any, limit: str) -> None:
@@ -144,13 +157,25 @@ class Endpoint:
             return
         raise ConfigError(
             f"endpoint: {self.endpoint.url} refuses {error.param} for the model {self.endpoint.model!r} "
-            f"({_short(error.message)}): set sampling to what it takes; many reasoning models take temperature 1 only"
+            f"({self._quoted(error.message)}): set sampling to what it takes; many reasoning models take temperature 1 only"
         ) from None
+
+    def _quoted(self, said: object) -> str:
+        """The beginning of what the endpoint said, without the key, which some repeat."""
+        key = self.client.api_key
+        return " ".join((str(said) if key == NO_KEY else str(said).replace(key, "…")).split())[:120]
 
     def _refused(self, error: Any) -> dict[str, Any]:
         status = int(error.status_code)
+        if 300 <= status < 400:
+            place = urlsplit(urljoin(self.endpoint.url, error.response.headers.get("location", "")))
+            raise ConfigError(
+                f"endpoint: {self.endpoint.url} redirects to {place.scheme}://{place.netloc}{place.path} "
+                f"(status {status}), and texts are sent to endpoint.url alone: set it to the address that is meant"
+            ) from None
         if status in WRONG_FOR_ALL:
-            why = "has no such model or path" if status == 404 else f"refuses the key in {self.endpoint.key_variable}"
+            absent = status in (404, 405)
+            why = "has no such model or path" if absent else f"refuses the key in {self.endpoint.key_variable}"
             raise ConfigError(
                 f"endpoint: {self.endpoint.url} {why} (status {status}, model {self.endpoint.model!r})"
             ) from None
@@ -169,25 +194,31 @@ class Endpoint:
         failure."""
         choices = getattr(answer, "choices", None)
         if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
-            raise TransientError("a response without choices")
+            raise TransientError(self._why_no_answer(answer))
         message, finish = choices[0].message, getattr(choices[0], "finish_reason", None)
-        text = message.content if isinstance(message.content, str) else ""
+        content = getattr(message, "content", None)
+        text = _storable(content) if isinstance(content, str) else ""
         usage = getattr(answer, "usage", None)
-        sent = getattr(usage, "prompt_tokens", None)
-        written = getattr(usage, "completion_tokens", None)
         row = {
             "text": text,
-            "prompt_tokens": sent if isinstance(sent, int) else math.ceil(len(prompt.encode()) / BYTES_PER_TOKEN),
-            "completion_tokens": written
-            if isinstance(written, int)
-            else math.ceil(len(text.encode()) / BYTES_PER_TOKEN),
+            "prompt_tokens": _tokens(getattr(usage, "prompt_tokens", None), prompt),
+            "completion_tokens": _tokens(getattr(usage, "completion_tokens", None), text),
         }
         refusal = getattr(message, "refusal", None)
         if refusal or finish == "content_filter":
-            return row | {"fault": f"a refusal: {str(refusal or finish)[:200]}"}
+            return row | {"fault": f"a refusal: {_storable(str(refusal or finish))[:200]}"}
         if finish == "length" and (fault := self.read_cut(text)):
             return row | {"fault": fault}
         return row
+
+    def _why_no_answer(self, answer: Any) -> str:
+        """What came in the place of a response with choices."""
+        if isinstance(answer, str):
+            return "a page or a text in the place of JSON: is endpoint.url the API's base URL, such as https://host/v1?"
+        if error := getattr(answer, "error", None):
+            said = error.get("message", error) if isinstance(error, dict) else error
+            return f"a response without choices: {self._quoted(said)}"
+        return "a response without choices"
 
     def expected_tokens(self, request: Request) -> tuple[int, int]:
         """Tokens to reserve for a request that is about to be sent."""
@@ -209,11 +240,55 @@ def _client(endpoint: EndpointConfig, asking: AskingConfig, needed_by: str, extr
             f"endpoint: no key: set the environment variable {variable}, or name another one with endpoint.key_variable "
             "(null: the endpoint takes no key)"
         )
-    return openai.OpenAI(api_key=key or "none", base_url=endpoint.url, timeout=asking.timeout_seconds, max_retries=0)
+    http = openai.DefaultHttpxClient(
+        follow_redirects=False, event_hooks={"response": [lambda response: _bound(response, asking.timeout_seconds)]}
+    )
+    return openai.OpenAI(
+        api_key=key or NO_KEY,
+        base_url=endpoint.url,
+        timeout=asking.timeout_seconds,
+        max_retries=0,
+        http_client=http,
+    )
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+def _bound(response: Any, seconds: float) -> None:
+    """Let a response end with an error if it does not end by itself: the client's own limit is of one read, not of all.
+
+    Args:
+        seconds: from its headers to its end.
+    """
+    package = type(response).__module__.partition(".")[0]
+    base: Any = importlib.import_module(package).SyncByteStream
+    stream, end = response.stream, time.monotonic() + seconds
+
+    class Bounded(base):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for block in stream:
+                size += len(block)
+                if size > MOST_BYTES:
+                    raise BoundError(f"a response of more than {MOST_BYTES // 1024**2} MB")
+                if time.monotonic() > end:
+                    raise BoundError(f"a response that did not end within {seconds:g} seconds (asking.timeout_seconds)")
+                yield block
+
+        def close(self) -> None:
+            stream.close()
+
+    response.stream = Bounded()
+
+
+def _storable(text: str) -> str:
+    """A text that can be written as UTF-8: JSON may escape half a character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _tokens(counted: object, text: str) -> int:
+    """Tokens of a text as the endpoint counted them; estimated where it did not, or counted none of some."""
+    if isinstance(counted, int) and (counted > 0 or not text):
+        return max(counted, 0)
+    return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
 
 # --- answers on disk ---
@@ -294,6 +369,7 @@ class _RequestPool:
         self.pace = _Pace(60 / rate if rate else 0.0)
         self.ended = threading.Event()
         self.faults: dict[str, str] = {}
+        self.failures_in_a_row = 0
 
     def run(self) -> dict[str, str]:
         """Questions without an answer after all tries, with the reasons."""
@@ -313,7 +389,7 @@ class _RequestPool:
                             break
                         left.pop()
                         reserved[pool.submit(self._try, request)] = key, expected
-                    if limit:
+                    if limit or self._is_down:
                         break
                     self._collect(reserved)
                     check(f"{len(self.store.rows)} answers are kept")
@@ -322,7 +398,17 @@ class _RequestPool:
                 self._keep(reserved)
         if limit:
             raise RunError(self._stopped(limit, len(left)))
+        if left:
+            raise RunError(
+                f"{self.endpoint.endpoint.url} answered none of {self.failures_in_a_row} questions in a row "
+                f"({list(self.faults.values())[-1]}): the other {len(left)} were not asked. {len(self.store.rows)} answers "
+                "are kept, and the same command asks the rest"
+            )
         return self.faults
+
+    @property
+    def _is_down(self) -> bool:
+        return self.failures_in_a_row >= max(FAILURES_IN_A_ROW, 2 * self.endpoint.asking.parallel)
 
     def _collect(self, reserved: dict[Future[dict[str, Any]], tuple[str, tuple[int, int]]]) -> None:
         done, _ = wait(reserved, POLL_SECONDS, FIRST_COMPLETED)
@@ -333,8 +419,10 @@ class _RequestPool:
     def _take(self, key: str, future: Future[dict[str, Any]]) -> None:
         try:
             self.store.add(key, future.result())
+            self.failures_in_a_row = 0
         except TransientError as error:
             self.faults[key] = str(error)
+            self.failures_in_a_row += 1
         self.advance(1)
 
     def _keep(self, reserved: dict[Future[dict[str, Any]], tuple[str, tuple[int, int]]]) -> None:

@@ -24,6 +24,7 @@ from tiebreak.models.adapters.peft_files import (
 )
 from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
 from tiebreak.models.precision import WeightFormat
+from tiebreak.models.quantized import require_plain_weights
 from tiebreak.runs import checkpoints
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import MANIFEST, RUN_FILE, read_manifest, read_run_file
@@ -303,32 +304,9 @@ def _require_safetensors(path: Path, name: str) -> None:
         raise ModelError(f"{name} has no .safetensors weights; pickled ones are not loaded: convert them first")
 
 
-_DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
-
-
 def _require_plain_weights(path: Path, name: str) -> None:
-    """Refuse weights that another program has quantised, except for bitsandbytes, whose layers take adapters.
-
-    Raises:
-        ModelError: names the format.
-    """
     with suppress(HandoffError):  # of a broken file, which loading reports
-        config = _read_json(path / "config.json")
-        held = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config") or {}
-        method = str(held.get("quant_method") or "bitsandbytes")
-        if method == "bitsandbytes":
-            return
-        by = _DEQUANTISED_BY.get(method)
-        written = (
-            f"; transformers writes it: AutoModelForCausalLM.from_pretrained(…, quantization_config={by}(dequantize=True))"
-            ".save_pretrained(FOLDER), with the tokenizer's files beside it"
-            if by
-            else ""
-        )
-        raise ModelError(
-            f"{name} holds weights quantised with {method} (quantization_config in its config.json), which no stage "
-            f"loads: give the model in 16 or 32 bits{written}. adapter.quantize: nf4 or int8 quantises it while loading"
-        )
+        require_plain_weights(_read_json(path / "config.json"), name)
 
 
 def base_sha256(path: Path) -> str:

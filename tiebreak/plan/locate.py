@@ -34,6 +34,10 @@ class PlannedModel:
     """empty: not known"""
     language: str = ""
     """what decides a conversation's token ids: tokenizer, template, end of turn; empty: the base's own"""
+    has_adapter: bool = False
+    """whether it brings its adapter; otherwise that is the default of a new one"""
+    below: AdapterConfig | None = None
+    """LoRA that does not change, which the adapter is stacked on and saved with"""
 
     def has_base_of(self, other: PlannedModel) -> bool:
         """Whether both have the same base weights. Their hashes decide where both are known, otherwise their names."""
@@ -76,7 +80,8 @@ def locate_model(name: str) -> PlannedModel:
     base, sha256 = _base_of(Path(name)) or name, pinned.get("base_sha256", "")
     if "weights_sha256" in pinned:
         base, sha256 = str(_final(name)), pinned["weights_sha256"]
-    return PlannedModel(locate_shape(name), adapter, base, sha256, language_of(pinned))
+    brings = bool(pinned.get("adapter")) or (Path(name) / PEFT_FILE).is_file()
+    return PlannedModel(locate_shape(name), adapter, base, sha256, language_of(pinned), brings)
 
 
 def language_of(pinned: Mapping[str, Any]) -> str:

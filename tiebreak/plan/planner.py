@@ -93,6 +93,13 @@ class Setting:
         return trained_parameters(self.shape, self.adapter, scores=self.stage == "reward")
 
     @property
+    def held(self) -> int:
+        """Parameters with gradients and moments: those that train, and the LoRA that they are stacked on, which is a part
+        of the same matrices (tiebreak.models.adapters.stacked)."""
+        below = self.model.below if self.model else None
+        return self.trained + (trained_parameters(self.shape, below) if below else 0)
+
+    @property
     def is_half(self) -> bool:
         """Whether models are loaded in 16 bits."""
         precision = self.training.precision
@@ -115,7 +122,7 @@ class Setting:
             quantized=quantized,
             fused=lora and not (half or quantized or self.hardware.shards_weights),
             checkpointing=self.training.gradient_checkpointing,
-            rank=self.adapter.r if lora else 0,
+            rank=rank_of(self.adapter, self.model) if lora else 0,
             trains_base=full,
         )
 
@@ -158,9 +165,10 @@ class StagePlan:
         """The model that the stage will write."""
         setting, saved = self.setting, as_saved(self.setting.adapter)
         before = setting.model or PlannedModel(setting.shape, saved)
+        saved = saved.model_copy(update={"r": rank_of(saved, before)})
         if trains_base(saved):
-            return PlannedModel(setting.shape, saved, str(Path(setting.config.output) / "final"))
-        return replace(before, adapter=saved)
+            return PlannedModel(setting.shape, saved, str(Path(setting.config.output) / "final"), has_adapter=True)
+        return replace(before, adapter=saved, has_adapter=True, below=None)
 
     @property
     def certain_not_to_fit(self) -> bool:
@@ -171,6 +179,12 @@ class StagePlan:
     def cost(self) -> float | None:
         """Dollars."""
         return None if self.price is None else self.hours * self.price * self.setting.hardware.count
+
+
+def rank_of(adapter: AdapterConfig, model: PlannedModel | None) -> int:
+    """The rank of an adapter, with that of the LoRA that it is stacked on."""
+    below = model.below if model else None
+    return adapter.r + (below.r if below else 0)
 
 
 def quantized_bytes(adapter: AdapterConfig) -> float:
@@ -272,7 +286,8 @@ def trained_model(
     wanted = adapter or config.adapter or model.adapter
     if wanted.start == "merge":  # its base is a new one
         return replace(model, adapter=wanted, base=str(Path(config.output) / OWN_BASE), base_sha256="")
-    return replace(model, shape=shape or model.shape, adapter=wanted)
+    stacks = wanted.start == "stack" and model.has_adapter and model.adapter.method == "lora"
+    return replace(model, shape=shape or model.shape, adapter=wanted, below=model.adapter if stacks else None)
 
 
 def _has_reference(stage: str, config: Any) -> bool:
@@ -288,6 +303,8 @@ def peak(setting: Setting) -> tuple[Memory, str]:
     phases = [(_while_training(setting), "training"), (_while_proving(setting), "the check of one batch")]
     if setting.stage == "ppo":
         phases.append((_while_sampling(setting), "sampling"))
+    if getattr(setting.config, "guard", None) is not None:
+        phases.append((_while_guarding(setting), "the guard's answers"))
     if any(scorer.apart for scorer in setting.scorers):
         phases.append((_while_scoring(setting), "scoring"))
     memory, phase = max(phases, key=lambda each: each[0].total)
@@ -303,7 +320,7 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
         gathered: ZeRO-3 gathers all weights, as it does for sampling.
     """
     shape, numbers, hardware = setting.shape, setting.numbers, setting.hardware
-    trained = setting.trained
+    trained = setting.held
     numbers = replace(numbers, size=setting.size_held)
     weights = weight_bytes(shape, numbers, scores=setting.stage == "reward")
     parts = hardware.count if hardware.shards_weights else 1
@@ -379,22 +396,40 @@ def _while_proving(setting: Setting) -> Memory:
 
 def _while_sampling(setting: Setting) -> Memory:
     """A rollout: keys and values of all its episodes, and the policy's adapter added to a copy of the weights (float32)."""
-    shape, numbers, config = setting.shape, setting.numbers, setting.config
-    lasting = _lasting(setting, gathered=True)
-    rows = max(config.episodes_per_rollout // setting.hardware.count, 1)
+    config, answer = setting.config, setting.config.sampling.max_new_tokens
     if config.vllm is not None:
-        return replace(lasting, activations=forward_bytes(shape, numbers, TOKENS_WITHOUT_GRADIENTS))
+        activations = forward_bytes(setting.shape, setting.numbers, TOKENS_WITHOUT_GRADIENTS)
+        return replace(_lasting(setting, gathered=True), activations=activations)
+    rows = max(config.episodes_per_rollout // setting.hardware.count, 1)
+    return _while_drawing(setting, rows, max(setting.training.max_length_tokens - answer, 1) + answer)
+
+
+def _while_guarding(setting: Setting) -> Memory:
+    """The answers that the guard scores, all prompts of a device at once, by our own sampler (preference.guarded)."""
+    rows = -(-setting.config.guard.max_prompts // setting.hardware.count)
+    longest, answer = setting.training.max_length_tokens, setting.config.sampling.max_new_tokens
+    prompt = max(longest - answer, 1) if setting.stage == "ppo" else longest
+    return _while_drawing(setting, rows, prompt + answer)
+
+
+def _while_drawing(setting: Setting, rows: int, columns: int) -> Memory:
+    """Answers drawn by our own sampler.
+
+    Args:
+        rows: drawn at once.
+        columns: tokens of a row, prompt and answer.
+    """
+    shape, numbers = setting.shape, setting.numbers
+    lasting = _lasting(setting, gathered=True)
     exact = numbers.size == FLOAT32 and not numbers.quantized and not numbers.trains_base
     merged = shape.in_linears * numbers.size if exact else 0
-    answer = config.sampling.max_new_tokens
-    prompt = max(setting.training.max_length_tokens - answer, 1)
     drawing = rows * shape.vocabulary * (2 * FLOAT32 + 3 * 8)  # logits, and the draw's tables in float64
     return replace(
         lasting,
         weights=lasting.weights + merged,
         activations=forward_bytes(shape, numbers, TOKENS_WITHOUT_GRADIENTS),
         logits=max(drawing, logit_bytes(shape, HEAD_CHUNK)),
-        kv_cache=cache_bytes(shape, numbers, rows, prompt + answer),
+        kv_cache=cache_bytes(shape, numbers, rows, columns),
     )
 
 
@@ -442,7 +477,7 @@ def _host_bytes(setting: Setting) -> float:
     here = min(hardware.count, 8)
     lasting = setting.shape.parameters * numbers.size if hardware.offloads_weights else 0.0
     if hardware.offloads_optimizer:
-        lasting += setting.trained * (MOMENTS[setting.training.optimizer] + FLOAT32)
+        lasting += setting.held * (MOMENTS[setting.training.optimizer] + FLOAT32)
     return max(whole * here, lasting)
 
 

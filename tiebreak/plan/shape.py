@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.errors import ModelError
+from tiebreak.models.quantized import require_plain_weights
 
 CONFIG_FILE = "config.json"
 FAMILY = frozenset(
@@ -121,8 +122,9 @@ def to_shape(values: Mapping[str, Any], name: str, file: Path | None = None) -> 
     """The shape that a configuration's values describe.
 
     Raises:
-        ModelError: a size is missing, or the architecture is one that cannot be built.
+        ModelError: a size is missing, the architecture is one that cannot be built, or no stage loads its weights.
     """
+    require_plain_weights(values, name)
     text: Mapping[str, Any] = values.get("text_config") or values
     kind = str(text.get("model_type", ""))
     if kind not in FAMILY:

@@ -1446,7 +1446,7 @@ def test_what_is_reported_of_a_reading(tmp_path: Path) -> None:
     )
     assert own.ignored == {"other": ""}
     assert reading_of(tmp_path, [{"note": "prompt-x", "prompt": "a"}]).ignored == {"note": ""}
-    assert (Reading("x", "prompts").rows, Reading("x", "prompts").lines()) == (0, ["x: 0 rows read as nothing"])
+    assert (Reading("x", "prompts").rows, Reading("x", "prompts").lines()) == (0, ["x: it holds no rows"])
 
 
 def test_answers_to_one_prompt_are_counted_and_placed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from preference.configuration import DPOConfig, PPOConfig
 from sft.configuration import SFTConfig
 from tiebreak.command.plan import PlanArguments, _of_recipe
 from tiebreak.config import AdapterConfig
+from tiebreak.errors import ModelError
 from tiebreak.plan import planner
 from tiebreak.plan.devices import find_device
 from tiebreak.plan.hardware import Hardware
@@ -180,3 +182,49 @@ def test_a_recipe_s_reward_model_has_the_base_that_its_stage_trained(
         found[folder] = [(one.apart, one.is_assumed) for one in plans[-1].setting.scorers]
     assert found == {"same": [("", False)], "other": [("another base", False)]}
     assert run_here("plan", "--config", "other/all.yaml")[0] == 0
+
+
+def test_the_guard_of_dpo_draws_answers_with_a_cache(bases: tuple[Path, Path]) -> None:
+    """Keys and values: 2 tables, 2 blocks, 1 head of 2 numbers of 4 bytes: 32 bytes a token. 24 rows, up to 12 tokens of a
+    prompt and 8 of an answer, on 1 and on 5 processes."""
+    values = {
+        "output": "x", "policy": str(bases[0]), "preferences": "p.jsonl", "training": {"max_length_tokens": 12},
+        "guard": {"reward_model": "none", "max_prompts": 24}, "sampling": {"max_new_tokens": 8},
+    }  # fmt: skip
+    config = DPOConfig.model_validate(values)
+    setting = plan_stage("dpo", config, CPU).setting
+    assert planner._while_guarding(setting).kv_cache == 24 * 20 * 32
+    spread = replace(setting, hardware=replace(CPU, count=5))
+    assert planner._while_guarding(spread).kv_cache == 5 * 20 * 32
+    values["guard"] = {"reward_model": "none", "max_prompts": 10_000}
+    plan = plan_stage("dpo", DPOConfig.model_validate(values), CPU)
+    assert (plan.phase, plan.memory.kv_cache) == ("the guard's answers", 10_000 * 20 * 32)
+
+
+def test_a_stacked_adapter_is_held_with_the_one_below(bases: tuple[Path, Path], tmp_path: Path) -> None:
+    """Rank 3 on a policy's rank 5: 3 train, and 8 have gradients, moments and a place in the file."""
+    policy = write_run(tmp_path / "sft", bases[0], "a", r=5)
+
+    def planned(start: str, policy: Path = policy) -> planner.StagePlan:
+        adapter = {"r": 3, "start": start}
+        values = {"output": "x", "policy": str(policy), "demonstrations": "d.jsonl", "adapter": adapter}
+        return plan_stage("sft", SFTConfig.model_validate(values), CPU)
+
+    plan = planned("stack")
+    assert plan.trained == 3 * PER_RANK
+    assert (plan.memory.adapters, plan.memory.gradients) == (4 * 8 * PER_RANK, 4 * 8 * PER_RANK)
+    assert plan.memory.optimizer == 8 * 8 * PER_RANK
+    assert (plan.setting.numbers.rank, plan.written.adapter.r, plan.written.adapter.start) == (8, 8, "continue")
+    assert planned("stack", bases[0]).memory.adapters == 4 * 3 * PER_RANK  # a base brings none
+    merged = planned("merge")
+    assert (merged.memory.adapters, merged.written.adapter.r) == (4 * 3 * PER_RANK, 3)
+
+
+@pytest.mark.parametrize("method", ["gptq", "fp8", "awq"])
+def test_a_base_that_no_stage_loads_is_not_planned(tmp_path: Path, method: str) -> None:
+    quantized = write_model(tmp_path / "q", {**SMALL, "quantization_config": {"quant_method": method}})
+    config = SFTConfig(output="x", policy=str(quantized), demonstrations="d.jsonl")
+    with pytest.raises(ModelError, match=f"q holds weights quantised with {method} .*, which no stage loads"):
+        plan_stage("sft", config, CPU)
+    kept = write_model(tmp_path / "b", {**SMALL, "quantization_config": {"quant_method": "bitsandbytes"}})
+    assert locate_shape(str(kept)).hidden == 4

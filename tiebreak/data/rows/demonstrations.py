@@ -69,7 +69,7 @@ def whole_conversation(cells: Cells) -> tuple[str, AnswerRow] | None:
             f"{name}}} or columns: {{completion: completion}}"
         )
     value = cells.get(name)
-    messages = with_system(cells, read_messages(cells, value))
+    messages = with_system(cells, read_messages(cells, value, column=name))
     if messages[-1].role != "assistant":
         raise ValueError(
             f"{name} must end with the assistant's answer, and ends with a message of the {messages[-1].role}"
@@ -104,7 +104,7 @@ def two_parts(cells: Cells) -> tuple[str, str, AnswerRow] | None:
     if answer is None or name is None:
         return None
     prompt = read_prompt(cells, name)
-    completion = _with_thought(cells, read_messages(cells, cells.get(answer), "assistant"))
+    completion = _with_thought(cells, read_messages(cells, cells.get(answer), "assistant", answer))
     return name, answer, AnswerRow(prompt, read_tools(cells), completion)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tiebreak.data.cells import Cells
-from tiebreak.data.conversations import is_conversation, to_messages, to_tools
+from tiebreak.data.conversations import NO_MESSAGES, is_conversation, to_messages, to_tools
 from tiebreak.records import Message, Messages, Tools
 
 PROMPTS = ("prompt", "question", "instruction", "query", "problem")
@@ -52,7 +52,17 @@ def conversation_column(cells: Cells) -> str | None:
     return name
 
 
-def read_messages(cells: Cells, value: object, role: str = "user") -> Messages:
+def read_messages(cells: Cells, value: object, role: str = "user", column: str | None = None) -> Messages:
+    """The messages in a cell.
+
+    Args:
+        column: our name of its column; None: `value` is a part of a cell.
+
+    Raises:
+        ValueError: it holds none; names the column, as the data does, if the cell is neither text nor a list of any.
+    """
+    if column is not None and value != "" and (not value or not isinstance(value, str | Sequence | Mapping)):
+        raise ValueError(f"column {cells.theirs.get(column, column)!r}: {NO_MESSAGES}")
     return to_messages(value, role, cells.message_keys)
 
 
@@ -63,7 +73,7 @@ def read_prompt(cells: Cells, name: str, *, checked_alone: bool = False) -> Mess
         checked_alone: true for a prompt that is only compared with whole conversations, which hold its material already
     """
     value = cells.get(name)
-    messages = read_messages(cells, value)
+    messages = read_messages(cells, value, column=name)
     if isinstance(value, str) and not checked_alone and (material := _material(cells, name, value)):
         messages = (Message(role="user", content=f"{value}\n\n{material}" if value.strip() else material),)
     history = cells.values.get("history")

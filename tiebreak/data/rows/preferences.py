@@ -114,16 +114,16 @@ def two_sides(cells: Cells, *, judged: bool = True) -> Interpretation | None:
         return Interpretation(f"ties ({sides[0]}, {sides[1]})", [Omission(tied)])
     if name is None:
         shape = "HH-RLHF (Human and Assistant in one text)" if isinstance(chosen, str) else "whole conversations"
-        preference = _implicit(cells, read_messages(cells, chosen), read_messages(cells, rejected))
+        preference = _implicit(cells, *_both(cells, sides, chosen, rejected))
         return Interpretation(f"{shape} in {sides[0]} and {sides[1]}", [preference])
     whole = _holds_prompt(cells, chosen)
     prompt = read_prompt(cells, name, checked_alone=whole)
     if whole != _holds_prompt(cells, rejected):
         raise ValueError(f"one of {sides[0]} and {sides[1]} is a whole conversation, but the other is only an answer")
     if whole:
-        preference = _implicit(cells, read_messages(cells, chosen), read_messages(cells, rejected), column=prompt)
+        preference = _implicit(cells, *_both(cells, sides, chosen, rejected), column=prompt)
         return Interpretation(f"UltraFeedback ({name}, whole conversations in {sides[0]} and {sides[1]})", [preference])
-    better, worse = (read_messages(cells, side, "assistant") for side in (chosen, rejected))
+    better, worse = _both(cells, sides, chosen, rejected, "assistant")
     system = ", system" if {*SYSTEMS} & cells.used else ""
     shape = f"preferences ({name}{system}, {sides[0]}, {sides[1]})"
     return Interpretation(shape, [PreferenceRow(prompt, read_tools(cells), better, worse)])
@@ -278,6 +278,13 @@ def _matches_prompt(column: Messages, prompt: Messages) -> bool:
     return wanted == [turn for turn in turns if turn[0] != "system"] or (len(wanted) == 1 and wanted[0] in turns)
 
 
+def _both(
+    cells: Cells, names: Sequence[str], chosen: object, rejected: object, role: str = "user"
+) -> tuple[Messages, Messages]:
+    """The messages in the columns of two sides."""
+    return read_messages(cells, chosen, role, names[0]), read_messages(cells, rejected, role, names[1])
+
+
 def pair_with_winner(cells: Cells) -> Interpretation | None:
     if (names := two_columns(cells)) is None or (verdict := _verdict(cells, names)) is None:
         return None
@@ -289,13 +296,14 @@ def pair_with_winner(cells: Cells) -> Interpretation | None:
         cells.used |= {name or first, *(({*SYSTEMS, "tools"}) & cells.values.keys())}
         return Interpretation(shape, [Omission("a tie")])
     chosen, rejected = sides if verdict.better == 0 else sides[::-1]
+    columns = names if verdict.better == 0 else names[::-1]
     if _holds_prompt(cells, chosen):
         column = read_prompt(cells, name) if name else ()
-        whole = _implicit(cells, read_messages(cells, chosen), read_messages(cells, rejected), column)
+        whole = _implicit(cells, *_both(cells, columns, chosen, rejected), column)
         return Interpretation(shape, [replace(whole, strength=verdict.strength)])
     if name is None:
         return None
-    first_answer, second_answer = (read_messages(cells, side, "assistant") for side in (chosen, rejected))
+    first_answer, second_answer = _both(cells, columns, chosen, rejected, "assistant")
     preference = PreferenceRow(
         read_prompt(cells, name), read_tools(cells), first_answer, second_answer, verdict.strength
     )
@@ -475,7 +483,7 @@ def rating(cells: Cells) -> Interpretation | None:
         return None
     by, score = (by, _goodness(by, cells.values[by])) if by else ("label", float(bool(good)))
     cells.used.add(by)
-    prompt, response = read_prompt(cells, name), read_messages(cells, cells.get(answer), "assistant")
+    prompt, response = read_prompt(cells, name), read_messages(cells, cells.get(answer), "assistant", answer)
     shape = "KTO rows" if by == "label" else "ratings"
     return Interpretation(
         f"{shape} ({name}, {answer}, {by}), paired by prompt", [RatingRow(prompt, read_tools(cells), response, score)]
