@@ -1,5 +1,5 @@
 """A Hugging Face hub on this machine: repositories with their files, by the requests that huggingface_hub makes to push
-and to look. It is no hub: weights come through its LFS upload, and it refuses whatever it does not know."""
+and to look. It is not a hub: weights come through its LFS upload, and it refuses whatever it does not know."""
 
 from __future__ import annotations
 

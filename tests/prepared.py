@@ -121,7 +121,7 @@ def _stage(fds: list[Any], environment: dict[str, str], folder: str, words: list
 def run_launch(
     number: int, script: str, words: Sequence[str], environment: Mapping[str, str], errors: IO[str]
 ) -> list[int]:
-    """Run a script as so many processes of one launch, with what a launcher sets; their exit statuses.
+    """Run a script as several processes of one launch, with a launcher's environment; returns their exit statuses.
 
     One that fails ends the others, as a launcher does.
     """

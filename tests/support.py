@@ -90,7 +90,7 @@ def on_two_processes(launcher: str, script: str, *words: str | Path) -> None:
 
 
 def on_processes(number: int, launcher: str, script: str, *words: str | Path) -> None:
-    """A script on so many processes, which must end well on every one."""
+    """Run a script on several processes; it must succeed on each."""
     from prepared import deepspeed_environment, run_launch
 
     environment = dict(os.environ) if launcher == "ddp" else deepspeed_environment(DEEPSPEED[launcher])

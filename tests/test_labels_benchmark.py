@@ -113,7 +113,7 @@ def test_other_settings_have_other_cells(labels: Any, tmp_path: Path) -> None:
 def test_no_cell_starts_that_would_end_too_late(
     labels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Times come from finished cells: of 1,000 s for answers, nothing but the first cell is begun within 500 s."""
+    """Times come from finished cells: of 1,000 s for answers, only the first cell is begun within 500 s."""
     world = labels.World(tmp_path, tmp_path / "cells", budgets=(4,))
     clock = [0.0]
 

@@ -64,7 +64,9 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         names = archive.namelist()
     assert any(name.endswith("LICENSE") for name in names)
     assert not any(name.startswith("tests/") for name in names)
-    files = [p for p in elsewhere.rglob("*.py") if "shipped" not in p.parts]  # a yardstick among the data is no module
+    files = [
+        p for p in elsewhere.rglob("*.py") if "shipped" not in p.parts
+    ]  # a yardstick among the data is not a module
     modules = [".".join(p.relative_to(elsewhere).with_suffix("").parts) for p in files]
     modules = sorted(m.removesuffix(".__init__") for m in modules if not m.endswith("__main__"))
     code = (

@@ -21,7 +21,7 @@ def wrong_votes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_share_of_the_gain_by_hand(wrong_votes: Any) -> None:
-    """One prompt, two answers, of which the policy's weight is the log-odds; an even reference, a reward of ln 3.
+    """One prompt, two answers; the policy's weight is their log-odds; an even reference, a reward of ln 3.
 
     π* = (¾, ¼). KL(even ‖ π*) = ½·ln(⅔) + ½·ln 2 = 0.1438; of weights ln 3/2, π = (.634, .366): KL = .0308.
     """

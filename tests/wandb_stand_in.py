@@ -1,5 +1,5 @@
 """A W&B server on this machine: it keeps the history rows of each run as W&B does, by their place, artifacts by name with
-their versions and aliases, and answers the rest. It is no W&B: what it does not know, it refuses.
+their versions and aliases, and answers the rest. It is not W&B: it refuses requests that it does not know.
 
 Kinds: `whole`; `refuses` every key (401); `silent`: takes a request and never answers.
 """

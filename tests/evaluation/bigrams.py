@@ -61,7 +61,7 @@ class Script:
     """A policy: what it answers after each last word, and how sure it is of each next token."""
 
     answers: Mapping[str, Sequence[str]]
-    """by last word; an answer that is no loop ends in EOS"""
+    """by last word; an answer that does not loop ends in EOS"""
     certainty: float
     """the probability of the script's next token; the rest is shared evenly among all others of an answer"""
 

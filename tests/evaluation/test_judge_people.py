@@ -82,7 +82,7 @@ def test_accuracy_kappa_and_calibration_by_hand() -> None:
 
 
 def test_the_judges_win_rate_is_never_alone() -> None:
-    """30 pairs of two policies, of which people judged 15: the judge always says b, people say so in 10 of 15."""
+    """30 pairs of two policies; people judged 15. The judge always prefers b, people prefer it in 10 of 15."""
     judged = [vote(n, "j", 1, (1, 1)) for n in range(30)]
     votes = [vote(n, "r", 1 if n < 10 else -1) for n in range(15)]
     pairs = [pair(n) for n in range(30)]

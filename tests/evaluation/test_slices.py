@@ -21,7 +21,10 @@ def test_a_slice_is_a_tag_or_a_source_of_ten_prompts_or_more() -> None:
     ]
     drawn = [one for one in prompts for _ in range(2)]  # two answers each
     found = find_slices(drawn)
-    assert {name: len(ids) for name, ids in found.items()} == {"kb": 19, "lamp": 12}  # shade has 8, all is no slice
+    assert {name: len(ids) for name, ids in found.items()} == {
+        "kb": 19,
+        "lamp": 12,
+    }  # shade has 8; all prompts are not a slice
     assert found["lamp"] == [f"p{n}" for n in range(12)]
 
 

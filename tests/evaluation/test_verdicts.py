@@ -314,7 +314,7 @@ def trained(folder: str, stage: str, policy: str, seconds: float, **facts: Any) 
 
 
 def evaluation_of(folder: str, met: dict[str, int], policies: dict[str, str], n: int = 4) -> str:
-    """Policies that meet so many criteria on every prompt."""
+    """Policies, each with the number of criteria that it meets on every prompt."""
     rows = [answer(prompt, name, met[name], name, 0.0, 0.0) for name in met for prompt in range(n)]
     return write_evaluation(Path(folder), rows, {f"policy_{name}": source for name, source in policies.items()})
 
@@ -651,7 +651,7 @@ def test_a_guard_that_shares_the_trainings_judgments() -> None:
         ]
         assert len(headline({"one": against_sft(dpo=(30, 0, 0))}, {"one": [same, *links]}, ["human"])["guards"]) == 1
         assert (caveats_of([apart, *links]) == []) == ("rewards.harmless" not in inputs)
-    # a reward model that is no reward of the training; runs whose preferences nothing shows; no guard
+    # the reward model is not a reward of the training; the runs' preferences are unknown; there is no guard
     assert caveats_of([same, mine, others, guarded("ppo", {"reward_model": "r2", "policy": "r1"})]) == []
     assert caveats_of([link("reward", "judge"), link("reward", "r1"), guarded("ppo", {"reward_model": "r1"})]) == []
     assert caveats_of([mine, guarded("ppo", {"reward_model": "r1"}, judge=None)]) == []

@@ -170,7 +170,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def _windows_closed(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A page that stays open goes on asking the server, and redraws itself."""
+    """A page that stays open keeps asking the server, and redraws itself."""
     yield
     if "site" in request.fixturenames:
         for window in request.getfixturevalue("site").browser.contexts:
@@ -872,7 +872,7 @@ def test_guidelines_are_accepted_before_the_first_judgment_and_stay_beside_the_w
 
 
 def from_right_to_left(page: Any) -> None:
-    """In a language that is written so, everything is turned but the sides: judgments speak of left and right as shown."""
+    """In a right-to-left language, everything is mirrored except the sides: judgments refer to left and right as shown."""
     page.route("**/rate/*", turned)
     page.reload()
     on(page, 2)
@@ -1272,7 +1272,7 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     assert page.locator(".raters tbody tr").count() == len(site.store.raters())
     assert page.locator(".raters tbody tr:not(:has([colspan]))").count() == len(measured["raters"])
     page.focus(f"[data-rater='{rater_id}']")
-    for off in ("true", "false"):  # by keys: the table is drawn anew after each, and the button keeps the focus
+    for off in ("true", "false"):  # by keys: the table is redrawn after each, and the button keeps the focus
         press(page, "Enter")
         if off == "true":
             page.wait_for_selector(f"[data-rater='{rater_id}'].sure:focus")

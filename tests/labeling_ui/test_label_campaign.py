@@ -108,7 +108,7 @@ def test_a_place_that_was_left_is_taken_by_those_who_are_past_it(url: str) -> No
 
 
 def test_a_lease_ends_in_time_though_the_clock_is_set_back(url: str) -> None:
-    """Two hours back: the lease ends 60 seconds later, not after two hours, and whoever works goes on."""
+    """Two hours back: the lease ends 60 seconds later, not after two hours, and raters at work continue."""
     now = [10_000_000]
     store = open_store(url, [make_pair(n) for n in range(3)], raters=2, clock=lambda: now[0], lease_seconds=60)
     assert store.claim("r0").item_id == "pair-0"  # type: ignore[union-attr]

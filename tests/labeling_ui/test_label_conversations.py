@@ -1,4 +1,4 @@
-"""The conversation mode: what is asked waits in the store, what is answered is a pair, and the better answer goes on."""
+"""The conversation mode: questions wait in the store, answers become a pair, and the better answer is continued."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
             for process in (server.pid, worker, *processes("preference.answer", str(tiny_model))):
                 os.kill(process, signal.SIGKILL)
         with serving(tmp_path, [make_pair(0)], *words, port=port):
-            page.reload()  # waiting: the conversation goes on where it was
+            page.reload()  # waiting: the conversation resumes where it was
             page.wait_for_selector(".desk[data-pair^='pair-']:not([data-pair=pair-0]) .answer")
             first = str(page.get_attribute(".desk", "data-pair"))
             better = httpx.get(f"{address}/api/turns/latest").json()["pair"]["right"]["text"]
@@ -315,7 +315,7 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
             page.keyboard.press("7")
             page.wait_for_selector(".compose textarea:enabled")
             assert page.locator(".prompt .turn").count() == 2
-            page.reload()  # judged: the queue goes on where it was
+            page.reload()  # judged: the queue resumes where it was
             page.wait_for_selector(".desk[data-pair=pair-0]")
             converse(page, "another")
             page.wait_for_selector(f".desk[data-pair^='pair-']:not([data-pair=pair-0], [data-pair='{first}']) .answer")

@@ -1,4 +1,4 @@
-"""Guidelines and consent while a campaign runs: published by leads, accepted anew, withdrawn."""
+"""Guidelines and consent while a campaign runs: published by leads, accepted again, withdrawn."""
 
 from __future__ import annotations
 

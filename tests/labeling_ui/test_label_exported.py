@@ -35,7 +35,7 @@ def test_what_changed_since_the_last_export(url: str, tmp_path: Path) -> None:
         ids.append(store.submit("r0", answer(f"pair-{n}")).judgment_id)
     store.amend("r0", ids[0], "a", Answer(answer=-1))
     store.amend("r0", ids[0], "b", Answer(answer=-2))
-    store.amend("r0", ids[6], "c", Answer(answer=-2))  # a new one: its change is no other change
+    store.amend("r0", ids[6], "c", Answer(answer=-2))  # a new one: its change is not counted again
     store.undo("r0", ids[1])
     store.undo("r0", ids[7])
     store.reject(Selection(judgment_ids=(ids[2], ids[3])), "hasty")

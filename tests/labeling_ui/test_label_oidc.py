@@ -223,7 +223,7 @@ class Member:
         return reply
 
     def link(self, *, password: str = PASSWORD, finisher: dict[str, str] | None = None) -> httpx.Response:
-        """The reply at the end of the way. The provider's redirect brings no session, as it comes from another site."""
+        """The reply after all redirects. The provider's redirect carries no session, since it comes from another site."""
 
         async def go() -> httpx.Response:
             async with self.site.browser(self.cookies) as browser:

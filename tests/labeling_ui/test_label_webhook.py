@@ -74,7 +74,7 @@ def test_news_is_signed_and_sent_once(receiver: Receiver, tmp_path: Path) -> Non
     store = open_store(tmp_path, [make_pair(n) for n in range(2)], overlap=2, raters=2)
     hook = Webhook(store, WebhookConfig(url=receiver.url, every=2, allow_private=True), "A campaign")
     first = judge(store, "r0", -1)
-    with hook:  # what was before it is no news
+    with hook:  # earlier events are not news
         pass
     assert not receiver.got
     judge(store, "r1", 1)  # the other side of the same pair

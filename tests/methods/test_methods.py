@@ -101,7 +101,7 @@ def test_a_module_that_trains_whole_beside_lora_has_a_copy_for_the_reference(tin
     with torch.no_grad():
         for parameter in trained.values():
             parameter.add_(0.3)
-    with policy.merged():  # which is no sum, so the adapter is active
+    with policy.merged():  # which is not a sum, so the adapter stays active
         assert max(abs(a - b) for a, b in zip(policy.answers(), wanted, strict=True)) > 0.05
     with reference.merged():
         assert reference.answers() == pytest.approx(wanted, abs=1e-6)

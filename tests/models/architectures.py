@@ -30,7 +30,7 @@ class Architecture:
     values: dict[str, Any] = field(default_factory=dict)
     """keys of its configuration beside `SIZES`"""
     drops_out: bool = False
-    """its own layers drop at random while it is trained, so that a loss is no fixed number"""
+    """its own layers drop at random while it is trained, so that a loss is not a fixed number"""
 
     def configure(self, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
         """Its configuration for a tokenizer's vocabulary."""

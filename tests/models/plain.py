@@ -46,7 +46,7 @@ def row(template: Template, tokenizer: PreTrainedTokenizerBase, question: str, a
 def build_model(
     folder: Path, architecture: Architecture, template: Template, taught: Sequence[tuple[str, str]]
 ) -> None:
-    """A model that answers the questions it was taught, and goes on with a turn of the user where it is not stopped."""
+    """A model that answers the questions it was taught, and continues with a user's turn if it is not stopped."""
     tokenizer = template.tokenizer()
     model = architecture.build(tokenizer)
     rows = [row(template, tokenizer, question, answer) for question, answer in taught]

@@ -35,7 +35,7 @@ class Template:
     bos: str | None = None
     pad: str | None = None
     then: str = "\n"
-    """what a model that is not stopped there goes on with"""
+    """the text with which a model continues if it is not stopped there"""
     parts: bool = False
     """reads a message's content as a list of parts alone"""
     arguments: tuple[tuple[str, bool], ...] = ()

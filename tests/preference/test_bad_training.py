@@ -206,7 +206,7 @@ def test_a_run_whose_function_failed_for_an_outer_reason_goes_on(
 
 
 def test_a_changed_function_is_another_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it failed at once, nothing is in the way; what was learned from the old one is not gone on with."""
+    """After an immediate failure, nothing blocks a new start; training from the old data is not continued."""
     file = tmp_path / "house_rewards.py"
     monkeypatch.chdir(tmp_path)
     changed = {"rewards": [{"function": "house_rewards:polite"}], "stop_when_all_cut_off": False}

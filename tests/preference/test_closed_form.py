@@ -38,7 +38,7 @@ from tiebreak.packed.forward import pack_forward
 
 BETA = 1.0
 UNTOUCHED = 0.25
-"""what the reference's distance must exceed, so that standing still is no pass"""
+"""what the reference's distance must exceed, so that a policy that does not move fails"""
 
 
 def training(steps: int | None, batch: int) -> TrainingConfig:

@@ -105,7 +105,7 @@ def test_a_weight_counts_as_so_many_rows() -> None:
 
 
 def test_margins_and_uncertain_labels_by_hand() -> None:
-    """β·Δ = 0.5·(3 − 1) = 1. A margin of 1 brings it to 0; a label of ¾ weighs both directions."""
+    """β·Δ = 0.5·(3 − 1) = 1. A margin of 1 reduces it to 0; a label of ¾ weighs both directions."""
     one = torch.ones(1, dtype=torch.float64)
     assert labelled_loss(["sigmoid"], pairs_of([3.0], [1.0], margin=1.0), one, one).item() == pytest.approx(math.log(2))
     soft = labelled_loss(["sigmoid"], pairs_of([3.0], [1.0]), 0.75 * one, one).item()

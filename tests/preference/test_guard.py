@@ -46,7 +46,7 @@ def verdicts(scores: list[float], training: list[float]) -> list[Verdict]:
     ("scores", "training", "stops"),
     [
         ([1, 2, 1.5, 1], [0, 1, 2, 3], True),  # fell twice while the training's rose
-        ([1, 2, 1.5, 1], [0, 3, 2, 1], False),  # both fell: that is no over-optimisation
+        ([1, 2, 1.5, 1], [0, 3, 2, 1], False),  # both fell: that is not over-optimisation
         ([1, 2, 1.5, 1.6], [0, 1, 2, 3], False),  # rose again
         ([1, 2, 2, 1], [0, 1, 2, 3], False),  # stood still, then fell once
         ([2, 1.5, 1], [0, -1, 0], False),  # the training's own is where it was

@@ -140,7 +140,7 @@ def test_ppo_is_stopped_once_the_judge_turns_away(ppo: GuardRun) -> None:
 
 
 def test_what_ppo_saved_is_the_policy_that_was_kept(ppo: GuardRun, world: World) -> None:
-    """Loaded anew, it writes answers whose scores, by the judge loaded anew and by the function, are the kept verdict's."""
+    """Reloaded, it writes answers whose scores, by the reloaded judge and by the function, are the kept verdict's."""
     tokenizer = load_tokenizer(find_model(str(world.policy)))
     asked = read_prompts(str(world.prompts), ["validation"], Rules(validation_share=0.4))
     prompts = [build_chat(tokenizer).encode_prompt(prompt.messages) for prompt in asked]

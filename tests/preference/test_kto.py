@@ -87,7 +87,7 @@ def test_a_batch_of_one_prompt_gets_answers_from_elsewhere() -> None:
 
 
 def encoded(count: int = 24) -> list[EncodedAnswer]:
-    """Answers of several lengths, of which every third is desirable; some prompts have both of theirs."""
+    """Answers of several lengths; every third is desirable, and some prompts have both kinds."""
     rows = [(p.prompt, (p.chosen, p.rejected)) for p in random_pairs(count)]
     return [EncodedAnswer(prompt, own[n % 2], n % 3 == 0) for n, (prompt, own) in enumerate(rows)]
 

@@ -518,7 +518,7 @@ def test_a_value_head_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_of_the_held_out_prompts_and_changes_nothing(tmp_path: Path) -> None:
-    """Its means are those of the table over what it drew, the same each time; training goes on as if it had not been."""
+    """Its means are those of the table over what it drew, the same each time; training continues as if it had not run."""
     quiet = build_trainer(tmp_path / "quiet")
     quiet.train()
     trainer = build_trainer(tmp_path / "evaluated")

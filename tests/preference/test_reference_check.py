@@ -37,7 +37,7 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_co
 
 
 def rows_of(words: int) -> list[EncodedPair]:
-    """Three prompts with two answers of about so many tokens each."""
+    """Three prompts with two answers of about this many tokens each."""
     chance = random.Random(words)
 
     def draw(length: int) -> list[int]:

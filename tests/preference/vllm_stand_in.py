@@ -74,7 +74,7 @@ def free_port() -> int:
 
 
 class StandIn:
-    """A server's state. `hears` says of which pushes it takes the weights; `info` None: no development endpoints."""
+    """A server's state. `hears`: the pushes whose weights it takes; `info` None: no development endpoints."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ def scored(
     lengths: tuple[int, int] = (4, 4),
     **fields: Any,
 ) -> ScoredPair:
-    """A pair of a prompt of its own, whose answers have so many tokens."""
+    """A pair with a prompt of its own, whose answers have these numbers of tokens."""
     ask = (Message(role="user", content=fields.pop("ask", f"Question {number}?")),)
     source = Preference(
         prompt=ask,

@@ -442,7 +442,7 @@ def test_nearly_equal_prompts_are_in_one_split(tmp_path: Path, tiny_model: Path)
 
 
 def compared(count: int, shown: int, seed: int = 0) -> Table:
-    """So many prompts, and so many demonstrations of half as many prompts."""
+    """As many prompts as asked for, and as many demonstrations of half as many prompts."""
     prompts = [make_prompt(f"Question {n}?") for n in range(count)]
     prompts += [make_prompt(f"Shown {n // 2}?") for n in range(shown)]
     ranks = [int(content_id("rank", seed, prompt.id)[5:], 16) for prompt in prompts]

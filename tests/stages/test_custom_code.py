@@ -1,4 +1,4 @@
-"""A model that brings its own Python code, for weights and tokenizer, through every stage and process; off by default."""
+"""A model with Python code of its own, for weights and tokenizer, through every stage and process; off by default."""
 
 from __future__ import annotations
 

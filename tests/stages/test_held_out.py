@@ -1,4 +1,4 @@
-"""Held-out rows that are all dropped: a training goes on without its held-out figures, and says so."""
+"""Held-out rows that are all dropped: a training continues without its held-out figures, and says so."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ def test_a_killed_run_ends_in_the_same_weights(
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]
     counted = [[row.get("num_tokens") for row in read_metrics(f)] for f in (folder, output(finished_recipe, "sft"))]
-    assert counted[0] == counted[1]  # the count goes on where it was
+    assert counted[0] == counted[1]  # the count continues where it was
 
 
 def test_inspect_reads_a_run(finished_recipe: Path) -> None:

@@ -398,7 +398,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, rows: list[BaseModel]) -> 
     rows=st.lists(preferences, min_size=1, max_size=4, unique_by=lambda row: split_key(row.prompt))
 )  # each has a split of its own
 def test_our_preferences_are_trls_raw_rows_too(tmp_path: Path, rows: list[Preference]) -> None:
-    """Read as raw data, a file of our own records means the same; ids are made anew."""
+    """Read as raw data, a file of our own records means the same; ids are computed again."""
     write_jsonl(tmp_path / "rows.jsonl", rows)
     read = read_preferences(str(tmp_path / "rows.jsonl"))
     assert [

@@ -209,7 +209,7 @@ def test_an_end_inside_an_answer_is_refused_whichever_of_the_stops_it_is(words: 
 
 
 def test_a_plain_token_may_end_a_turn_and_nothing_may_follow_it(words: Any) -> None:
-    """Of the text after an answer's end, blanks and special tokens are the template's; a word is none."""
+    """Of the text after an answer's end, blanks and special tokens are the template's; a word is not."""
     tokenizer = copy.deepcopy(words)
     tokenizer.add_tokens(["STOP"])
     turn = "{% for m in messages %}{{ m.role }}: {{ m.content }}STOP\n{% endfor %}"
@@ -693,7 +693,7 @@ def test_marks_of_one_word_and_of_the_end_alone(words: Any) -> None:
 
 
 def test_a_cut_off_call_keeps_what_its_template_marks(words: Any) -> None:
-    """Of a template that ends a call otherwise than an answer, all but the end token is what was written."""
+    """If a template ends a call differently from an answer, everything except the end token is what was written."""
     tokenizer = copy.copy(words)
     call = "{% generation %}{{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}"
     tokenizer.chat_template = MARKED.replace(

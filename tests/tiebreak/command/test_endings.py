@@ -300,7 +300,7 @@ def test_an_error_of_the_users_is_its_own_message(capsys: pytest.CaptureFixture[
 def test_what_all_processes_run_into_is_reported_once_and_the_launcher_adds_nothing(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    """The launcher by itself ends with status 1 and a traceback; a fault of the configuration has status 2."""
+    """The launcher alone ends with status 1 and a traceback; a fault of the configuration has status 2."""
     rows = [
         {"prompt": "Why?", "chosen": f"Cool it to {n} degrees.", "rejected": "It depends.", "split": "train"}
         for n in range(4)

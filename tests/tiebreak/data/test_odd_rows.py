@@ -96,7 +96,7 @@ def test_a_tie_is_no_preference_because_its_sides_are_called_chosen_and_rejected
     assert len(preferences(tmp_path, PAIR, tied, columns={column: None})) == 2
     reading = read(str(write_rows(tmp_path / "rows.jsonl", [tied])), "prompts", Rules(**KEEP))
     assert [one.record.messages[0].content for one in reading.drafts] == ["How?"]  # a prompt all the same
-    [pair] = read_pairs(str(write_rows(tmp_path / "rows.jsonl", [tied])))  # and one to judge anew
+    [pair] = read_pairs(str(write_rows(tmp_path / "rows.jsonl", [tied])))  # and one to judge again
     assert len(pair.completions) == 2
 
 

@@ -93,7 +93,7 @@ def test_names_by_key_and_what_is_ignored(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_object_of_a_named_field_keeps_its_name(tmp_path: Path) -> None:
-    """`My Reply.a` leads into the column `My Reply`, which is none of ours."""
+    """`My Reply.a` leads into the column `My Reply`, which is not one of ours."""
     rows = [{"prompt": q, "My Reply": {"a": good, "b": bad}} for q, good, bad in QUESTIONS]
     file = write_rows(tmp_path / "pairs.jsonl", rows)
     assert shown(file, response_a="My Reply.a", response_b="My Reply.b") == QUESTIONS

@@ -158,7 +158,7 @@ def test_every_reader_refuses_a_prompt_in_two_splits(tmp_path: Path, read: Any) 
 
 
 def test_files_named_as_splits_stay_apart_and_one_file_under_both_names_is_refused(tmp_path: Path) -> None:
-    """As SFT reads them: nothing is shared out anew."""
+    """As SFT reads them: no row is assigned to a split again."""
     rows = [{"prompt": f"Question {n}?", "completion": "Yes."} for n in range(12)]
     apart, same = tmp_path / "apart", tmp_path / "same"
     for folder, held_out in ((apart, rows[9:]), (same, rows)):

@@ -169,7 +169,7 @@ def test_what_cannot_be_explained_is_refused(
 
 @pytest.mark.proof
 def test_influences_rank_pairs_as_leaving_them_out_and_training_again_does(tiny_model: Path, tmp_path: Path) -> None:
-    """A reward model on 24 pairs of a toy rule, trained anew without each of 12 of them: Spearman's rank correlation."""
+    """A reward model on 24 pairs of a toy rule, retrained without each of 12 of them: Spearman's rank correlation."""
     rows = [
         {"prompt": f"Is plant {n} well?", "chosen": f"Give it {n} ml of iron.", "rejected": f"Leave plant {n} alone."}
         for n in range(24)

@@ -38,7 +38,7 @@ def runs(finished_recipe: Path) -> Path:
 def test_a_pushed_policy_answers_as_its_run_and_has_card_and_licence(
     hub: HubServer, runs: Path, tmp_path: Path
 ) -> None:
-    """A second push needs --replace, and takes away what is no longer a part; judgments only come along when asked for."""
+    """A second push needs --replace, and removes files of the old model; judgments are pushed only on request."""
     words = ("push", runs / "dpo", "hub:team/policy", "--licence", "apache-2.0", "--output", tmp_path / "export")
     status, printed = run_here(*words, "--evaluation", runs / "evaluate")
     assert status == 0, printed

@@ -263,7 +263,7 @@ def test_the_p_value_by_hand_and_against_the_exact_sign_test() -> None:
 
 
 def test_alike_policies_differ_by_chance_in_at_most_one_of_twenty() -> None:
-    """Exact, whatever the number of prompts that are no ties, and at the levels of ten comparisons too."""
+    """Exact, whatever the number of prompts without a tie, and at the levels of ten comparisons too."""
     stats = pytest.importorskip("scipy.stats")
     for level in (0.05, 0.005):
         for n in (*range(1, 80), 128, 500):
@@ -297,7 +297,7 @@ def test_ten_alike_policies_get_a_false_verdict_in_at_most_one_of_twenty_evaluat
 
 @pytest.mark.parametrize(("rate", "comparisons"), [(0.65, 1), (0.65, 2), (0.35, 10), (0.6, 1), (0.75, 3)])
 def test_the_needed_prompts_have_the_power_that_they_are_named_for(rate: float, comparisons: int) -> None:
-    """Exact: the chance that so many prompts give a p-value below 5% shared among the comparisons."""
+    """Exact: the chance that this many prompts give a p-value below 5% shared among the comparisons."""
     stats = pytest.importorskip("scipy.stats")
 
     def power(n: int) -> float:

@@ -136,7 +136,7 @@ def test_a_reference_is_a_whole_copy_and_merged_only_where_that_is_a_sum(made: d
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_an_adapter_beside_others_answers_as_peft_loads_it(made: dict[str, Path], tiny_model: Path, kind: str) -> None:
-    """On a policy with an adapter of another kind, which goes on as it was."""
+    """On a policy with an adapter of another kind, which stays as it was."""
     model = load_policy(find_model(str(tiny_model)), TRAINING, AdapterConfig(r=2, alpha=4), tokenizer_of(tiny_model))
     before = probe_values(model, IDS)
     weights = load_file(made[kind] / "adapter_model.safetensors")

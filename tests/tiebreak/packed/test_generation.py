@@ -148,7 +148,7 @@ def test_what_is_left_is_drawn_in_its_proportions(top: dict[str, Any]) -> None:
     logits = torch.tensor([[90.0, 1.0, 95.0, 0.0]]).expand(2000, -1)
     uniform = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     sampling = SamplingConfig(max_new_tokens=1, **top)
-    drawn = draw(_with_text(logits, _columns((0, 2, 7), logits)), uniform, sampling)  # 7 is no column of the model's
+    drawn = draw(_with_text(logits, _columns((0, 2, 7), logits)), uniform, sampling)  # the logits have no column 7
     assert set(drawn.tolist()) <= {1, 3}
     expected = 1 / (1 + math.exp(-1 / sampling.temperature))
     assert float((drawn == 1).double().mean()) == pytest.approx(expected, abs=1e-3)

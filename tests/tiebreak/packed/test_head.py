@@ -207,7 +207,7 @@ def test_a_models_head_is_its_own(name: str) -> None:
 
 
 def test_an_adapter_on_the_head_gets_its_gradient() -> None:
-    """As autograd has it through the module: a head with an adapter is no plain layer."""
+    """As autograd has it through the module: a head with an adapter is not a plain layer."""
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(small("llama", {}), LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False))

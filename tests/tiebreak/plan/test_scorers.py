@@ -90,7 +90,7 @@ def test_why_a_reward_model_is_loaded_separately(
     judge = write_run(tmp_path / "reward", bases[0], **{"sha256": "a", **reward})
     (scorer,) = plan_stage("ppo", ppo(policy, judge), CPU).setting.scorers
     assert (scorer.apart, scorer.is_assumed) == (why, False)
-    for method in ({"method": "full"}, {"start": "merge"}):  # of which the policy's weights become others
+    for method in ({"method": "full"}, {"start": "merge"}):  # the policy's weights then become others
         (scorer,) = plan_stage("ppo", ppo(policy, judge, adapter=method), CPU).setting.scorers
         assert scorer.apart
 

@@ -1,4 +1,4 @@
-"""Forked processes: what they hear, what is heard of them, when there are none. Each case in an interpreter of its own."""
+"""Forked processes: signals to them, results from them, and when none are made. Each case in its own interpreter."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_training_stops_while_a_step_and_a_checkpoint_still_fit(
     )
     assert limit.remaining() == math.inf
     end_process(folder)
-    status, message = run_here(*words, "--max-time", "1h")  # another limit is no other run
+    status, message = run_here(*words, "--max-time", "1h")  # another limit is not another run
     assert status == 0, message
     assert f"resuming from {folder / 'checkpoints' / 'checkpoint-1'}" in message
     weights = [(one / "final" / "adapter_model.safetensors").read_bytes() for one in (folder, whole)]
@@ -112,7 +112,7 @@ def test_ppo_stops_within_a_rollout_and_ends_as_an_unlimited_run(
 
 @pytest.mark.proof
 def test_two_processes_stop_together_and_end_as_an_unlimited_run(finished_recipe: Path, tmp_path: Path) -> None:
-    """A step and a checkpoint are allowed 90 s at first: a launch limited to so many stops after its first step."""
+    """A step and a checkpoint are allowed 90 s at first: a launch limited to that stops after its first step."""
     config = finished_recipe / "runs" / "sft" / "config.resolved.yaml"
     words = ("sft", "--config", config, "--accelerate", "cpu_zero2", "--tracking.mode", "disabled")
     words += ("--training.save-steps", "100")

@@ -93,7 +93,7 @@ def test_large_files_are_compared_by_size(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_never_trained_from(finished_recipe: Path, tmp_path: Path) -> None:
-    """The newest lost its optimizer, the one before has half its weights: DPO starts anew, to the uncut run's weights."""
+    """The newest lost its optimizer, the one before has half its weights: DPO starts again, to the same weights."""
     folder = tmp_path / "dpo"
     shutil.copytree(finished_recipe / "runs" / "dpo", folder)
     whole = (folder / "final" / "adapter_model.safetensors").read_bytes()

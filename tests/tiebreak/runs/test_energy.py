@@ -31,7 +31,7 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def use(powercap: Path, zone: str, microjoules: int) -> None:
-    """A counter goes on, and starts again at 0 after its largest value."""
+    """A counter increases, and starts again at 0 after its largest value."""
     file = powercap / f"intel-rapl:{zone}" / "energy_uj"
     file.write_text(str((int(file.read_text()) + microjoules) % 1_000_000_000))
 

@@ -335,7 +335,7 @@ def test_seconds_are_summed_over_attempts_and_never_negative(
 
 
 def test_a_run_of_other_processes_is_not_resumed(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are dealt out anew among other processes, so steps that were taken would be taken again, or left out."""
+    """Another number of processes distributes the rows differently, so some would be trained twice, or never."""
     run = start_training(tmp_path / "run", data)
     write_checkpoint(run.checkpoints, 3)
     let_go(run)

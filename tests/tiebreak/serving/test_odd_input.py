@@ -20,7 +20,7 @@ from tiebreak.serving.configuration import ChatArguments, ServeArguments
 def test_a_line_that_is_no_text_is_refused_and_the_next_is_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Latin-1 in a pipe, also within a command; an empty line is no turn."""
+    """Latin-1 in a pipe, also within a command; an empty line is not a turn."""
     lines = b"caf\xe9?\n\n   \n/system caf\xe9\ncaf\xc3\xa9?\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     session = Session(ChatArguments(), [], None, io.StringIO())

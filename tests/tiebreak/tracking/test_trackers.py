@@ -52,7 +52,7 @@ def finish(recorder: RunRecorder, **facts: Any) -> None:
 
 
 def rows_sent(folder: Path, name: str, count: int) -> None:
-    """Wait until a copy has sent so many rows."""
+    """Wait until a copy has sent this many rows."""
     give_up = time.monotonic() + 600
     while time.monotonic() < give_up:
         path = state_file(folder, name)

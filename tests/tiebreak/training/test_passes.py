@@ -111,7 +111,7 @@ def dpo_trainer(
 
 
 def label_number(n: int) -> Label:
-    """Pairs that count differently, of which some are ties or must be told apart by a margin."""
+    """Pairs with different weights; some are ties or need a margin."""
     return Label(margin=0.25 * (n % 2), target=0.5 if n % 5 == 0 else 1.0, weight=0.5 + n % 3)
 
 
@@ -524,7 +524,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def write_trained(folder: Path, stage: str, batch: int, accumulation: int = 1, rows: int = 36) -> None:
-    """Train on rows of which three are long, three short, and so on; what was logged and learned, in files."""
+    """Train on rows, three long, three short, and so on; metrics and weights are written to files."""
     pairs = random_pairs(36)[:rows]
     pairs = [replace(p, prompt=[2 + n % 29] * (20 if n % 6 < 3 else 2)) for n, p in enumerate(pairs)]
     update = {"per_device_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": STEPS}

@@ -1,4 +1,4 @@
-"""The path that a run takes is proved: what computes otherwise than the model's own forward is found out and left."""
+"""The path of a run is checked: one that computes something else than the model's own forward is not used."""
 
 from __future__ import annotations
 
