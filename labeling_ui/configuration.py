@@ -81,7 +81,7 @@ class LabelConfig(StageConfig):
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional with `converse`
     or `answers`, or if `store` has pairs"""
     columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
-    """names of columns, as Tiebreak's name: the name in the file of pairs, such as {prompt: question, response_a:
+    """columns with other names: Tiebreak's name, then the file's, such as {prompt: question, response_a:
     left}; null: ignore the column"""
     webhook: WebhookConfig | None = Field(default=None, exclude_if=lambda hook: hook is None)
     """address to which the server reports judgments, finished batches, disputes and stopped raters, signed"""
@@ -316,7 +316,7 @@ class ImportArguments(Section):
     """pairs in Tiebreak's format or rows of prompt, response_a and response_b; or Potato's data file; the other tools'
     exports contain the texts"""
     columns: dict[str, str | None] = {}
-    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
+    """columns with other names: Tiebreak's name, then the file's, such as {response_a: left}; null: ignore the column"""
     answers: str | None = None
     """single answers in Tiebreak's format: rows of prompt, response and task"""
     task: SingleTask | None = None

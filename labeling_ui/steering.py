@@ -90,7 +90,7 @@ class SelectArguments(Section):
     from_batch: str | None = None
     """all pairs of this batch"""
     columns: dict[str, str | None] = {}
-    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
+    """columns with other names: Tiebreak's name, then the file's, such as {response_a: left}; null: ignore the column"""
 
 
 class RestoreArguments(SelectArguments):
@@ -141,7 +141,7 @@ class CorrectArguments(Section):
     media: str | None = None
     """folder of images and recordings that the store does not have yet"""
     columns: dict[str, str | None] = {}
-    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
+    """columns with other names: Tiebreak's name, then the file's, such as {response_a: left}; null: ignore the column"""
 
 
 class RejectArguments(Section):

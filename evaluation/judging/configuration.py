@@ -61,7 +61,7 @@ class JudgeConfig(StageConfig):
     pairs: str
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b"""
     columns: dict[str, str | None] = {}
-    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
+    """columns with other names: Tiebreak's name, then the file's, such as {response_a: left}; null: ignore the column"""
     require: list[Requirement] = Field(default_factory=list, exclude_if=lambda required: not required)
     """required processing of the pairs. anonymised: they may come only from prepare runs with the step anonymise"""
     rater: str = Field(default="", max_length=100)

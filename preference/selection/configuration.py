@@ -24,7 +24,7 @@ class SelectConfig(StageConfig):
     """the pool: a sample run, or a file of rows with prompt, response_a and response_b. Sets of more than two
     completions are split into all pairs"""
     columns: dict[str, str | None] = {}
-    """names of columns, as Tiebreak's name: the name in the file of pairs; null: ignore the column"""
+    """columns with other names: Tiebreak's name, then the file's, such as {response_a: left}; null: ignore the column"""
     selected_pairs: int = Field(ge=1)
     """number of pairs to select, in proportion over all splits; held-out pairs are all selected at random"""
     strategy: Strategy = "random"

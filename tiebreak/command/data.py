@@ -72,7 +72,7 @@ class DataArguments(Section):
     rows: int = Field(default=3, ge=0)
     """number of rows to show"""
     columns: dict[str, str | None] = {}
-    """names of columns, as Tiebreak's name: the name in the file, such as {prompt: question, message.content: text};
+    """columns with other names: Tiebreak's name, then the file's, such as {prompt: question, message.content: text};
     null: ignore the column"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """refuse: list unusable rows, and end with status 1; drop: leave them out, and count them"""

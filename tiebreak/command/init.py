@@ -48,7 +48,7 @@ class InitArguments(Section):
     data: str | None = None
     """prompts, or prompts with answers: a file, a folder or hub:NAME@SPLIT; null: the quickstart's own"""
     columns: dict[str, str | None] = {}
-    """names of the data's columns, as Tiebreak's name: the name in the data, such as {prompt: question}; null: ignore
+    """columns with other names: Tiebreak's name, then the data's, such as {prompt: question}; null: ignore
     the column"""
     raters: Literal["people", "simulated"] | None = None
     """who judges: people in the browser, or raters simulated with the quickstart's rubric; null: people for your own

@@ -300,7 +300,7 @@ class ReadingConfig(StageConfig):
     """Configuration of stages that read data. `tiebreak data FILE` shows how a file is read."""
 
     columns: dict[str, str | None] = {}
-    """names of columns, as Tiebreak's name: the name in the data, such as {prompt: question, message.content: text};
+    """columns with other names: Tiebreak's name, then the data's, such as {prompt: question, message.content: text};
     null: ignore the column"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """refuse: stop at rows that cannot be used, listing all of them; drop: leave them out, count them, and list them in
