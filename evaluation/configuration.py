@@ -48,7 +48,7 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     benchmark_tasks: str | None = Field(default=None, exclude_if=lambda folder: folder is None)
     """a folder of your own tasks for `benchmarks`, in lm-eval's form"""
     benchmark_limit: int | None = Field(default=None, ge=1, exclude_if=lambda limit: limit is None)
-    """documents of each benchmark, the first ones; null: all"""
+    """use at most this many documents of each benchmark, the first ones; null: all"""
     benchmark_chat: bool = Field(default=False, exclude_if=lambda applied: not applied)
     """render benchmarks with the chat template"""
     references: str | None = Field(default=None, exclude_if=lambda source: source is None)

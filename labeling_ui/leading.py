@@ -102,7 +102,7 @@ class SampleArguments(Section):
     store: str
     """URL of the label store, which may be in use"""
     count: int = Field(ge=1, le=1_000)
-    """pairs to draw, of those that all raters agree about"""
+    """number of pairs to draw from those that all raters agree on"""
 
 
 class ListArguments(Section):

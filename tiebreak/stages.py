@@ -369,7 +369,7 @@ LABEL = Stage(
         Command(
             "sample",
             _LABEL,
-            "draw pairs that raters agree about, for a lead to review",
+            "draw pairs that raters agree on, for a lead to review",
             "labeling_ui.leading:SampleArguments",
             sources=LABEL_FILE,
         ),

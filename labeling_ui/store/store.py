@@ -646,7 +646,7 @@ class Store(TransactionalStore):
     # --- disagreements ------------------------------------------------------------------------------------------------
 
     def disputes(self, lead_id: str, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
-        """Items that await a lead because raters disagree about them or skipped them; opposite votes come first."""
+        """Items that await a lead because raters disagree on them or skipped them; opposite votes come first."""
         with self.reading() as connection:
             return adjudication.disputes(connection, lead_id, limit=limit, offset=offset, adjudicated=adjudicated)
 

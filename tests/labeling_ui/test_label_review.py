@@ -1,4 +1,4 @@
-"""Leads review pairs that raters agree about, without seeing the votes first; raters see where a lead decided otherwise."""
+"""Leads review pairs that raters agree on, without seeing the votes first; raters see where a lead decided otherwise."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ GET  batches, POST batches, PUT batches?name=   batches: pool, priority, overlap
 POST pairs/move, pairs/withdraw, pairs/restore, pairs/correct; GET pairs/withdrawn      pairs of a running campaign
 POST pairs/upload                       new pairs (`upload_api`)
 GET  gold, PUT and DELETE gold/{pair_id}        pairs with a known answer
-GET  disputes, disputes/{pair_id}       pairs that raters disagree about; POST disputes/sample draws some of the others
+GET  disputes, disputes/{pair_id}       pairs that raters disagree on; POST disputes/sample draws some of the others
 POST adjudications                      settles one
 GET  adjudications, DELETE adjudications/{pair_id}      settled answers
 """
