@@ -62,7 +62,7 @@ from tiebreak.records import (
     write_text_atomically,
 )
 from tiebreak.runs.requirements import ANONYMISED
-from tiebreak.runs.run import Run, start_run
+from tiebreak.runs.run import BAD_ROWS, Run, start_run
 from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import tracked
 
@@ -99,6 +99,7 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
     steps = build_steps(config)
     read = read_sources(config, work, run)
     rows, journal = run_steps(steps, read.rows, work)
+    _protect_bad_rows(run, journal)
     if not len(rows):
         by_step = ", ".join(f"{tally.step} {tally.dropped}" for tally in journal.tallies if tally.dropped)
         raise DataError(f"no row is left: the steps dropped all of them ({by_step}); nothing was written")
@@ -146,6 +147,14 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
     )
     write_text_atomically(run.folder / "report.html", page)
     return report
+
+
+def _protect_bad_rows(run: Run, journal: Journal) -> None:
+    """Remove personal data from the reasons of rows that could not be read, which may quote a cell."""
+    path = run.folder / BAD_ROWS
+    if journal.protect is not None and path.is_file():
+        protect = journal.protect
+        write_jsonl(path, [{**one, "reason": protect(one["reason"])} for one in list(_lines_of(path))])
 
 
 def _anonymised(journal: Journal) -> dict[str, str]:

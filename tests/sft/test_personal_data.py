@@ -45,7 +45,7 @@ ROWS = [
 VALUES = ("anna@example.org", "ANNA@", "3704", "4111", "2345678")
 
 
-def run(folder: Path, policy: Path, rows: list[Any], **anonymise: Any) -> Path:
+def run(folder: Path, policy: Path, rows: list[Any], *, on_bad_row: str = "refuse", **anonymise: Any) -> Path:
     """The final folder of a prepare run with the step."""
     folder.mkdir(parents=True, exist_ok=True)
     source = str(write_rows(folder / "rows.jsonl", rows))
@@ -56,6 +56,7 @@ def run(folder: Path, policy: Path, rows: list[Any], **anonymise: Any) -> Path:
         "steps": ["repair", "quality", "anonymise"],
         "quality": {"action": "drop"},
         "near_duplicate": 1,
+        "on_bad_row": on_bad_row,
         "anonymise": anonymise,
     }
     prepare(PrepareConfig.model_validate(values))
@@ -379,15 +380,20 @@ def test_addresses_have_any_alphabet(address: str) -> None:
 
 
 def test_sources_and_tags_are_searched_too(tmp_path: Path, tiny_model: Path) -> None:
-    """They stand in prompts.jsonl beside the text."""
+    """They stand in prompts.jsonl beside the text; and bad_rows.jsonl quotes what could not be read."""
     about = {"source": "mail of anna.b@example.org", "tags": ["from anna.b@example.org", "lamps"]}
-    final = run(tmp_path, tiny_model, [{"prompt": "Write to anna.b@example.org?", "completion": "ok", **about}])
+    rows = [
+        {"prompt": "Write to anna.b@example.org?", "completion": "ok", "split": "train", **about},
+        {"prompt": "Or here?", "completion": "ok", "split": "of anna.b@example.org"},
+    ]
+    final = run(tmp_path, tiny_model, rows, on_bad_row="drop")
     (prompt,) = read_rows(final / "prompts.jsonl")
     assert (prompt["source"], prompt["tags"]) == ("mail of <EMAIL_1>", ["from <EMAIL_1>", "lamps"])
     written = "".join(
         file.read_text() for file in final.parent.rglob("*") if file.suffix in (".jsonl", ".json", ".html")
     )
     assert "anna.b@" not in written
+    assert "split: 'of <EMAIL_1>' is not train" in read_rows(final.parent / "bad_rows.jsonl")[0]["reason"]
 
 
 def test_unsure_findings_stay_and_are_flagged(tmp_path: Path, tiny_model: Path) -> None:

@@ -95,7 +95,8 @@ def _lines() -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     if not sys.stdin.isatty():
-        yield from (line.rstrip("\n") for line in sys.stdin)
+        for number, line in enumerate(sys.stdin):
+            yield (line if number else line.removeprefix("\ufeff")).rstrip("\n")  # a byte-order mark is no text
         return
     with suppress(ImportError):
         import readline  # noqa: F401 - arrow keys, and earlier lines

@@ -32,6 +32,14 @@ def test_a_line_that_is_no_text_is_refused_and_the_next_is_read(
     assert (session.turns, session.system) == (1, None)
 
 
+def test_a_byte_order_mark_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' editors begin a file with one; the first line was `\\ufeff/system brief`, a question."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf/system brief\r\n"), encoding="utf-8"))
+    session = Session(ChatArguments(), [], None, io.StringIO())
+    session.run(_lines())
+    assert (session.turns, session.system) == (0, "brief")
+
+
 def test_two_servers_of_one_run_share_its_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both begin before there is one, and the second finds the first's folder in place of its own."""
     run = tmp_path / "dpo"
