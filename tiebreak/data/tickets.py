@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 _CUSTOMERS = ("end-user", "end_user", "user", "lead", "contact", "customer", "requester")
@@ -100,6 +101,28 @@ def _with_role(comment: Mapping[str, Any], roles: Mapping[Any, Any]) -> dict[str
     return {**comment, "author_role": role} if role else dict(comment)
 
 
+def _in_time(entries: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The entries by the time of each (`created_at`); as they come if one has none. Some exports begin with the newest."""
+    times = [_time_of(one.get("created_at")) for one in entries]
+    stated = [time for time in times if time is not None]
+    if len(stated) < len(entries):
+        return entries
+    return [entries[number] for number in sorted(range(len(entries)), key=stated.__getitem__)]
+
+
+def _time_of(stated: object) -> float | None:
+    """Seconds since 1970 of a number or of ISO 8601; None of anything else."""
+    if isinstance(stated, int | float) and not isinstance(stated, bool):
+        return float(stated)
+    if not isinstance(stated, str):
+        return None
+    try:
+        time = datetime.fromisoformat(stated.strip())
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 # --- Zendesk -----------------------------------------------------------------------------------------------------------
 
 
@@ -109,8 +132,8 @@ def _comments(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _zendesk_entries(row: Mapping[str, Any], ticket: Ticket) -> Iterator[tuple[str, str]]:
-    for number, comment in enumerate(_comments(row), start=1):
-        if comment.get("public") is False:
+    for number, comment in enumerate(_in_time(_comments(row)), start=1):
+        if str(comment.get("public")).strip().lower() in ("false", "0"):
             ticket.left_out[NOTES] += 1
             continue
         ticket.left_out[FILES] += _number_of(comment.get("attachments"))
@@ -149,10 +172,10 @@ def _intercom_entries(row: Mapping[str, Any], ticket: Ticket) -> Iterator[tuple[
     source = row["source"]
     parts = row.get("conversation_parts") or []
     listed = parts.get("conversation_parts") or [] if isinstance(parts, Mapping) else parts
-    entries = [one for one in [source, *listed] if isinstance(one, Mapping)]
+    entries = [source, *_in_time([one for one in listed if isinstance(one, Mapping)])]
     subject = source.get("subject")
     for number, part in enumerate(entries):
-        if part.get("part_type") == "note":
+        if str(part.get("part_type")).startswith("note"):  # note_and_reopen as well
             ticket.left_out[NOTES] += 1
             continue
         ticket.left_out[FILES] += _number_of(part.get("attachments"))

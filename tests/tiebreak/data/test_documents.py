@@ -172,6 +172,23 @@ def test_tickets_are_conversations_and_nothing_of_them_is_lost_in_silence(
     assert "left out  3: internal notes of tickets" in out
 
 
+def test_tickets_that_begin_with_the_newest_are_turned_round(tmp_path: Path) -> None:
+    """Zendesk lists comments in either order, so the answer stood before its question. A note may reopen a conversation."""
+    times = [f"2026-03-0{n}T10:00:00{zone}" for n, zone in enumerate(("Z", "+00:00", "Z", "Z", "", "Z", "Z"), 1)]
+    dated = [{**one, "created_at": time} for one, time in zip(ZENDESK["comments"], times, strict=True)]
+    dated[2]["public"] = "false"
+    parts = INTERCOM["conversation_parts"]["conversation_parts"]
+    later = {"part_type": "comment", "body": "Or on Monday.", "author": {"type": "admin"}, "created_at": 9}
+    noted = {**parts[1], "part_type": "note_and_reopen", "created_at": 8}
+    talk = {**INTERCOM, "conversation_parts": {"conversation_parts": [later, noted, {**parts[2], "created_at": 7}]}}
+    file = write_rows(tmp_path / "tickets.jsonl", [{**ZENDESK, "comments": dated[::-1]}, talk])
+    asked = [("user", "Where is my parcel?"), ("assistant", "It arrives on Friday.\n\nOr on Monday.")]
+    assert turns_of(file) == [TURNS, asked]
+    dated[0].pop("created_at")  # then nobody knows: as they come
+    untold = write_rows(tmp_path / "some.jsonl", [{**ZENDESK, "comments": dated}])
+    assert turns_of(untold) == [TURNS]
+
+
 def test_what_is_read_of_a_ticket(tmp_path: Path) -> None:
     for ticket, used in ((INTERCOM, True), (ZENDESK | {"source": "mail"}, False)):
         cells = Cells(ticket, {})
