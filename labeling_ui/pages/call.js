@@ -148,7 +148,10 @@ function make(tag, attributes = {}, ...children) {
 // Replace a place's children; the focused button, matched by its first data attribute, keeps the focus.
 function refill(place, ...children) {
   const [focused] = place.contains(document.activeElement) ? Object.entries(document.activeElement.dataset) : [];
+  const unsent = (event) => event.stopImmediatePropagation(); // of the field that is typed into, when the browser removes it
+  place.addEventListener('change', unsent, { capture: true });
   place.replaceChildren(...children);
+  place.removeEventListener('change', unsent, { capture: true });
   if (focused) place.querySelector(`[data-${focused[0]}="${CSS.escape(focused[1])}"]`)?.focus();
 }
 

@@ -262,7 +262,7 @@ def _bound(response: Any, seconds: float) -> None:
     base: Any = importlib.import_module(package).SyncByteStream
     stream, end = response.stream, time.monotonic() + seconds
 
-    class Bounded(base):  # type: ignore[misc]
+    class Bounded(base):
         def __iter__(self) -> Iterator[bytes]:
             size = 0
             for block in stream:
