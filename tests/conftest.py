@@ -46,10 +46,15 @@ class _FailuresAtOnce:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell's background job ignores Ctrl-C, and so would the stages that tests start and interrupt."""
+    """In every worker; failures are printed by the process that has the terminal."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal and "PYTEST_XDIST_WORKER" not in os.environ:
         config.pluginmanager.register(_FailuresAtOnce(terminal))
+    heed_ctrl_c()
+
+
+def heed_ctrl_c() -> None:
+    """A shell's background job ignores Ctrl-C, and so would the stages that tests start and interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

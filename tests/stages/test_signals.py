@@ -497,7 +497,7 @@ def test_tests_in_a_shells_background_heed_ctrl_c(pytestconfig: pytest.Config) -
     ]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        ours.pytest_configure()
+        ours.heed_ctrl_c()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
