@@ -24,7 +24,7 @@ from tiebreak.terminal import complain
 UNEXPECTED_STATUS, PIPE_STATUS, INTERRUPT_STATUS = 70, 141, 130
 """exit statuses: of internal errors (sysexits' EX_SOFTWARE), and a shell's for SIGPIPE and SIGINT"""
 TRACEBACK_FILE = "error.txt"
-_FIRST_PROCESS_SPEAKS_SECONDS = 3.0
+_FIRST_PROCESS_SPEAKS_SECONDS = 8.0
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FULL_ELSEWHERE = (
