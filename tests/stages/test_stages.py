@@ -184,6 +184,7 @@ def test_deepspeed_on_two_processes(finished_recipe: Path, tmp_path: Path, stage
         load_frozen_policy(source, TrainingConfig())
 
 
+@pytest.mark.proof
 def test_under_zero3_the_saved_policy_is_the_one_that_the_guard_kept(finished_recipe: Path, tmp_path: Path) -> None:
     """Where each process has a shard of every weight: what is put back must reach the shards.
 
