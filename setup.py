@@ -9,6 +9,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 FOLDERS = ("configs", "data")
+COMPILED = shutil.ignore_patterns("__pycache__")
 
 
 class BuildWithFiles(build_py):
@@ -18,7 +19,8 @@ class BuildWithFiles(build_py):
         super().run()
         if not self.editable_mode:
             for folder in FOLDERS:
-                shutil.copytree(folder, Path(self.build_lib) / "tiebreak" / "shipped" / folder, dirs_exist_ok=True)
+                place = Path(self.build_lib) / "tiebreak" / "shipped" / folder
+                shutil.copytree(folder, place, ignore=COMPILED, dirs_exist_ok=True)
 
 
 setup(cmdclass={"build_py": BuildWithFiles})

@@ -87,7 +87,8 @@ def _init(words: list[str]) -> None:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     if arguments.data is None:
-        for file in sorted(find_shipped(QUICKSTART_DATA).iterdir()):
+        shipped = [file for file in sorted(find_shipped(QUICKSTART_DATA).iterdir()) if file.is_file()]
+        for file in shipped:  # beside them Python may have put the compiled rubric
             shutil.copyfile(file, folder / file.name)
     show(
         *([_line_of(reading)] if reading else []),

@@ -228,7 +228,9 @@ def _position(connection: Connection, item_id: str) -> int:
 
 
 def _conditions(connection: Connection, search: Search) -> list[sa.ColumnElement[bool]]:
-    withdrawn: sa.ColumnElement[int] = sa.literal_column("1" if search.state == "withdrawn" else "0")  # as the index has it
+    withdrawn: sa.ColumnElement[int] = sa.literal_column(
+        "1" if search.state == "withdrawn" else "0"
+    )  # as the index has it
     wanted: list[sa.ColumnElement[bool]] = [ITEMS.c.withdrawn == withdrawn]
     if search.id:
         wanted.append(ITEMS.c.id.contains(search.id, autoescape=True))
