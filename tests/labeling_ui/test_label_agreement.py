@@ -261,6 +261,7 @@ def test_pace_outliers_by_hand() -> None:
     assert (unmeasured["median_seconds"], unmeasured["speed"]["outlier"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_million_judgments_are_measured_in_the_time_of_a_page() -> None:
     chance, items, raters = np.random.default_rng(0), 333_334, 30
     rater = np.argsort(chance.random((items, raters)), axis=1)[:, :3].ravel()

@@ -85,6 +85,7 @@ def test_dawid_skene_finds_planted_accuracies_and_beats_the_majority() -> None:
     assert (np.argmax(fit.chances, axis=1) - 1 == truth)[near].mean() == pytest.approx(0.9, abs=0.06)
 
 
+@pytest.mark.slow
 def test_bradley_terry_finds_planted_discriminations_and_beats_the_majority() -> None:
     difference, votes = planted_discriminations(1500, 3)
     fit, raters = measure_reliability("bradley_terry", votes)

@@ -116,6 +116,7 @@ def ppo_guard(trainer: Any, folder: Path, every: int = 6, patience: int = 99) ->
     return guarded(folder, trainer, lm, turns_against_endings, config, every, patience, learned_from=learned_from)
 
 
+@pytest.mark.slow
 def test_a_guard_that_never_speaks_changes_no_step(tmp_path: Path) -> None:
     """It draws and scores answers between the steps; no weight, no rollout and no figure of the training may notice."""
     free, watched = ppo_trainer(tmp_path / "free"), ppo_trainer(tmp_path / "watched")

@@ -179,6 +179,7 @@ def words_of(world: World, folder: Path, data: Path, steps: int) -> list[str | P
     ]
 
 
+@pytest.mark.slow
 def test_the_policy_finds_the_rater_who_lies(world: World, tmp_path: Path) -> None:
     """Each pair has one vote, so no two raters can be compared: only the policy's own margin tells who is wrong."""
     data = with_a_liar(tmp_path / "rows.jsonl")
@@ -216,6 +217,7 @@ def test_a_run_cut_off_ends_with_the_same_weights_and_reliabilities(
     assert all(torch.equal(weight, after[name]) for name, weight in weights.items())
 
 
+@pytest.mark.slow
 def test_batches_passes_and_accumulation_change_nothing(world: World, tmp_path: Path) -> None:
     """Reliabilities change between steps alone: 8 pairs at once are 2 times 4."""
     data = with_a_liar(tmp_path / "rows.jsonl")

@@ -168,6 +168,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
         load_reward(replace(reward, pinned={}), 1.0, backbone, policy, seen, TRAINING, "reward")
 
 
+@pytest.mark.slow
 def test_rloo_through_the_command_line_on_a_function(
     tiny_model: Path, raw_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

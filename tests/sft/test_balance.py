@@ -62,6 +62,7 @@ def test_gaps_by_hand() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_gaps_do_not_depend_on_the_order_of_rows_and_hold_no_personal_data(tmp_path: Path, tiny_model: Path) -> None:
     written = []
     for seed in (1, 2):

@@ -62,6 +62,7 @@ def private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, each) for each in texts if PRIVATE.fullmatch(each))
 
 
+@pytest.mark.slow
 def test_no_other_module_names_a_private_member_of_another_package() -> None:
     trees = {file: tree for file, tree in modules() if file != Path("tiebreak/upstream.py")}
     ours = names_of_ours(list(trees.values())) | DOCUMENTED

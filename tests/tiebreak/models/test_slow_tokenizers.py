@@ -38,6 +38,7 @@ def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_pinned(of_bytes: Path, raw_data: Path, tmp_path: Path) -> None:
     demonstrations = write_rows(tmp_path / "shown.jsonl", read_rows(raw_data / "demonstrations.jsonl"))
     config = write_config(

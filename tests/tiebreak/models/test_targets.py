@@ -140,6 +140,7 @@ def trains(policy: Path, targets: list[str] | str, raw_data: Path, folder: Path)
     return run_here("sft", "--config", config)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_the_embeddings_is_trained_saved_and_read_again(
     tiny_model: Path, raw_data: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_an_adapter_on_the_embeddings_is_trained_saved_and_read_again(
     assert matrix.abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_model_without_attention_trains_or_says_which_layers_it_can_have_an_adapter_on(
     tiny_model: Path, raw_data: Path, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def trained(trainer: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tenso
     return rows, {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", TRAINERS)
 def test_weights_do_not_depend_on_the_passes(stage: str, tmp_path: Path) -> None:
     """Packed in one pass or several, and padded as TRL computes it: the same losses, and the same weights."""

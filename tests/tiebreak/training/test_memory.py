@@ -26,6 +26,7 @@ print(kept - resident())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
 def test_what_was_freed_below_something_kept_is_given_back() -> None:
     done = subprocess.run(
