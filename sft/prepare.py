@@ -333,14 +333,8 @@ def write_rows(
                 rows_kept.append(row.record)
         write_jsonl(stem.with_suffix(".prompts"), prompts)
         write_jsonl(stem.with_suffix(".demonstrations"), shown)
-        return {
-            "prompts": Counter(prompt.split for prompt in prompts),
-            "demonstrations": Counter(one.prompt.split for one in shown),
-            "tags": Counter(tag for prompt in prompts for tag in prompt.tags),
-            "canaries": Counter(team for one in shown if is_canary(one.prompt) for team in in_clear(one, canaries)),
-            "distributions": counted_rows(rows_kept[::stride]),
-            "flagged": flagged_here,
-        }
+        counts = _counts(prompts, shown, canaries)
+        return {**counts, "distributions": counted_rows(rows_kept[::stride]), "flagged": flagged_here}
 
     opened, stride = work.begin("write"), stride_of(len(kept))
     done = opened.work(of_part, rows.slices(), len(rows), "rows written", lambda task: len(task[0]))
@@ -349,6 +343,18 @@ def write_rows(
         parts = (opened.folder / f"{number:05d}.{name}" for number in range(len(rows.parts)))
         _join(parts, final / f"{name}.jsonl")
     return counts, after, kept_flagged
+
+
+def _counts(
+    prompts: Sequence[Prompt], shown: Sequence[Demonstration], canaries: Sequence[Canary]
+) -> dict[str, Counter[str]]:
+    """Prompts and demonstrations by split, tags, and the demonstrations that contain a canary's number, by team."""
+    return {
+        "prompts": Counter(prompt.split for prompt in prompts),
+        "demonstrations": Counter(one.prompt.split for one in shown),
+        "tags": Counter(tag for prompt in prompts for tag in prompt.tags),
+        "canaries": Counter(team for one in shown if is_canary(one.prompt) for team in in_clear(one, canaries)),
+    }
 
 
 def _summed(parts: Iterable[Summary]) -> tuple[Summary, list[Counts], dict[str, list[str]]]:

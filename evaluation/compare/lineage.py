@@ -15,7 +15,7 @@ class Origin:
     policy: str
     """the evaluated policy"""
     trained: bool
-    """whether the policy is known to be trained from it; False: unknown, and the baseline stands in"""
+    """whether the policy was trained from it; False: that is unknown, and the baseline is taken instead"""
     through: tuple[str, ...] = ()
     """unevaluated stages in between, in order of training"""
 

@@ -3,7 +3,7 @@
     tiebreak reward report --reward-model RUN --output REPORT --influence_pairs 1000
     tiebreak compare --config compare.yaml --runs REPORT
 
-`tiebreak reward report` estimates the pulls; here they stand beside the policies, with the raters who judged so.
+`tiebreak reward report` estimates the pulls; this page lists them with the policies and the raters who judged.
 """
 
 from __future__ import annotations

@@ -215,15 +215,15 @@ def test_flagged_prompts_without_an_answer_are_counted(
     write_jsonl(tmp_path / "final" / "flagged.jsonl", lines)
     (tmp_path / "manifest.json").write_text(json.dumps({"id": "x", "stage": "prepare", "inputs": {}, "config": {}}))
     config = LabelConfig(output="out", answers=str(tmp_path), flagged=True)
-    told = (
+    message = (
         f"1 flagged prompt without an answer: reviewers judge answers, so check these in {tmp_path}/final/flagged.jsonl"
     )
     if flagged == [2]:
-        with pytest.raises(HandoffError, match=f"there is nothing to review; {told}"):
+        with pytest.raises(HandoffError, match=f"there is nothing to review; {message}"):
             read_some_answers(config)
     else:
         assert len(read_some_answers(config)) == 2
-        assert told in capsys.readouterr().out
+        assert message in capsys.readouterr().out
 
 
 def test_a_lot_needs_a_name() -> None:

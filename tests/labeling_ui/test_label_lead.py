@@ -316,7 +316,7 @@ def test_a_lead_finds_a_bad_raters_work_and_has_it_done_again(site: Site) -> Non
     page.wait_for_function("document.querySelectorAll('.person .rejected').length === 8")
     assert site.store.status()["judgments"] == {"human": 16}
     page.wait_for_function("document.querySelectorAll('.pulls [data-pulled]').length === 1")
-    assert listed_pulls(page) == {"pair-2": ["Ada", "Bruno"]}, "nobody stands for the other pair any more"
+    assert listed_pulls(page) == {"pair-2": ["Ada", "Bruno"]}, "no judgment of the other pair is left"
     assert "Chiara" not in page.locator(".pulls").text_content()
     page.click("button[data-view=items]")
     page.click(".filters [type=reset]")

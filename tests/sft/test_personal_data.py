@@ -380,7 +380,7 @@ def test_addresses_have_any_alphabet(address: str) -> None:
 
 
 def test_sources_and_tags_are_searched_too(tmp_path: Path, tiny_model: Path) -> None:
-    """They stand in prompts.jsonl beside the text; and bad_rows.jsonl quotes what could not be read."""
+    """prompts.jsonl has tags and sources beside the text, and bad_rows.jsonl quotes cells that could not be read."""
     about = {"source": "mail of anna.b@example.org", "tags": ["from anna.b@example.org", "lamps"]}
     rows = [
         {"prompt": "Write to anna.b@example.org?", "completion": "ok", "split": "train", **about},
