@@ -83,8 +83,7 @@ def build_figures(
         empty: the number of each policy's empty answers.
         no_difference: a win rate within this distance of one half counts as none.
     """
-    in_time = sorted(judgments, key=lambda one: one.at or "")
-    votes = votes_of(pairs, in_time, policies)
+    votes = votes_of(pairs, _as_completed(judgments), policies)
     contests = in_order(votes, policies)
     figures = {
         "policies": list(policies),
@@ -106,6 +105,14 @@ def build_figures(
         figures["empty_answers"] = dict(empty or {})
     figures["caveats"] = caveats_of(figures)
     return figures
+
+
+def _as_completed(judgments: Sequence[ExportedJudgment]) -> list[ExportedJudgment]:
+    """In the order in which the pairs got their last judgments, as the sequence of a duel that is still judged has them."""
+    last: dict[str, str] = {}
+    for one in judgments:
+        last[one.pair_id] = max(last.get(one.pair_id, ""), one.at or "")
+    return sorted(judgments, key=lambda one: (last[one.pair_id], one.at or ""))
 
 
 def _contest(
@@ -190,7 +197,12 @@ def caveats_of(figures: Mapping[str, Any]) -> list[str]:
         found.append(
             f"Prompts with an empty answer are left out of a comparison, which favours the policy that gave it: {each}."
         )
-    missing = counts["pairs"] - counts["judged"]
+    in_part = counts.get("in_part", 0)
+    if in_part:
+        found.append(
+            f"{in_part} of {counts['pairs']} pairs have only some of their judgments: no figure of the raters counts them."
+        )
+    missing = counts["pairs"] - counts["judged"] - in_part
     if missing:
         found.append(f"{missing} of {counts['pairs']} pairs are not judged yet.")
     return found

@@ -9,6 +9,7 @@ answers.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,19 @@ def report(config: DuelReportConfig) -> None:
             say(f"{counted(left_out, 'judgment')} of simulated raters left out: people judged too")
         if not people:
             raise DataError(f"judgments: no rater has judged a pair of {config.duel} in {config.judgments}")
+        in_part = judged_in_part(config, judgments)
+        people = finished_of(people, in_part)
         rows = [json.loads(line) for line in (final / MEASURES).read_text(encoding="utf-8").splitlines()]
         programs = [
             *judges_of(config, pairs, judgments, policies),
             *programs_of(rows, policies, made["yardstick_name"]),
         ]
-        counts = {**made["counts"], "judged": len({one.pair_id for one in people if not one.skip})}
+        judged = len({one.pair_id for one in people if not one.skip})
+        counts = {**made["counts"], "judged": judged, "in_part": len(in_part or ())}
         empty = made.get("empty_answers")
         figures = build_figures(pairs, people, policies, programs, counts, config.no_difference, empty)
+        if in_part is None:
+            figures["caveats"] += unknown_overlap(people, config.judgments)
         figures["sources"] = made["policies"]
         write_report(run, figures)
         run.facts |= {"kinds": figures["kinds"], "counts": figures["counts"], "metrics": to_metrics(figures)}
@@ -100,6 +106,49 @@ def people_of(judgments: Sequence[ExportedJudgment]) -> list[ExportedJudgment]:
     """Those of people; of simulated raters only where nobody else judged."""
     human = [one for one in judgments if one.kind == "human"]
     return human or [one for one in judgments if one.kind != "model"]
+
+
+def judged_in_part(config: DuelReportConfig, judgments: Sequence[ExportedJudgment]) -> set[str] | None:
+    """The ids of the pairs that have some of their judgments; None if it is not known how many they are to get.
+
+    A verdict that may be looked at early counts none of them: their outcomes can still change.
+    """
+    if config.overlap is not None:
+        got = Counter(one.pair_id for one in judgments if not one.skip and one.kind != "model")
+        return {pair_id for pair_id, number in got.items() if number < config.overlap}
+    file = Path(config.judgments) / "final" / "report.json"
+    if not is_run(config.judgments) or not file.is_file():
+        return None
+    recorded = json.loads(file.read_text(encoding="utf-8")).get("evaluation", {}).get("judged_in_part")
+    if recorded is None:
+        return None
+    return {one.pair_id for one in judgments} & set(recorded)
+
+
+def finished_of(judgments: Sequence[ExportedJudgment], in_part: set[str] | None) -> list[ExportedJudgment]:
+    """The judgments of pairs that have all of theirs.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = [one for one in judgments if one.pair_id not in (in_part or ())]
+    if not any(not one.skip for one in found):
+        raise DataError(
+            f"judgments: no pair of the duel has all its judgments yet ({counted(len(in_part or ()), 'pair')} judged in "
+            "part): let raters go on, and export again"
+        )
+    return found
+
+
+def unknown_overlap(judgments: Sequence[ExportedJudgment], source: str) -> list[str]:
+    """The caveat where pairs have different numbers of judgments, and may be judged in part."""
+    numbers = sorted(Counter(one.pair_id for one in judgments if not one.skip).values())
+    if numbers[0] == numbers[-1]:
+        return []
+    return [
+        f"Pairs have {numbers[0]} to {numbers[-1]} judgments each, and {source} does not say how many they were to get: "
+        "all count. With --overlap, pairs that have fewer are left out."
+    ]
 
 
 def judges_of(

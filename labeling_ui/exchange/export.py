@@ -35,6 +35,7 @@ from labeling_ui.quality.aggregate import (
 from labeling_ui.quality.agreement import measure_percent
 from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.votes import KINDS, Comparison, read_votes
+from labeling_ui.store.pairs import campaign
 from labeling_ui.store.pairs.changes import Withdrawal
 from labeling_ui.store.pairs.items import items_of
 from labeling_ui.store.pairs.media import described
@@ -76,6 +77,8 @@ class Labels:
     unseen: dict[str, str]
     """single answers that were accepted by a sample of their lot, each with its batch"""
     head: str
+    wanted: dict[str, int]
+    """by evaluation pair: the judgments that it is to get"""
 
 
 def read_labels(store: Store) -> Labels:
@@ -90,6 +93,7 @@ def read_labels(store: Store) -> Labels:
         raise DataError(f"{store.url} has no judgments yet: there is nothing to export")
     with store.reading() as connection:
         pairs, single_answers = described(connection, pairs), described(connection, store.single_answers())
+        wanted = campaign.judgments_wanted(connection)
     return Labels(
         pairs,
         judgments,
@@ -100,6 +104,7 @@ def read_labels(store: Store) -> Labels:
         assessments,
         store.accepted_unseen(),
         head,
+        wanted,
     )
 
 
@@ -177,7 +182,11 @@ def write_labels(
     report = build_report(labels, [*rest, *of_duels], aggregated, config)
     report["edits"] = len(edits)
     if evaluating:
-        report["evaluation"] = {"pairs": len(evaluating), "judgments": len(of_duels)}
+        report["evaluation"] = {
+            "pairs": len(evaluating),
+            "judgments": len(of_duels),
+            "judged_in_part": judged_in_part(labels),
+        }
     demonstrations = [*(edit.demonstration for edit in edits), *demonstrations_of(assessed)]
     _write_records(folder, labels, aggregated, edits, demonstrations)
     if assessed:
@@ -191,6 +200,12 @@ def write_labels(
     _write_formats(folder, labels, aggregated, config, formats)
     write_json(folder / "report.json", report)
     return labels, report
+
+
+def judged_in_part(labels: Labels) -> list[str]:
+    """The evaluation pairs that have some of their judgments. Skips, repeats and models' verdicts are none of them."""
+    got = Counter(one.pair_id for one in labels.judgments if not one.skip and not one.repeat and one.kind != "model")
+    return [pair.id for pair in labels.pairs if 0 < got[pair.id] < labels.wanted.get(pair.id, 0)]
 
 
 def _check_flags(judgments: Sequence[Judgment], config: AggregationConfig) -> None:

@@ -87,7 +87,11 @@ def test_a_duel_from_an_evaluation_to_its_report(made: Path, tmp_path: Path) -> 
     assert nexts == [f"next: tiebreak duel report --judgments {label} --duel {duel} --output {duel}-report"]
     assert (label / "final" / "preferences.jsonl").read_text() == ""
     assert len(read_rows(label / "final" / "judgments.jsonl")) == 76
-    assert json.loads((label / "final" / "report.json").read_text())["evaluation"] == {"pairs": 38, "judgments": 76}
+    assert json.loads((label / "final" / "report.json").read_text())["evaluation"] == {
+        "pairs": 38,
+        "judgments": 76,
+        "judged_in_part": [],
+    }
 
     judged = tmp_path / "judge"
     words = ("--pairs", duel, "--function", "rubric", "--output", judged, "--injection-pairs", "0")

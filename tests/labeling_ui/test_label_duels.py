@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from label_support import answer, make_pair, open_store
@@ -16,9 +17,11 @@ from labeling_ui.database.errors import StoreError
 from labeling_ui.quality.duels import LiveDuels
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
+from tiebreak.config import StageConfig
 from tiebreak.data.reading import read_preferences
 from tiebreak.measures.sequential import SMALLEST_GAP
-from tiebreak.records import Pair
+from tiebreak.records import Pair, write_json, write_jsonl
+from tiebreak.runs.run import start_run
 
 
 def duel_pair(n: int) -> Pair:
@@ -54,7 +57,7 @@ def test_judgments_of_evaluation_pairs_reach_no_training_file(tmp_path: Path) ->
     asked = {row["prompt"]["messages"][0]["content"] for row in read_rows(out / "final" / "demonstrations.jsonl")}
     assert asked == {f"question {n}?" for n in range(3)}
     report = json.loads((out / "final" / "report.json").read_text())
-    assert report["evaluation"] == {"pairs": 4, "judgments": 4}
+    assert report["evaluation"] == {"pairs": 4, "judgments": 4, "judged_in_part": []}
     assert "after_filtering" not in report["agreement"]["human"]
 
 
@@ -134,6 +137,66 @@ def test_the_lead_sees_a_verdict_once_pairs_have_all_their_judgments(tmp_path: P
     assert live()[0]["pairs"] == 22
     store.withdraw_pairs([f"pair-{n}" for n in range(18)], "typo")
     assert (live()[0]["n"], live()[0]["pairs"]) == (2, 4)
+
+
+def test_an_early_report_counts_finished_pairs_alone(tmp_path: Path) -> None:
+    """One rater has judged 20 pairs, a second 6 of them; each is to get two judgments. The second prefers the other answer
+    throughout, so finished pairs are ties, and those judged in part would all be won."""
+    store = open_store(tmp_path, [make_pair(100)], raters=2)
+    pairs = [duel_pair(n).model_copy(update={"prompt_id": f"prompt-{n}"}) for n in range(20)]
+    add(store, pairs, overlap=2)
+    judge_all(store, "r0", 2)
+    for _ in range(6):
+        given = store.claim("r1")
+        assert given is not None
+        loses = 2 if given.left_id.endswith("-0") else -2
+        store.submit("r1", Submission(client_id=given.id, pair_id=given.item_id, answer=loses))
+    [live] = LiveDuels(store)()
+    store.close()
+    label, duel = tmp_path / "label", tmp_path / "duel"
+    status, printed = run_here("label", "export", "--store", store.url, "--output", label)
+    assert status == 0, printed
+    in_part = json.loads((label / "final" / "report.json").read_text())["evaluation"]["judged_in_part"]
+    assert len(in_part) == 14
+
+    write_duel(duel, pairs)
+    found, printed = duel_report(duel, label, tmp_path / "report")
+    [contest] = found["contests"]
+    assert contest["people"]["value"] == 0.5 == live["win_rate"]
+    assert contest["people"]["n"] == contest["sequence"]["n"] == 6 == live["n"]
+    assert contest["sequence"]["interval"] == pytest.approx(live["interval"])
+    assert (found["counts"]["judged"], found["counts"]["in_part"], found["counts"]["judgments"]) == (6, 14, 12)
+    assert "14 of 20 pairs have only some of their judgments" in printed
+    assert "not judged yet" not in printed
+
+    # The file alone does not say how many judgments a pair is to get.
+    file = label / "final" / "judgments.jsonl"
+    found, printed = duel_report(duel, file, tmp_path / "file")
+    assert (found["contests"][0]["people"]["n"], "Pairs have 1 to 2 judgments each" in printed) == (20, True)
+    found, printed = duel_report(duel, file, tmp_path / "told", "--overlap", "2")
+    assert (found["contests"][0]["people"]["n"], "Pairs have" in printed) == (6, False)
+    words = ("--duel", duel, "--judgments", file, "--output", tmp_path / "none", "--overlap", "3")
+    status, printed = run_here("duel", "report", *words)
+    assert (status, "no pair of the duel has all its judgments yet (20 pairs judged in part)" in printed) == (1, True)
+
+
+def write_duel(folder: Path, pairs: list[Pair]) -> None:
+    """A finished duel of the policies of `make_pair`."""
+    with start_run(StageConfig(output=str(folder)), "duel", {}) as run:
+        write_jsonl(run.final / "pairs.jsonl", pairs)
+        write_jsonl(run.final / "answers.jsonl", [])
+        counts = {"prompts": len(pairs), "pairs": len(pairs), "same": 0, "empty": 0}
+        policies = {f"secret-model-{k}": {} for k in range(2)}
+        write_json(run.final / "report.json", {"policies": policies, "counts": counts, "yardstick_name": "rubric"})
+        run.finish()
+
+
+def duel_report(duel: Path, judgments: Path, output: Path, *flags: str) -> tuple[dict[str, Any], str]:
+    """The report of a duel, and what the command prints."""
+    words = ("--duel", duel, "--judgments", judgments, "--output", output, "--tracking.mode", "disabled")
+    status, printed = run_here("duel", "report", *words, *flags)
+    assert status == 0, printed
+    return json.loads((output / "report.json").read_text()), printed
 
 
 def test_policies_of_one_name_in_two_evaluations_are_compared_apart(tmp_path: Path) -> None:

@@ -195,6 +195,13 @@ EVALUATES = PAIRS.c.record.like('%"purpose":"evaluation"%')
 """Whether a pair compares policies; a key with its quotes occurs nowhere else in a record."""
 
 
+def judgments_wanted(connection: sa.Connection) -> dict[str, int]:
+    """How many judgments each evaluation pair is to get."""
+    query = sa.select(ITEMS.c.pair_id, sa.func.sum(ITEMS.c.overlap)).join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
+    query = query.where(EVALUATES, ITEMS.c.withdrawn == sa.literal_column("0")).group_by(ITEMS.c.pair_id)
+    return {pair_id: int(number) for pair_id, number in connection.execute(query)}
+
+
 def _refuse_shared_prompts(connection: sa.Connection, new: Sequence[Pair], source: Source, url: str) -> None:
     """No prompt may be both trained on and evaluated on.
 
