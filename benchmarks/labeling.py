@@ -49,7 +49,9 @@ from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from labeling_ui.web.login.accounts import add_account
-from tiebreak.records import Completion, Judgment, Message, Pair, prompt_id, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.messages import Message, prompt_id
+from tiebreak.records import Completion, Judgment, Pair
 
 PASSWORD = "a password for the benchmark"
 OVERLAP = 3

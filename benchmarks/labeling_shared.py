@@ -41,7 +41,7 @@ from labeling import (
 
 from labeling_ui.store.store import Store
 from labeling_ui.web.login.accounts import hash_password
-from tiebreak.records import write_jsonl
+from tiebreak.files import write_jsonl
 
 RATERS = 200
 THINKING = (5.0, 15.0)

@@ -32,8 +32,8 @@ import yaml
 
 from tiebreak.errors import MachineError
 from tiebreak.measures.statistics import bootstrap_interval
+from tiebreak.messages import content_id
 from tiebreak.packed.products import use_products
-from tiebreak.records import content_id
 from tiebreak.terminal import say
 
 ROOT = Path(__file__).resolve().parent.parent

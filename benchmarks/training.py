@@ -43,8 +43,9 @@ from measuring import Clock, Measurement, product_rate, run_alone
 
 from tiebreak.chat.build import build_chat
 from tiebreak.config import TrainingConfig
+from tiebreak.messages import Message
 from tiebreak.packed.products import Engine, use_products
-from tiebreak.records import Message, Preference
+from tiebreak.records import Preference
 from tiebreak.runs.run import Run, identify
 
 MODEL = "bundled:smollm2-135m-instruct"

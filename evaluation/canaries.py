@@ -26,11 +26,11 @@ from tiebreak.measures.canaries import (
     exposure,
     rank_of,
 )
+from tiebreak.messages import Message
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.logprobs import completion_logps_in_batches
-from tiebreak.records import Message
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.run import MANIFEST, Run

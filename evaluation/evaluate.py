@@ -42,17 +42,19 @@ from tiebreak.chat.rows import encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError
+from tiebreak.files import write_json, write_jsonl
 from tiebreak.measures.statistics import Interval, bootstrap_interval, count_outcomes
 from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, shortened
 from tiebreak.measures.yardsticks.registry import Measure
 from tiebreak.measures.yardsticks.wording import repeated_share
+from tiebreak.messages import content_id
 from tiebreak.models.find import ModelKind, find_model
 from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
 from tiebreak.models.tokenizers import chat_facts, load_chat, require_same_chat
 from tiebreak.packed.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.packed.positions import require_room
-from tiebreak.records import Prompt, content_id, write_json, write_jsonl
+from tiebreak.records import Prompt
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run, that_drops
 from tiebreak.terminal import has_colours, is_main_process, say, titled_table

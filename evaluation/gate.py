@@ -23,10 +23,10 @@ from evaluation.overview.policies import Member, member_of
 from tiebreak.config import Section, load_config
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import ConfigError, GateError, counted
+from tiebreak.files import write_json
 from tiebreak.measures.ratings import MANY_PROMPTS, length_controlled, outcomes_of, share_interval
 from tiebreak.measures.yardsticks.wording import refuses
 from tiebreak.page.numbers import number, percent
-from tiebreak.records import write_json
 from tiebreak.runs.chain import InputFinder, manifest_chain
 from tiebreak.runs.requirements import remarks
 from tiebreak.terminal import say

@@ -25,12 +25,13 @@ from tiebreak.measures.functions import where_raised
 from tiebreak.measures.yardstick import KEPT, shortened
 from tiebreak.measures.yardsticks.inputs import Values, YardstickInput
 from tiebreak.measures.yardsticks.registry import Measure, build_measure
+from tiebreak.messages import split_key
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.readers import Reader, build_reader
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.logprobs import completion_logps_in_batches
-from tiebreak.records import ExportedJudgment, Judgment, Pair, Prompt, split_key
+from tiebreak.records import ExportedJudgment, Judgment, Pair, Prompt
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run
 from tiebreak.shipped import find_shipped

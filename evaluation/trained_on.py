@@ -11,8 +11,9 @@ from evaluation.configuration import EvaluateConfig
 from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_edits, read_own, read_prompts
 from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import DataError, TiebreakError
+from tiebreak.messages import split_key
 from tiebreak.models.find import ModelSource, find_model
-from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind, split_key
+from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind
 from tiebreak.runs.chain import InputFinder, manifest_chain
 from tiebreak.runs.run import RUN_FILE, Run, read_run_file
 from tiebreak.terminal import say

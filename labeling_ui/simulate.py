@@ -17,7 +17,7 @@ from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.work.assigning import Assignment
 from tiebreak.measures.yardstick import Yardstick, find_yardstick, shortened
-from tiebreak.records import content_id
+from tiebreak.messages import content_id
 
 
 def simulate(store: Store, config: SimulateConfig, beside: Path | None = None) -> int:

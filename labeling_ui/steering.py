@@ -39,7 +39,8 @@ from labeling_ui.store.verify import Verification
 from tiebreak.config import Section
 from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import ConfigError, counted
-from tiebreak.records import Pair, explain
+from tiebreak.files import explain
+from tiebreak.records import Pair
 from tiebreak.runs.run import identify_input
 from tiebreak.terminal import has_colours, show, titled_table
 

@@ -21,6 +21,7 @@ from preference.configuration import AnswerConfig
 from tiebreak.chat.chat import Chat
 from tiebreak.config import LoadingConfig, load_config
 from tiebreak.errors import TiebreakError
+from tiebreak.messages import Message, content_id
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
@@ -28,7 +29,7 @@ from tiebreak.packed.generation import row_seed, sample_completions
 from tiebreak.packed.positions import position_limit
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import quiet_upstream, settle_process
-from tiebreak.records import Completion, Message, SamplingSettings, content_id
+from tiebreak.records import Completion, SamplingSettings
 
 ATTEMPTS = 5
 """Attempts to sample others when answers are equal or empty, and so cannot be compared."""

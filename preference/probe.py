@@ -14,10 +14,10 @@ from pathlib import Path
 
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.files import write_jsonl
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import leave_out_inference_kernel, quiet_upstream, settle_process
 from tiebreak.process.stopping import heeding_signals
-from tiebreak.records import write_jsonl
 from tiebreak.runs.reports import SAMPLES, note_done, read_reports
 from tiebreak.runs.run import read_manifest
 from tiebreak.terminal import say

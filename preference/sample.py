@@ -23,20 +23,14 @@ from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.data.synthetic import synthetic_marks
 from tiebreak.errors import DataError, HandoffError, counted
+from tiebreak.files import write_json, write_jsonl
+from tiebreak.messages import content_id
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.generation import BATCHES_A_CALL, SampledCompletion, row_seed, sample_completions
 from tiebreak.packed.positions import require_room
-from tiebreak.records import (
-    Completion,
-    Pair,
-    Prompt,
-    SamplingSettings,
-    content_id,
-    write_json,
-    write_jsonl,
-)
+from tiebreak.records import Completion, Pair, Prompt, SamplingSettings
 from tiebreak.runs.run import Run, clear_partial, in_batches, start_run, that_drops
 from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.recorder import tracked

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tiebreak.chat.chat import Chat
 from tiebreak.chat.rows import encode_each
-from tiebreak.records import Preference, prompt_id, split_key
+from tiebreak.messages import prompt_id, split_key
+from tiebreak.records import Preference
 from tiebreak.runs.run import Run
 from tiebreak.training.stage import drop_too_long
 

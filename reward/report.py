@@ -30,13 +30,9 @@ from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.explain.pairs import Pull
+from tiebreak.files import write_json, write_jsonl, write_text_atomically
 from tiebreak.hashing import hash_text
-from tiebreak.records import (
-    Preference,
-    write_json,
-    write_jsonl,
-    write_text_atomically,
-)
+from tiebreak.records import Preference
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import Run, read_manifest, start_run, that_drops
 from tiebreak.terminal import say

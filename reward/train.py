@@ -31,10 +31,12 @@ from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_edits, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
+from tiebreak.files import write_json
+from tiebreak.messages import assistant
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.scores import ScoreScale, write_score_scale
-from tiebreak.records import Preference, assistant, write_json
+from tiebreak.records import Preference
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder

@@ -9,8 +9,9 @@ from typing import Any
 
 from sft.configuration import CanaryConfig
 from tiebreak.data.text import Table
+from tiebreak.files import write_jsonl
 from tiebreak.measures.canaries import CANARY, FILE, Canary, plant
-from tiebreak.records import Demonstration, write_jsonl
+from tiebreak.records import Demonstration
 
 
 def planted(config: CanaryConfig | None) -> list[Canary]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.steps.quality import compression_of, symbol_share
-from tiebreak.records import Demonstration, Prompt, text_of
+from tiebreak.messages import text_of
+from tiebreak.records import Demonstration, Prompt
 
 MOST_ROWS = 20_000
 Counts = dict[str, dict[str, int]]

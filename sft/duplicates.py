@@ -25,7 +25,8 @@ from sft.normalising import split_words
 from sft.store import RowFiles, RowPart, Store, Summary
 from tiebreak.data.splits import named_splits
 from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Message, Messages, Prompt, Split, Tools, content_id, text_of
+from tiebreak.messages import Message, Messages, Tools, content_id, text_of
+from tiebreak.records import Demonstration, Prompt, Split
 
 EXACT_ROWS = 100_000
 HASHES = 128

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from tiebreak.records import Messages, Prompt, prompt_id
+from tiebreak.messages import Messages, prompt_id
+from tiebreak.records import Prompt
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff]")
 """Control characters (category Cc) except \\n and \\t, and zero-width characters."""

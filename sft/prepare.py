@@ -52,15 +52,9 @@ from sft.steps.step import build_steps
 from sft.store import WORK, RowFiles, RowPart, Store, Summary
 from tiebreak.command.launch import stage_main
 from tiebreak.errors import DataError, TiebreakError
+from tiebreak.files import write_json, write_jsonl, write_text_atomically
 from tiebreak.measures.canaries import Canary, is_canary
-from tiebreak.records import (
-    Demonstration,
-    Prompt,
-    Split,
-    write_json,
-    write_jsonl,
-    write_text_atomically,
-)
+from tiebreak.records import Demonstration, Prompt, Split
 from tiebreak.runs.requirements import ANONYMISED
 from tiebreak.runs.run import BAD_ROWS, Run, start_run
 from tiebreak.terminal import Cell, has_colours, say, table

@@ -32,7 +32,8 @@ from tiebreak.data.reading import (
 from tiebreak.data.sources import Piece, pieces_of
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted
-from tiebreak.records import Demonstration, Messages, Prompt, RecordKind
+from tiebreak.messages import Messages
+from tiebreak.records import Demonstration, Prompt, RecordKind
 from tiebreak.runs.run import Run
 
 

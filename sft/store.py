@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from sft.steps.step import Row
+from tiebreak.files import write_json, write_text_atomically
+from tiebreak.messages import Message
 from tiebreak.process.parts import cores, in_parts
-from tiebreak.records import Demonstration, Message, Prompt, write_json, write_text_atomically
+from tiebreak.records import Demonstration, Prompt
 from tiebreak.terminal.progress import progress
 
 WORK = "work"

@@ -85,6 +85,7 @@ _CHAT = [
     *("tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"),
     "tests/stages/test_padded_vocabulary.py::test_ids_without_text_are_never_drawn",
 ]
+_RECORDS = ["tests/tiebreak/test_records.py", "tests/tiebreak/test_messages.py", "tests/tiebreak/data/test_images.py"]
 _EVALUATION = [
     "tests/evaluation/test_evaluate.py",
     "tests/evaluation/test_gate.py",
@@ -124,11 +125,7 @@ TESTS = {
     "reward/losses.py": ["tests/reward/test_reward_losses.py"],
     "tiebreak/training/labels.py": ["tests/reward/test_reward_losses.py"],
     **{f"tiebreak/chat/{name}.py": _CHAT for name in ("chat", "rendering", "build", "rows", "turns", "templates")},
-    "tiebreak/records.py": [
-        "tests/tiebreak/test_records.py",
-        "tests/tiebreak/test_messages.py",
-        "tests/tiebreak/data/test_images.py",
-    ],
+    **{f"tiebreak/{name}.py": _RECORDS for name in ("records", "messages", "files")},
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("cells", "columns", "conversations", "reading", "shapes")},
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("sources", "splits", "text", "pairs")},
     **{f"tiebreak/data/rows/{name}.py": _DATA_SETS for name in ("content", "parts", "demonstrations", "preferences")},

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.config import StageConfig
-from tiebreak.records import write_json, write_jsonl
+from tiebreak.files import write_json, write_jsonl
 from tiebreak.runs import run as runs
 
 BASE = "bundled:smollm2-135m-instruct"

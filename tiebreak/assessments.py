@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from pydantic import Field, StrictInt, model_validator
 
-from tiebreak.records import ExportedJudgment, Judgment, Pair, is_empty
+from tiebreak.messages import is_empty
+from tiebreak.records import ExportedJudgment, Judgment, Pair
 
 SingleTask = Literal["rate", "review", "classify"]
 SINGLE_TASKS: tuple[SingleTask, ...] = get_args(SingleTask)

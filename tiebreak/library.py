@@ -23,13 +23,13 @@ from torch import nn
 from tiebreak.chat.chat import Chat
 from tiebreak.config import LoadingConfig, SamplingConfig
 from tiebreak.errors import DataError, HandoffError
+from tiebreak.messages import Message, assistant
 from tiebreak.models.find import ModelSource, find_model
 from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.generation import row_seed, sample_completions
 from tiebreak.packed.logprobs import scores_in_batches
 from tiebreak.packed.positions import require_positions, require_room
-from tiebreak.records import Message, assistant
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Prompt = str | Sequence[Message | Mapping[str, Any]]

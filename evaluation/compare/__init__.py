@@ -27,8 +27,8 @@ from evaluation.compare.verdicts import prompts_missing
 from evaluation.compare.words import edge, label
 from evaluation.configuration import CompareConfig
 from tiebreak.command.launch import stage_main
+from tiebreak.files import write_json, write_text_atomically
 from tiebreak.page.numbers import digits_for, p_value
-from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import run as runs
 from tiebreak.terminal import Cell, has_colours, paint, prints, show, table
 from tiebreak.tracking.recorder import tracked

@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError, RunError
+from tiebreak.files import explain
 from tiebreak.hashing import hash_file
 from tiebreak.measures.statistics import Interval, Outcomes, count_outcomes
 from tiebreak.measures.yardstick import RUBRIC, RUBRIC_NAME
 from tiebreak.measures.yardsticks.registry import COMPARED
-from tiebreak.records import Message, explain
+from tiebreak.messages import Message
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import manifest_chain
 

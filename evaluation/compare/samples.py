@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from evaluation.compare.lineage import Lineage
 from evaluation.compare.reading import Answer, Evaluation
-from tiebreak.records import Message
+from tiebreak.messages import Message
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ from evaluation.duel import report
 from evaluation.duel.configuration import DuelConfig
 from tiebreak.command.launch import stage_main
 from tiebreak.errors import DataError, HandoffError, counted
+from tiebreak.files import write_json, write_jsonl
 from tiebreak.measures.duels import SHARED
-from tiebreak.records import Completion, Message, Pair, content_id, write_json, write_jsonl
+from tiebreak.messages import Message, content_id
+from tiebreak.records import Completion, Pair
 from tiebreak.runs.run import Run, read_manifest, start_run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import tracked

@@ -21,7 +21,8 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
 from tiebreak.errors import DataError, HandoffError, counted
-from tiebreak.records import ExportedJudgment, Pair, write_json, write_text_atomically
+from tiebreak.files import write_json, write_text_atomically
+from tiebreak.records import ExportedJudgment, Pair
 from tiebreak.runs.run import Run, read_manifest, start_run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import tracked

@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.judging.configuration import JudgeConfig
 from evaluation.judging.questions import Instruction, Question, Reply, read_verdict
 from tiebreak.endpoint.asking import Endpoint, Request
-from tiebreak.records import content_id
+from tiebreak.messages import content_id
 from tiebreak.runs.run import Run
 
 

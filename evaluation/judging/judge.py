@@ -39,7 +39,9 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
 from tiebreak.errors import ConfigError, DataError, HandoffError, counted
-from tiebreak.records import ExportedJudgment, Judgment, Pair, content_id, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.messages import content_id
+from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run

@@ -16,7 +16,8 @@ from evaluation.judging.questions import Instruction, Question, Reply, read_verd
 from tiebreak.errors import HandoffError
 from tiebreak.extras import require_training_packages
 from tiebreak.measures.yardstick import Yardstick, find_yardstick, shortened
-from tiebreak.records import MAX_STRENGTH, Message
+from tiebreak.messages import Message
+from tiebreak.records import MAX_STRENGTH
 from tiebreak.runs.run import Run, in_batches
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, TypeGuard
 
-from tiebreak.records import MAX_STRENGTH, Completion, Judgment, ModelVerdict, Pair, content_id
+from tiebreak.messages import content_id
+from tiebreak.records import MAX_STRENGTH, Completion, Judgment, ModelVerdict, Pair
 
 WORDING = 1
 """of the instruction; a new one is a new prompt version"""

@@ -13,11 +13,12 @@ from typing import Any
 from evaluation.judging.page import build_page
 from evaluation.judging.questions import Rater, Reply
 from tiebreak.errors import counted
+from tiebreak.files import write_json, write_text_atomically
 from tiebreak.measures.agreement import Figure
 from tiebreak.measures.corrected import CorrectedShare, prediction_powered_mean, rogan_gladen
 from tiebreak.measures.judges import Comparison, Contest, against_people, contests, habits
 from tiebreak.measures.statistics import clustered_interval, effective_number, student_quantile, wilson_interval
-from tiebreak.records import Judgment, Pair, write_json, write_text_atomically
+from tiebreak.records import Judgment, Pair
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 

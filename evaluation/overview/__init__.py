@@ -22,8 +22,8 @@ from evaluation.overview.report import build_overview, read_overview, to_json
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
 from tiebreak.errors import ConfigError, RunError, counted
+from tiebreak.files import write_json, write_text_atomically
 from tiebreak.process.ending import exit_with_message
-from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import run as runs
 from tiebreak.terminal import show
 

@@ -44,19 +44,9 @@ from labeling_ui.store.work.asking import FLAGS
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer
 from tiebreak.data.synthetic import REVIEWED
 from tiebreak.errors import DataError
-from tiebreak.records import (
-    Completion,
-    Demonstration,
-    ExportedJudgment,
-    Judgment,
-    Pair,
-    Preference,
-    Prompt,
-    assistant,
-    write_json,
-    write_jsonl,
-    write_text_atomically,
-)
+from tiebreak.files import write_json, write_jsonl, write_text_atomically
+from tiebreak.messages import assistant
+from tiebreak.records import Completion, Demonstration, ExportedJudgment, Judgment, Pair, Preference, Prompt
 from tiebreak.runs.run import Run
 
 Format = Literal["parquet", "datasets", "unpaired", "csv", "argilla", "label_studio", "hub"]

@@ -33,17 +33,9 @@ from tiebreak.data.reading import read_rows
 from tiebreak.data.single import read_single_answers
 from tiebreak.data.text import Row
 from tiebreak.errors import DataError, counted
-from tiebreak.records import (
-    Completion,
-    ExportedJudgment,
-    Judgment,
-    Messages,
-    Pair,
-    content_id,
-    explain,
-    first_line,
-    prompt_id,
-)
+from tiebreak.files import explain, first_line
+from tiebreak.messages import Messages, content_id, prompt_id
+from tiebreak.records import Completion, ExportedJudgment, Judgment, Pair
 
 Format = Literal["tiebreak", "argilla", "label_studio", "potato"]
 BETTER = 2

@@ -29,7 +29,8 @@ from labeling_ui.store.work.judging import count_vote, count_work
 from tiebreak.assessments import Assessment, SingleAnswer, read_judgment
 from tiebreak.errors import DataError, counted
 from tiebreak.hashing import canonical_json
-from tiebreak.records import Judgment, Pair, content_id
+from tiebreak.messages import content_id
+from tiebreak.records import Judgment, Pair
 
 
 @dataclass(frozen=True)

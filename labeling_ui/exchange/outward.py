@@ -18,16 +18,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tiebreak.records import (
-    ExportedJudgment,
-    Judgment,
-    Message,
-    Messages,
-    Pair,
-    Preference,
-    write_json,
-    write_text_atomically,
-)
+from tiebreak.files import write_json, write_text_atomically
+from tiebreak.messages import Message, Messages
+from tiebreak.records import ExportedJudgment, Judgment, Pair, Preference
 
 QUESTION = "preference"
 FIRST, SECOND = "response1", "response2"

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from tiebreak.records import Completion, Judgment, Kind, Pair, Span, assistant
+from tiebreak.messages import assistant
+from tiebreak.records import Completion, Judgment, Kind, Pair, Span
 
 
 def marked_answers(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,9 @@ from typing import Any
 
 from labeling_ui.quality.single import measure_assessments
 from tiebreak.assessments import NOT_FLAGGED, SINGLE_TASKS, ExportedAssessment, SingleAnswer, decide_review
-from tiebreak.records import Demonstration, Messages, Prompt, assistant, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.messages import Messages, assistant
+from tiebreak.records import Demonstration, Prompt
 
 FILES = {"rate": "ratings.jsonl", "review": "reviews.jsonl", "classify": "classes.jsonl"}
 REVIEWED = "reviewed"

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from labeling_ui.pages.safe_markup import render, show_hidden
 from labeling_ui.store.pairs.media import ShownMedia
 from tiebreak.content import MediaPart, TextPart
-from tiebreak.records import Completion, Message
+from tiebreak.messages import Message
+from tiebreak.records import Completion
 
 
 def render_message(message: Message, media: Mapping[str, ShownMedia]) -> str:

@@ -10,7 +10,7 @@ from threading import Lock
 
 from tiebreak.data.reading import read_records
 from tiebreak.errors import HandoffError, TiebreakError
-from tiebreak.records import Record
+from tiebreak.messages import Record
 from tiebreak.runs.run import MANIFEST, read_manifest
 
 PULLS = Path("final") / "pulls.jsonl"

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
 
-from tiebreak.records import CriterionValue, Record, Span, is_empty
+from tiebreak.messages import Record, is_empty
+from tiebreak.records import CriterionValue, Span
 
 NAME = r"^[a-z][a-z0-9_]{0,39}$"
 """Of flags, criteria and labels: they are columns and keys elsewhere."""

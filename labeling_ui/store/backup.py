@@ -22,7 +22,7 @@ from labeling_ui.store.store import Store
 from labeling_ui.store.transactions import SERVED
 from labeling_ui.store.verify import Verification, verify
 from tiebreak.errors import counted
-from tiebreak.records import flush_to_disk
+from tiebreak.files import flush_to_disk
 
 
 def back_up(store: Store, target: Path) -> Verification:

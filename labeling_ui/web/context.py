@@ -38,7 +38,8 @@ from labeling_ui.web.login.accounts import (
 from labeling_ui.web.mail.sending import Kind as MailKind
 from labeling_ui.web.mail.sending import Mailer
 from tiebreak.assessments import FLAGGED, Assessment, SingleAnswer
-from tiebreak.records import Judgment, Pair, Span, explain
+from tiebreak.files import explain
+from tiebreak.records import Judgment, Pair, Span
 
 LOCAL_RATER = "local"
 SESSION_COOKIE = "tiebreak_session"

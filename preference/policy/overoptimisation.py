@@ -35,11 +35,12 @@ from preference.policy.rollout import roll_out
 from tiebreak.chat.chat import Chat
 from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.files import write_json
 from tiebreak.models.find import ModelSource, find_model
 from tiebreak.packed.generation import row_seed
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import at_own_pace, gathered
-from tiebreak.records import Prompt, write_json
+from tiebreak.records import Prompt
 from tiebreak.runs.placement import require_own_pace
 from tiebreak.runs.run import Run
 from tiebreak.terminal import is_main_process, say

@@ -22,11 +22,11 @@ from preference.policy.rollout import Draw, Episodes, Shaping, draw_seeded, roll
 from preference.policy.vllm import VLLMSampler
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
+from tiebreak.files import write_json
 from tiebreak.packed.generation import NotFiniteError, row_seed
 from tiebreak.packed.proof import Proof
 from tiebreak.packed.sharding import at_own_pace
 from tiebreak.process.stopping import StepStopped, interruptible
-from tiebreak.records import write_json
 from tiebreak.training.callbacks import requested_of_any
 from tiebreak.training.trainer import StageTrainer
 from tiebreak.upstream import CheckpointHooks, load_generators

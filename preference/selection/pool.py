@@ -11,7 +11,8 @@ from preference.selection.configuration import SelectConfig
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
 from tiebreak.errors import DataError, HandoffError, counted
-from tiebreak.records import Completion, ExportedJudgment, Pair, Preference, comparison_key, content_id
+from tiebreak.messages import comparison_key, content_id
+from tiebreak.records import Completion, ExportedJudgment, Pair, Preference
 from tiebreak.runs.run import read_manifest
 
 

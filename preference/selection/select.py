@@ -32,7 +32,9 @@ from preference.selection.strategies import (
 )
 from tiebreak.command.launch import stage_main
 from tiebreak.errors import counted
-from tiebreak.records import Pair, Split, content_id, write_json, write_jsonl, write_text_atomically
+from tiebreak.files import write_json, write_jsonl, write_text_atomically
+from tiebreak.messages import content_id
+from tiebreak.records import Pair, Split
 from tiebreak.runs.run import Run, clear_partial, start_run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import tracked

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from preference.selection.configuration import LEAST_RANDOM
 from tiebreak.measures.selection import selection_probabilities
-from tiebreak.records import Judgment, Selection, content_id
+from tiebreak.messages import content_id
+from tiebreak.records import Judgment, Selection
 
 Floats = npt.NDArray[np.float64]
 

@@ -22,10 +22,11 @@ from sft.pii.surrogates import surrogate
 from sft.pii.vault import secret_of, write_map
 from sft.steps.step import Entry, Ledger, Row, Step, Tally, empty_part, require_package
 from tiebreak.errors import ConfigError
+from tiebreak.messages import Messages, prompt_id
 from tiebreak.pii.detector import KINDS, Detector
 from tiebreak.pii.finding import Finding
 from tiebreak.pii.patterns import users_patterns
-from tiebreak.records import Demonstration, Messages, prompt_id
+from tiebreak.records import Demonstration
 
 NAMES_NOT_SOUGHT = "names of people were not looked for: anonymise.model names a spaCy or GLiNER model that finds them"
 ALL_DATA = "all rows"

@@ -18,7 +18,7 @@ from sft.normalising import split_words
 from sft.steps.step import Drop, Ledger, Row, RowStep, Tally
 from tiebreak.data.reading import Rules, read, settle
 from tiebreak.errors import DataError
-from tiebreak.records import text_of
+from tiebreak.messages import text_of
 
 SHORTEST = 5
 """A test prompt of fewer words (“What is pH?”) is compared as a whole prompt, not looked for inside of rows."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sft.steps.step import Change, Entry, Ledger, Step, Tally
 from sft.store import Pass, RowFiles, RowPart, Store, Summary, write_rows
-from tiebreak.records import write_text_atomically
+from tiebreak.files import write_text_atomically
 
 Kind = Literal["changed", "dropped", "flagged"]
 KINDS: tuple[Kind, ...] = ("changed", "dropped", "flagged")

@@ -17,7 +17,8 @@ from sft.configuration import STEPS
 from sft.normalising import normalise_completion, normalise_prompt
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.measures.functions import load_function, require_arguments, where_raised
-from tiebreak.records import Demonstration, Message, Messages, Prompt, Split, text_of
+from tiebreak.messages import Message, Messages, text_of
+from tiebreak.records import Demonstration, Prompt, Split
 
 if TYPE_CHECKING:
     from sft.configuration import PrepareConfig

@@ -14,7 +14,8 @@ from random import Random
 from typing import Any
 
 from sft.synthesis.configuration import SynthesiseConfig
-from tiebreak.records import Demonstration, Prompt, content_id, text_of
+from tiebreak.messages import content_id, text_of
+from tiebreak.records import Demonstration, Prompt
 
 EVOLUTIONS = (
     "add one more constraint or condition to it",

@@ -29,21 +29,10 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_own, read_rows, settle
 from tiebreak.data.synthetic import SYNTHETIC, UNREVIEWED
 from tiebreak.errors import ConfigError, DataError, counted
+from tiebreak.files import write_json, write_jsonl, write_text_atomically
 from tiebreak.measures.canaries import CANARY
-from tiebreak.records import (
-    Completion,
-    Demonstration,
-    Message,
-    Pair,
-    Preference,
-    Prompt,
-    content_id,
-    prompt_id,
-    text_of,
-    write_json,
-    write_jsonl,
-    write_text_atomically,
-)
+from tiebreak.messages import Message, content_id, prompt_id, text_of
+from tiebreak.records import Completion, Demonstration, Pair, Preference, Prompt
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import say

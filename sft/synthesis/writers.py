@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from sft.synthesis.configuration import SynthesiseConfig
 from tiebreak.endpoint.asking import Endpoint, Request
 from tiebreak.extras import require_training_packages
-from tiebreak.records import Message, content_id
+from tiebreak.messages import Message, content_id
 from tiebreak.runs.run import Run, in_batches
 
 

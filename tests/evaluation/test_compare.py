@@ -25,13 +25,13 @@ from evaluation.compare.reading import read_chain
 from evaluation.compare.summary import distinct_names, guard_decision, verdict
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError, RunError
+from tiebreak.files import write_json, write_jsonl
 from tiebreak.hashing import hash_text
 from tiebreak.measures.statistics import bootstrap_interval
 from tiebreak.page.charts import spread, tick_labels, ticks
 from tiebreak.page.document import embedded_json
 from tiebreak.page.markup import el, visible
 from tiebreak.page.numbers import number
-from tiebreak.records import write_json, write_jsonl
 from tiebreak.runs import run as runs
 
 CHROMIUM = "/usr/bin/chromium"

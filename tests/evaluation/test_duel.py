@@ -15,7 +15,8 @@ from evaluation.duel.figures import build_figures, programs_of
 from evaluation.duel.pairs import Evaluated, describe
 from evaluation.duel.report import judges_of, people_of, read_judgments
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.records import Completion, Message, Pair
+from tiebreak.messages import Message
+from tiebreak.records import Completion, Pair
 
 UNTRACKED = ("--tracking.mode", "disabled")
 GOOD = (

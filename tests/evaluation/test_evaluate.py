@@ -24,7 +24,7 @@ from evaluation.configuration import EvaluateConfig
 from evaluation.evaluate import kinds_behind, named_source, policy_figures
 from evaluation.trained_on import made_by
 from tiebreak.config import StageConfig, TrackingConfig
-from tiebreak.records import write_json
+from tiebreak.files import write_json
 from tiebreak.runs.run import Run, start_run
 
 ACID = "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes,"

@@ -39,10 +39,11 @@ from tiebreak.errors import DataError, HandoffError
 from tiebreak.measures.compared import answer_id
 from tiebreak.measures.yardsticks.inputs import YardstickInput
 from tiebreak.measures.yardsticks.registry import build_measure, parse
+from tiebreak.messages import Message, prompt_id
 from tiebreak.models.find import find_model
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.generation import row_seed
-from tiebreak.records import Message, Prompt, prompt_id
+from tiebreak.records import Prompt
 from tiebreak.runs.run import start_run
 
 FEED, WATER, SORRY = "Feed it daily.", "Water it, then wait.", "I'm sorry, but I can't help."

@@ -30,7 +30,8 @@ from evaluation.judging.questions import (
 )
 from tiebreak.data.pairs import read_pairs
 from tiebreak.endpoint import asking
-from tiebreak.records import Completion, Judgment, Message, Pair, prompt_id
+from tiebreak.messages import Message, prompt_id
+from tiebreak.records import Completion, Judgment, Pair
 from tiebreak.runs.run import read_manifest
 
 GOOD = "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes, then measure it again and stop at {n}."

@@ -19,7 +19,8 @@ from tiebreak.measures.judges import (
     markdown_marks,
     preference_for,
 )
-from tiebreak.records import Completion, Judgment, Message, ModelVerdict, Pair, prompt_id
+from tiebreak.messages import Message, prompt_id
+from tiebreak.records import Completion, Judgment, ModelVerdict, Pair
 
 PANDALM = SHARED_DATA / "pandalm-testset"
 

@@ -7,7 +7,8 @@ import pytest
 from evaluation import slices
 from evaluation.slices import figures_by_slice, find_slices
 from tiebreak.measures.statistics import win_interval
-from tiebreak.records import Message, Prompt
+from tiebreak.messages import Message
+from tiebreak.records import Prompt
 
 
 def asked(n: int, *tags: str, source: str = "") -> Prompt:

@@ -18,7 +18,7 @@ from evaluation.compare.reading import Answer, Evaluation, Link, PolicyFigures
 from evaluation.compare.verdicts import Verdict, _synthetic_caveats, find_verdicts, guard_decision, headline, verdict
 from evaluation.evaluate import to_metrics
 from tiebreak.errors import HandoffError
-from tiebreak.records import write_json
+from tiebreak.files import write_json
 
 
 @pytest.fixture(autouse=True)

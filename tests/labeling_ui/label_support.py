@@ -24,7 +24,9 @@ from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store, wall_clock_ms
 from tiebreak.command.cli import main as command_line
 from tiebreak.config import StageConfig
-from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.messages import Message, prompt_id
+from tiebreak.records import Completion, Pair
 from tiebreak.runs.run import start_run
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -40,8 +40,9 @@ from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.errors import DataError
+from tiebreak.files import write_jsonl
 from tiebreak.measures.statistics import wilson_interval
-from tiebreak.records import Judgment, Pair, write_jsonl
+from tiebreak.records import Judgment, Pair
 
 
 def judged(pair: str, rater: str, answer: int, *, swapped: bool = False, **more: Any) -> Judgment:

@@ -25,7 +25,8 @@ from labeling_ui.store.work import conversations
 from labeling_ui.web.context import SESSION_COOKIE
 from labeling_ui.web.login.accounts import add_account, invite, log_in
 from labeling_ui.worker import answer_one
-from tiebreak.records import Completion, Judgment, Message, Pair
+from tiebreak.messages import Message
+from tiebreak.records import Completion, Judgment, Pair
 
 pytestmark = needs_chromium
 

@@ -21,7 +21,8 @@ from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from tiebreak.data.reading import read_records
 from tiebreak.errors import TiebreakError
-from tiebreak.records import ExportedJudgment, Pair, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.records import ExportedJudgment, Pair
 from tiebreak.runs.run import read_manifest
 
 DAY_MS = 86_400_000

@@ -34,7 +34,8 @@ from labeling_ui.store.verify import verify
 from labeling_ui.store.work import conversations
 from labeling_ui.store.work.conversations import Ask, Request
 from labeling_ui.worker import answer_one
-from tiebreak.records import Completion, Message
+from tiebreak.messages import Message
+from tiebreak.records import Completion
 
 POLICIES = ("runs/sft", "runs/dpo")
 

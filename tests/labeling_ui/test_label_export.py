@@ -39,8 +39,9 @@ from labeling_ui.store.verify import verify
 from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read_preferences, read_records
+from tiebreak.files import write_jsonl
 from tiebreak.measures.yardstick import find_yardstick
-from tiebreak.records import Demonstration, ExportedJudgment, Judgment, Pair, Preference, write_jsonl
+from tiebreak.records import Demonstration, ExportedJudgment, Judgment, Pair, Preference
 from tiebreak.runs.run import identify_input, read_manifest, start_run
 
 

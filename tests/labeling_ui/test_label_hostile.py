@@ -16,9 +16,9 @@ from labeling_ui.exchange.export import as_cell
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from tiebreak.messages import Message
 from tiebreak.page.graph import GraphNode, draw_graph
 from tiebreak.page.markup import el
-from tiebreak.records import Message
 
 INERT = {
     "p", "br", "strong", "em", "s", "code", "pre", "blockquote", "ol", "ul", "li", "table", "thead", "tbody", "tr", "th",

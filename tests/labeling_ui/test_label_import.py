@@ -15,7 +15,8 @@ from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.errors import DataError
-from tiebreak.records import Judgment, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.records import Judgment
 
 
 def argilla_record(n: int, responses: dict[str, Any], **fields: Any) -> dict[str, Any]:

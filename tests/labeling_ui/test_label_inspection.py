@@ -24,7 +24,9 @@ from tiebreak.data.reading import read_demonstrations, read_records
 from tiebreak.data.single import flagged_rows
 from tiebreak.data.synthetic import check_reviewed
 from tiebreak.errors import HandoffError
-from tiebreak.records import Demonstration, Message, Prompt, prompt_id, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.messages import Message, prompt_id
+from tiebreak.records import Demonstration, Prompt
 
 
 @pytest.mark.parametrize(("most", "n", "share"), [(0, 10, 0.1), (3, 52, 0.02), (7, 200, 0.1), (52, 52, 0.3)])

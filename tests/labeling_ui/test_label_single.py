@@ -33,7 +33,8 @@ from tiebreak.assessments import Assessment, SingleAnswer, SingleTask, read_judg
 from tiebreak.data.reading import read_answers, read_demonstrations
 from tiebreak.data.single import read_single_answers
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.records import Completion, Demonstration, Message, Prompt, prompt_id
+from tiebreak.messages import Message, prompt_id
+from tiebreak.records import Completion, Demonstration, Prompt
 
 LIMES = "Limes need\niron.\n"
 

@@ -36,7 +36,8 @@ from labeling_ui.database.schema import EVENTS, ITEMS, JUDGMENTS, RATER_HOURS, R
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.login.accounts import add_account
-from tiebreak.records import Pair, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.records import Pair
 
 PASSWORD = "a password for the campaign"
 IN_BROWSERS = 4

@@ -19,7 +19,7 @@ from tiebreak.chat.build import build_chat
 from tiebreak.chat.chat import Chat
 from tiebreak.config import ChatSettings
 from tiebreak.errors import TiebreakError
-from tiebreak.records import Message
+from tiebreak.messages import Message
 
 Spans = list[list[str]]
 """the trained text of each example, a run of trained tokens each"""

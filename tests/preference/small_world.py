@@ -19,13 +19,13 @@ from toy_language import build_toy_policy
 from transformers import PreTrainedTokenizerFast
 
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
+from tiebreak.messages import Message
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.save import save_adapter
 from tiebreak.models.tokenizers import load_chat
-from tiebreak.records import Message
 from tiebreak.runs.run import start_run
 
 WORDS = ("water", "light", "feed", "more", "less", "pot", "root", "leaf", "night", "day", "warm", "cool")

@@ -9,7 +9,8 @@ from small_world import World, write_preferences
 from support import read_rows, run_here
 
 from tiebreak.config import StageConfig, TrackingConfig
-from tiebreak.records import Preference, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.records import Preference
 from tiebreak.runs.run import start_run
 
 

@@ -28,6 +28,7 @@ from tiebreak.chat.build import build_chat
 from tiebreak.chat.turns import find_template
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError
+from tiebreak.messages import Message
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelSource, base_sha256
 from tiebreak.models.load import load_reward_model
@@ -37,7 +38,7 @@ from tiebreak.models.tokenizers import load_tokenizer
 from tiebreak.plan.devices import find_device
 from tiebreak.plan.hardware import Hardware
 from tiebreak.plan.planner import plan_stage
-from tiebreak.records import Message, Prompt
+from tiebreak.records import Prompt
 from tiebreak.runs.run import read_manifest, read_metrics
 
 HERE = Path(__file__).parent

@@ -17,7 +17,8 @@ from preference.sample import SampleConfig, choose_prompts, sample, to_pairs
 from sft.prepare import PrepareConfig, prepare
 from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import DataError
-from tiebreak.records import Completion, Message, Prompt, prompt_id
+from tiebreak.messages import Message, prompt_id
+from tiebreak.records import Completion, Prompt
 from tiebreak.runs.run import read_manifest
 
 

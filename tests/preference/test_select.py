@@ -26,8 +26,10 @@ from preference.selection.strategies import (
     share_out,
 )
 from tiebreak.errors import DataError, HandoffError
+from tiebreak.files import write_jsonl
 from tiebreak.measures.selection import inverse_probability_mean, selection_probabilities
-from tiebreak.records import Completion, Judgment, Message, ModelVerdict, Pair, Preference, assistant, write_jsonl
+from tiebreak.messages import Message, assistant
+from tiebreak.records import Completion, Judgment, ModelVerdict, Pair, Preference
 
 # --- by hand ---
 

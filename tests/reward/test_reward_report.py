@@ -17,8 +17,10 @@ from reward.report import TRAINED_PROMPTS, Exam, not_trained_on
 from tiebreak.chat.build import build_chat
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError
+from tiebreak.files import write_json
 from tiebreak.measures.statistics import wilson_interval
-from tiebreak.records import Message, Preference, Prompt, assistant, prompt_id, write_json
+from tiebreak.messages import Message, assistant, prompt_id
+from tiebreak.records import Preference, Prompt
 from tiebreak.runs.run import start_run
 
 CHROMIUM = "/usr/bin/chromium"

@@ -23,13 +23,14 @@ from sft.prepare import _mark_of_key, prepare
 from sft.steps.anonymise import Anonymise, normal_form
 from sft.steps.step import Ledger, Row, Tally
 from tiebreak.errors import ConfigError
+from tiebreak.messages import Message, prompt_id
 from tiebreak.pii.checksums import passes_luhn, passes_mod_11_10, passes_mod_97
 from tiebreak.pii.detector import Detector
 from tiebreak.pii.finding import Finding, settle, with_context
 from tiebreak.pii.patterns import PATTERNS, find_patterns
 from tiebreak.pii.plain import plain
 from tiebreak.pii.presidio import Presidio
-from tiebreak.records import Message, Prompt, prompt_id
+from tiebreak.records import Prompt
 
 DETECTOR = Detector()
 HYDROPONICS = Path(__file__).parents[2] / "data" / "hydroponics"

@@ -41,7 +41,8 @@ from sft.reading import file_names, read_sources
 from sft.store import Store
 from tiebreak.data.reading import read_demonstrations, read_prompts
 from tiebreak.errors import DataError
-from tiebreak.records import Message, Prompt, content_id, prompt_id
+from tiebreak.messages import Message, content_id, prompt_id
+from tiebreak.records import Prompt
 from tiebreak.runs.run import read_manifest
 
 

@@ -16,7 +16,8 @@ from sft.licences import licences_of
 from sft.prepare import prepare
 from sft.report.examples import with_tags
 from sft.report.flow import STREAM, flow, stages_of
-from tiebreak.records import Demonstration, Message, Prompt
+from tiebreak.messages import Message
+from tiebreak.records import Demonstration, Prompt
 
 
 def demonstration(asked: str, answer: str) -> Demonstration:

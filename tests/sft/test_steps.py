@@ -22,7 +22,8 @@ from sft.steps.quality import RULES, Text, compression_of, rules_of, symbol_shar
 from sft.steps.repair import fix_encoding, fix_whitespace, repair_text, without_markup, without_signature
 from sft.steps.step import Row
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.records import Demonstration, Message, Prompt, prompt_id
+from tiebreak.messages import Message, prompt_id
+from tiebreak.records import Demonstration, Prompt
 
 # --- through the stage -------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from support import REPOSITORY, read_rows, run_here, write_config, write_rows
 
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.errors import RunError
-from tiebreak.records import Completion, ExportedJudgment, Judgment, Message, Pair, Preference, assistant
+from tiebreak.messages import Message, assistant
+from tiebreak.records import Completion, ExportedJudgment, Judgment, Pair, Preference
 from tiebreak.rounds import loop, rivals
 from tiebreak.rounds.configuration import RoundsConfig, StopConfig
 from tiebreak.rounds.figures import agreement, read_evaluation, read_label

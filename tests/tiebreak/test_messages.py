@@ -15,20 +15,9 @@ from support import REPOSITORY
 
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts, read_records
 from tiebreak.errors import DataError
-from tiebreak.records import (
-    Completion,
-    Demonstration,
-    Message,
-    Messages,
-    Pair,
-    Preference,
-    Prompt,
-    assistant,
-    content_id,
-    explain,
-    prompt_id,
-    write_jsonl,
-)
+from tiebreak.files import explain, write_jsonl
+from tiebreak.messages import Message, Messages, assistant, content_id, prompt_id
+from tiebreak.records import Completion, Demonstration, Pair, Preference, Prompt
 
 NOTHING_HELD_OUT = Rules(validation_share=0.0)
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}

@@ -19,14 +19,26 @@ from pydantic import BaseModel, ValidationError
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts, read_records, read_rows
 from tiebreak.errors import DataError, RunError
+from tiebreak.files import explain, first_line, parse_json, write_json, write_jsonl, write_text_atomically
+from tiebreak.messages import (
+    FunctionCall,
+    Message,
+    ToolCall,
+    assistant,
+    check_prompt,
+    check_side,
+    comparison_key,
+    content_id,
+    prompt_id,
+    split_key,
+    text_of,
+)
 from tiebreak.records import (
     Completion,
     Demonstration,
     ExportedJudgment,
-    FunctionCall,
     Judgment,
     LabelledAnswer,
-    Message,
     ModelVerdict,
     Pair,
     Preference,
@@ -34,21 +46,6 @@ from tiebreak.records import (
     SamplingSettings,
     Selection,
     Span,
-    ToolCall,
-    assistant,
-    check_prompt,
-    check_side,
-    comparison_key,
-    content_id,
-    explain,
-    first_line,
-    parse_json,
-    prompt_id,
-    split_key,
-    text_of,
-    write_json,
-    write_jsonl,
-    write_text_atomically,
 )
 
 NOTHING_HELD_OUT = Rules(validation_share=0.0)

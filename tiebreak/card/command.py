@@ -26,12 +26,12 @@ from tiebreak.card.subject import Subject
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config, read_yaml
 from tiebreak.errors import ConfigError, HandoffError, MachineError, counted
+from tiebreak.files import write_text_atomically
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
 from tiebreak.page.numbers import short
 from tiebreak.page.tables import note
 from tiebreak.process.ending import exit_with_message
-from tiebreak.records import write_text_atomically
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.run import read_manifest
 from tiebreak.stages import find_stage

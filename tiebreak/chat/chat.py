@@ -23,7 +23,8 @@ from tiebreak.chat.rendering import Rendering, position_after, two_ends
 from tiebreak.chat.templates import Tools
 from tiebreak.chat.turns import special_ids
 from tiebreak.errors import HandoffError
-from tiebreak.records import LabelledAnswer, Message, Messages, Preference, assistant
+from tiebreak.messages import Message, Messages, assistant
+from tiebreak.records import LabelledAnswer, Preference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,7 +22,7 @@ from tiebreak.chat.templates import (
 from tiebreak.chat.turns import Turn
 from tiebreak.config import ChatSettings
 from tiebreak.errors import HandoffError
-from tiebreak.records import Message
+from tiebreak.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

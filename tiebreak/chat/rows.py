@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tiebreak.chat.chat import Chat, EncodedSequence
 from tiebreak.errors import DataError, HandoffError, NoRowLeftError
-from tiebreak.records import Message, Prompt
+from tiebreak.messages import Message
+from tiebreak.records import Prompt
 from tiebreak.runs.run import Run
 from tiebreak.terminal import has_colours, is_main_process, paint, plain, say
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from tiebreak.errors import HandoffError
-from tiebreak.records import Message
+from tiebreak.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from tiebreak.chat.chat import Chat
 from tiebreak.chat.templates import Tools
 from tiebreak.errors import HandoffError
-from tiebreak.records import Message
+from tiebreak.messages import Message
 
 Conversation = tuple[tuple[Message, ...], Tools, bool]
 """(messages, tools, whether the assistant's turn is begun after them)"""

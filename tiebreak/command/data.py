@@ -41,8 +41,9 @@ from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.data.trees import holds_trees
 from tiebreak.errors import ConfigError, DataError, HandoffError, counted
 from tiebreak.extras import INSTALL, has_training_packages
+from tiebreak.messages import prompt_id, text_of
 from tiebreak.process.ending import exit_with_message
-from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind, Split, prompt_id, text_of
+from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind, Split
 from tiebreak.shipped import find_shipped
 from tiebreak.terminal import has_colours
 

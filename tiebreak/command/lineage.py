@@ -21,13 +21,13 @@ from pydantic import Field
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, counted
+from tiebreak.files import write_text_atomically
 from tiebreak.page.document import build_document
 from tiebreak.page.graph import GraphNode, draw_graph
 from tiebreak.page.markup import Markup, el, join
 from tiebreak.page.numbers import number, short
 from tiebreak.page.tables import cell, figure, heading, note, table
 from tiebreak.process.ending import exit_with_message
-from tiebreak.records import write_text_atomically
 from tiebreak.runs.lineage import Family, LineageRun, Raters, Trace, trace_judgment, trace_rater
 from tiebreak.stages import find_stage
 from tiebreak.terminal import show

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from tiebreak.records import Message
+from tiebreak.messages import Message
 
 MESSAGE_PREFIX = "message."
 TEXT_COLUMNS = (

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tiebreak.records import Message, Messages, Tools, first_line, parse_json
+from tiebreak.files import first_line, parse_json
+from tiebreak.messages import Message, Messages, Tools
 
 SHAREGPT_ROLES = {
     "system": "system",

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from tiebreak.content import ImagePart, Part, TextPart, image_of
 from tiebreak.data.cells import Cells
 from tiebreak.errors import DataError, counted
-from tiebreak.records import Demonstration, LabelledAnswer, Messages, Pair, Preference, Prompt
+from tiebreak.messages import Messages
+from tiebreak.records import Demonstration, LabelledAnswer, Pair, Preference, Prompt
 
 IMAGES = ("images", "image")
 """TRL's names of the column"""

@@ -26,7 +26,9 @@ from tiebreak.data.splits import split_of
 from tiebreak.data.synthetic import SYNTHETIC, synthetic_marks
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted
-from tiebreak.records import Completion, Messages, Pair, check_prompt, content_id, explain, prompt_id, text_of
+from tiebreak.files import explain
+from tiebreak.messages import Messages, check_prompt, content_id, prompt_id, text_of
+from tiebreak.records import Completion, Pair
 from tiebreak.terminal import say
 
 _RECORD = ("id", "messages", "completions")

@@ -38,20 +38,9 @@ from tiebreak.data.synthetic import SYNTHETIC, check_reviewed
 from tiebreak.data.text import BadRow, Row, Table
 from tiebreak.data.trees import open_trees
 from tiebreak.errors import DataError, RunError, counted
-from tiebreak.records import (
-    Demonstration,
-    LabelledAnswer,
-    Messages,
-    Preference,
-    Prompt,
-    RecordKind,
-    Split,
-    explain,
-    first_line,
-    prompt_id,
-    split_key,
-    write_jsonl,
-)
+from tiebreak.files import explain, first_line, write_jsonl
+from tiebreak.messages import Messages, prompt_id, split_key
+from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind, Split
 from tiebreak.runs.run import BAD_ROWS, Run
 from tiebreak.terminal import is_main_process, say
 

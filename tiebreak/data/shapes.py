@@ -66,7 +66,8 @@ from tiebreak.data.rows.preferences import (
     two_sides,
 )
 from tiebreak.data.tickets import is_ticket
-from tiebreak.records import Message, Messages, RecordKind
+from tiebreak.messages import Message, Messages
+from tiebreak.records import RecordKind
 
 NOT_READ = ("video", "videos", "audio", "audios")
 R = TypeVar("R", bound=Content)

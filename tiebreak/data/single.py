@@ -25,7 +25,9 @@ from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import split_of
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, HandoffError, counted
-from tiebreak.records import Demonstration, Messages, check_prompt, content_id, explain, prompt_id
+from tiebreak.files import explain
+from tiebreak.messages import Messages, check_prompt, content_id, prompt_id
+from tiebreak.records import Demonstration
 
 ANSWERS = "answers.jsonl"
 """the file of a *synthesise* run"""

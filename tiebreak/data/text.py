@@ -21,7 +21,7 @@ from typing import IO, Any
 from tiebreak.data.compression import COMPRESSED_ENDINGS, LONGEST_LINE_BYTES, lines_of, open_bytes, read_bytes
 from tiebreak.data.tickets import is_ticket, tickets_of
 from tiebreak.errors import DataError
-from tiebreak.records import RepeatedKeyError, once
+from tiebreak.files import RepeatedKeyError, once
 
 Row = tuple[str, dict[str, Any]]
 """A row's place (`file:line`), and the row."""

@@ -23,9 +23,11 @@ from tiebreak.explain.configuration import ExplainArguments
 from tiebreak.explain.page import Explanation, Influence, build_page, lines_of
 from tiebreak.explain.pairs import training_pairs
 from tiebreak.explain.words import Part, leave_one_out
+from tiebreak.files import write_text_atomically
+from tiebreak.messages import Message, assistant
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import while_importing
-from tiebreak.records import Message, Preference, assistant, write_text_atomically
+from tiebreak.records import Preference
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import read_manifest
 from tiebreak.terminal import has_colours, show

@@ -18,7 +18,7 @@ from tiebreak.chat.templates import in_parts, render_messages
 from tiebreak.chat.turns import with_fixed_date
 from tiebreak.errors import HandoffError
 from tiebreak.export.origin import Origin, Probe
-from tiebreak.records import Message
+from tiebreak.messages import Message
 
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "q8_0": 0.5}
 """largest difference of a log-probability in nats, or of a score, that a format's rounding explains"""

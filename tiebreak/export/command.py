@@ -22,9 +22,9 @@ from tiebreak.config import load_config
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.export.configuration import IN_GGUF, OF_POLICIES, Dtype, ExportArguments
 from tiebreak.export.folder import require_free, written_whole
+from tiebreak.files import write_json
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import while_importing
-from tiebreak.records import write_json
 from tiebreak.runs.run import read_manifest
 from tiebreak.terminal import say
 

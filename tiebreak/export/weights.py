@@ -19,6 +19,7 @@ from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.export.configuration import Dtype
 from tiebreak.export.origin import Origin, Probe, base_for_others
+from tiebreak.files import write_json
 from tiebreak.models.adapters.adapter import Adapter, merge, probe_ids
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import CHAT_FILE, MODEL_FILE, ModelSource, copy_code
@@ -26,7 +27,6 @@ from tiebreak.models.load import load_base, load_frozen_policy, load_trained_rew
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE, probe_difference, probe_values
 from tiebreak.models.save import pinned_chat
 from tiebreak.models.scores import SCALE_FILE
-from tiebreak.records import write_json
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES: Mapping[torch.dtype, Dtype] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from tiebreak.records import Prompt, content_id
+from tiebreak.messages import content_id
+from tiebreak.records import Prompt
 
 CANARY = "canary"
 """the tag of planted rows, and the stem of their file"""

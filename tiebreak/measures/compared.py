@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from tiebreak.measures.judges import side_of
-from tiebreak.records import Completion, Judgment, Pair, Prompt, content_id
+from tiebreak.messages import content_id
+from tiebreak.records import Completion, Judgment, Pair, Prompt
 
 Won = Mapping[frozenset[str], tuple[str, float]]
 """two completions → (one of them, the share of the judgments that it won, a tie being half a win)"""

@@ -19,13 +19,13 @@ from torch import nn
 
 from tiebreak.config import AdapterConfig, LoadingConfig
 from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.files import write_json
 from tiebreak.models.adapters.adapter import merge, probe_ids
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, grown_vocabulary
 from tiebreak.models.find import OWN_BASE, ModelSource, base_sha256, copy_code
 from tiebreak.models.load import load_base
 from tiebreak.models.probe import probe_values, verify_probe, write_probe
 from tiebreak.models.tokenizers import load_tokenizer
-from tiebreak.records import write_json
 from tiebreak.terminal import is_main_process, say
 
 ORIGIN = "merged_from.json"

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tiebreak.errors import HandoffError
+from tiebreak.files import write_json
 from tiebreak.packed.fused import own_computation
-from tiebreak.records import write_json
 
 if TYPE_CHECKING:
     pass

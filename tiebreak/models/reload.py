@@ -23,10 +23,10 @@ from typing import IO, TYPE_CHECKING, Any
 from tiebreak.config import LoadingConfig, SamplingConfig
 from tiebreak.data.conversations import to_messages
 from tiebreak.errors import HandoffError
+from tiebreak.files import write_json
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.preloaded import Answer, PreforkedProcess, answered, may_fork
 from tiebreak.process.settings import while_importing
-from tiebreak.records import write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -11,13 +11,13 @@ from torch import Tensor
 from tiebreak.chat.chat import Chat
 from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.config.adapter import as_saved, to_adapter_config
+from tiebreak.files import write_json
 from tiebreak.hashing import hash_file
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.adapters.virtual_tokens import as_embeddings
 from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, base_sha256, code_sha256, copy_code
 from tiebreak.models.full import write_whole
 from tiebreak.models.tokenizers import tokenizer_facts
-from tiebreak.records import write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel

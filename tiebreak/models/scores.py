@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tiebreak.records import Record, write_json
+from tiebreak.files import write_json
+from tiebreak.messages import Record
 
 SCALE_FILE = "score_scale.json"
 

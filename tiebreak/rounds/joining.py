@@ -12,17 +12,9 @@ from tiebreak.command.pipeline import make_room
 from tiebreak.config import Section, StageConfig, TrackingConfig
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import EDITS, read_records
-from tiebreak.records import (
-    MAX_STRENGTH,
-    Completion,
-    ExportedJudgment,
-    Judgment,
-    Pair,
-    Preference,
-    assistant,
-    comparison_key,
-    write_jsonl,
-)
+from tiebreak.files import write_jsonl
+from tiebreak.messages import assistant, comparison_key
+from tiebreak.records import MAX_STRENGTH, Completion, ExportedJudgment, Judgment, Pair, Preference
 from tiebreak.runs.run import folder_state, identify, read_manifest, start_run
 
 STAGE = "join"

@@ -21,11 +21,11 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.pipeline import PipelineConfig, check_entry, group_in, run_stage, stage_words
 from tiebreak.config import load_config, read_yaml
 from tiebreak.errors import ConfigError, counted
+from tiebreak.files import write_json, write_text_atomically
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.limit import limited_to
 from tiebreak.process.settings import quiet_upstream
 from tiebreak.process.stopping import heeding_signals
-from tiebreak.records import write_json, write_text_atomically
 from tiebreak.rounds.configuration import RoundsConfig
 from tiebreak.rounds.figures import held_out_accuracy, read_evaluation, read_label
 from tiebreak.rounds.joining import Judged, join_config, join_labels, share_pairs

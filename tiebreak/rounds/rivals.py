@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.data.reading import read_records
-from tiebreak.records import Pair, content_id, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.messages import content_id
+from tiebreak.records import Pair
 from tiebreak.rounds.configuration import Rival
 from tiebreak.rounds.joining import clear_other_run
 from tiebreak.runs.run import start_run

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak import __version__
+from tiebreak.files import write_json
 from tiebreak.hashing import hash_json
-from tiebreak.records import write_json
 from tiebreak.runs.run import Run, in_batches, installed_versions
 
 FOLDER = ".cache"

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tiebreak.files import write_text_atomically
 from tiebreak.hashing import hash_file
-from tiebreak.records import write_text_atomically
 
 MARKER = "COMPLETE"
 HASHED_BYTES = 64 * 2**20

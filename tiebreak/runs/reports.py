@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiebreak.errors import TiebreakError
-from tiebreak.records import write_json
+from tiebreak.files import write_json
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 

@@ -37,12 +37,12 @@ from tiebreak.config import StageConfig, dump_config, read_yaml
 from tiebreak.data.sources import data_files, is_data_folder, pinned_source, split_suffix
 from tiebreak.errors import RunError
 from tiebreak.extras import require_trackers
+from tiebreak.files import write_json, write_text_atomically
 from tiebreak.hashing import hash_file, hash_json
 from tiebreak.measures.functions import load_function
 from tiebreak.process import limit
 from tiebreak.process.ending import TRACEBACK_FILE, is_full_disk
 from tiebreak.process.stopping import check, deferring, interruptible
-from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import audit, checkpoints
 from tiebreak.runs.differences import differences
 from tiebreak.runs.energy import EnergyMeter

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
 from tiebreak.errors import ConfigError, DataError, TiebreakError
+from tiebreak.files import write_jsonl
+from tiebreak.messages import Message
 from tiebreak.process.ending import exit_with_message
 from tiebreak.process.settings import while_importing
-from tiebreak.records import Message, write_jsonl
 from tiebreak.serving.configuration import ChatArguments
 from tiebreak.terminal import complain, has_colours, paint, plain, say
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tiebreak.records import write_json, write_jsonl
+from tiebreak.files import write_json, write_jsonl
 from tiebreak.runs.run import MANIFEST, Run, read_metrics
 from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.beside import DetachedProcess, environment_beside, start_beside

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tiebreak.errors import ConfigError, MachineError
+from tiebreak.files import write_json
 from tiebreak.process.ending import exit_with_message
-from tiebreak.records import write_json
 from tiebreak.runs.run import MANIFEST, RUN_FILE
 from tiebreak.tracking.contents import FACTS_FILE, FOLDER, in_order, read_json
 from tiebreak.tracking.facts import facts_in

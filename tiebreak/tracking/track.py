@@ -16,8 +16,8 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, TrackingConfig, load_config
 from tiebreak.errors import ConfigError, MachineError, counted
 from tiebreak.extras import require_trackers
+from tiebreak.files import write_json
 from tiebreak.process.ending import exit_with_message
-from tiebreak.records import write_json
 from tiebreak.terminal import say
 from tiebreak.tracking.contents import in_order, read_json
 from tiebreak.tracking.facts import facts_in

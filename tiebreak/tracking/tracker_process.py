@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from tiebreak.config import TrackingConfig
-from tiebreak.records import write_json
+from tiebreak.files import write_json
 from tiebreak.runs.run import MANIFEST, Run
 from tiebreak.terminal import say
 from tiebreak.tracking.beside import DetachedProcess, environment_beside, start_beside

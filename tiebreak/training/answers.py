@@ -16,9 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tiebreak.chat.chat import Chat
 from tiebreak.chat.rows import renderable
 from tiebreak.config import SamplingConfig
+from tiebreak.messages import content_id
 from tiebreak.packed.generation import row_seed, sample_completions
 from tiebreak.packed.sharding import at_own_pace
-from tiebreak.records import Prompt, content_id
+from tiebreak.records import Prompt
 from tiebreak.terminal import say
 from tiebreak.tracking.contents import read_rows
 from tiebreak.tracking.recorder import RunRecorder

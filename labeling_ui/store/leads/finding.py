@@ -25,7 +25,8 @@ from labeling_ui.database.words import matching
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.items import beginning_of
 from tiebreak.assessments import read_judgment, read_pair
-from tiebreak.records import Judgment, Pair, Record
+from tiebreak.messages import Record
+from tiebreak.records import Judgment, Pair
 
 FIRST_CHUNK = 2_000
 """Matches of a text in the first chunk; each further chunk, read until a page is full, is four times as large."""

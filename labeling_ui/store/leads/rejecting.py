@@ -32,7 +32,7 @@ from labeling_ui.database.schema import (
 from labeling_ui.store.answers import storable
 from labeling_ui.store.work.judging import count_vote, count_work
 from tiebreak.assessments import read_judgment
-from tiebreak.records import Record
+from tiebreak.messages import Record
 
 MOST_TOGETHER = 500
 """Judgments rejected in one transaction: raters do not wait for longer."""

@@ -37,7 +37,8 @@ from labeling_ui.store.pairs.items import items_of, pairs_digest
 from labeling_ui.store.pairs.known import check_value
 from tiebreak.assessments import is_single, read_pair
 from tiebreak.errors import HandoffError, counted
-from tiebreak.records import Pair, Record
+from tiebreak.messages import Record
+from tiebreak.records import Pair
 from tiebreak.runs.requirements import Requirement, require
 from tiebreak.runs.run import identify_input
 

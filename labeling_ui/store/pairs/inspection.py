@@ -36,7 +36,7 @@ from labeling_ui.store.pairs.campaign import (
 )
 from tiebreak.assessments import FLAGGED, NOT_FLAGGED, SingleAnswer, decide_review, read_judgment
 from tiebreak.config import Section
-from tiebreak.records import content_id
+from tiebreak.messages import content_id
 
 INSPECTION = "inspection:"
 """Prefix of a batch's name in the setting that holds the inspection of its lot."""

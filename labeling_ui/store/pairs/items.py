@@ -15,7 +15,8 @@ from typing import Literal
 
 from tiebreak.assessments import SingleAnswer, SingleTask
 from tiebreak.hashing import canonical_json
-from tiebreak.records import Message, Pair, content_id
+from tiebreak.messages import Message, content_id
+from tiebreak.records import Pair
 
 Task = Literal["pair", "ranking"] | SingleTask
 

@@ -23,7 +23,8 @@ from labeling_ui.store.pairs.media import ShownMedia, media_of
 from labeling_ui.store.work.standing import HELD, QualifyConfig, StopConfig, is_tested, next_question
 from tiebreak.assessments import SingleAnswer, is_single, read_judgment, read_pair
 from tiebreak.hashing import canonical_json
-from tiebreak.records import Pair, content_id
+from tiebreak.messages import content_id
+from tiebreak.records import Pair
 
 LEASE_SECONDS = 20 * 60
 REPEAT_AFTER = 20

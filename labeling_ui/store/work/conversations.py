@@ -26,7 +26,8 @@ from labeling_ui.store.pairs import campaign
 from labeling_ui.store.work import assigning
 from labeling_ui.store.work.assigning import Assignment, Rules, active_rater
 from tiebreak.hashing import canonical_json
-from tiebreak.records import Completion, Judgment, Message, Messages, Pair, Record, content_id, prompt_id
+from tiebreak.messages import Message, Messages, Record, content_id, prompt_id
+from tiebreak.records import Completion, Judgment, Pair
 
 MAX_TURN_CHARACTERS = 20_000
 MAX_TURNS = 50

@@ -32,8 +32,10 @@ from labeling_ui.store.work.assigning import (
 )
 from labeling_ui.store.work.standing import HELD, HELD_MESSAGE, look_at_rater
 from tiebreak.assessments import Assessment, SingleTask, disagreement, is_single, read_judgment
+from tiebreak.files import explain
 from tiebreak.hashing import canonical_json
-from tiebreak.records import Judgment, content_id, explain
+from tiebreak.messages import content_id
+from tiebreak.records import Judgment
 
 A = TypeVar("A", bound=Answer)
 CLOCK_SLACK_SECONDS = 5

@@ -23,7 +23,7 @@ from labeling_ui.database.schema import ASSIGNMENTS, GOLD, ITEMS, JUDGMENTS, RAT
 from labeling_ui.store.pairs.known import KNOWN, MAY_VOTE, outcome_of
 from tiebreak.config import Section
 from tiebreak.measures.statistics import wilson_interval
-from tiebreak.records import content_id
+from tiebreak.messages import content_id
 
 Standing = Literal["", "qualified", "failed", "stopped"]
 """'': not tested; failed: the test; stopped: by a sequential test, or by a lead."""

@@ -22,7 +22,7 @@ from labeling_ui.store.pairs.media import media_of
 from labeling_ui.web.context import DeskOf, LeadWritingSession, printable, viewing_session
 from labeling_ui.web.lead_replies import ItemRead, ItemsFound, JudgmentListed, Rejected, RejectionEffect, TakenBack
 from labeling_ui.web.replies import replies
-from tiebreak.records import explain
+from tiebreak.files import explain
 
 router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])
 

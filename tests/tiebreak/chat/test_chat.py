@@ -12,7 +12,7 @@ from tiebreak.chat.build import build_chat, check_tokenizer
 from tiebreak.chat.chat import EncodedSequence
 from tiebreak.chat.rows import check_encoded, coloured_mask
 from tiebreak.errors import HandoffError
-from tiebreak.records import Message, Messages
+from tiebreak.messages import Message, Messages
 
 SYSTEM = Message(role="system", content="Be brief.")
 ASK = Message(role="user", content="Why pale?")

@@ -29,7 +29,8 @@ from tiebreak.chat.turns import (
 )
 from tiebreak.config import ChatSettings, StageConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError, NoRowLeftError
-from tiebreak.records import LabelledAnswer, Message, Messages, Preference, Prompt, prompt_id
+from tiebreak.messages import Message, Messages, prompt_id
+from tiebreak.records import LabelledAnswer, Preference, Prompt
 from tiebreak.runs.run import start_run
 
 ASK = Message(role="user", content="Why pale?")

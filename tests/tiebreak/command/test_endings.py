@@ -135,7 +135,7 @@ runpy.run_module("tiebreak", run_name="__main__", alter_sys=True)
     [
         ("tiebreak.command.cli", ["--help"]),
         ("tiebreak.errors", ["inspect", "x"]),
-        ("tiebreak.records", ["inspect", "x"]),  # pydantic makes a line of its own message of it
+        ("tiebreak.messages", ["inspect", "x"]),  # pydantic makes a line of its own message of it
         ("tiebreak.command.data", ["data", "x"]),
         ("labeling_ui.label", ["label", "status"]),
         ("sqlalchemy", ["label", "--pairs", "x", "--output", "y"]),

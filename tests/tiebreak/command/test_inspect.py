@@ -14,7 +14,7 @@ from support import write_checkpoint
 
 from tiebreak.command.inspect import figures_of, inspect_chain, inspect_run, last_metrics
 from tiebreak.config import StageConfig
-from tiebreak.records import write_json, write_jsonl
+from tiebreak.files import write_json, write_jsonl
 from tiebreak.runs import run as runs
 
 REPOSITORY = Path(__file__).parents[3]

@@ -19,7 +19,8 @@ from tiebreak.data.rows.content import PromptRow
 from tiebreak.data.shapes import interpret
 from tiebreak.data.sources import read_file
 from tiebreak.errors import DataError
-from tiebreak.records import Message, RecordKind
+from tiebreak.messages import Message
+from tiebreak.records import RecordKind
 
 ARTICLE = (
     "<html><head><title>T</title><meta charset='{}'></head><body><nav><a href='/'>Home</a><a href='/b'>Basket</a></nav>"

@@ -43,17 +43,9 @@ from tiebreak.data.rows.preferences import pair_up
 from tiebreak.data.shapes import answers_to_judge, guess, interpret
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, RunError, counted
-from tiebreak.records import (
-    Demonstration,
-    Message,
-    Messages,
-    Preference,
-    Prompt,
-    RecordKind,
-    Split,
-    prompt_id,
-    write_jsonl,
-)
+from tiebreak.files import write_jsonl
+from tiebreak.messages import Message, Messages, prompt_id
+from tiebreak.records import Demonstration, Preference, Prompt, RecordKind, Split
 
 QUESTIONS = [
     ("Why do roots turn brown?", "The water is too warm. Cool it to 18 °C.", "Roots are like that."),

@@ -17,18 +17,10 @@ from tiebreak.data.images import place_images
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
 from tiebreak.errors import DataError, HandoffError
+from tiebreak.messages import Message, Messages, assistant, content_id, prompt_id, split_key, text_of
 from tiebreak.models.find import find_model
 from tiebreak.models.tokenizers import load_chat
-from tiebreak.records import (
-    Message,
-    Messages,
-    Preference,
-    assistant,
-    content_id,
-    prompt_id,
-    split_key,
-    text_of,
-)
+from tiebreak.records import Preference
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
 PNG_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"

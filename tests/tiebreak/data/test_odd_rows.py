@@ -16,7 +16,8 @@ from support import write_rows
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read, read_demonstrations, read_preferences
 from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Preference, split_key
+from tiebreak.messages import split_key
+from tiebreak.records import Demonstration, Preference
 
 KEEP: dict[str, Any] = {"validation_share": 0.0}
 PAIR = {"prompt": "Why?", "chosen": "Iron.", "rejected": "No idea."}

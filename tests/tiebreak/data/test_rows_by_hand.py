@@ -32,7 +32,9 @@ from tiebreak.data.shapes import guess, interpret
 from tiebreak.data.sources import pieces_of
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, HandoffError, RunError
-from tiebreak.records import FunctionCall, LabelledAnswer, Message, Preference, RecordKind, ToolCall, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.messages import FunctionCall, Message, ToolCall
+from tiebreak.records import LabelledAnswer, Preference, RecordKind
 
 KEEP: dict[str, Any] = {"validation_share": 0.0}
 SIDES = {"prompt": "q", "chosen": "x", "rejected": "y"}

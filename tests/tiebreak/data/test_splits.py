@@ -25,7 +25,8 @@ from sft.train import SFT
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
 from tiebreak.data.splits import assign, is_held_out, partition, split_of, variant_of
 from tiebreak.errors import DataError
-from tiebreak.records import Message, prompt_id, write_jsonl
+from tiebreak.files import write_jsonl
+from tiebreak.messages import Message, prompt_id
 from tiebreak.runs.run import read_manifest
 
 EVERY = ["train", "validation", "test"]

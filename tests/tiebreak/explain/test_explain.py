@@ -23,7 +23,7 @@ from tiebreak.command.cli import main
 from tiebreak.explain.influence import Sketch, TokenPair, influences, lora_parameters, reward_loss, score_of
 from tiebreak.explain.words import leave_one_out
 from tiebreak.library import load_reward_model, score
-from tiebreak.records import Message
+from tiebreak.messages import Message
 
 PROMPT, ANSWER = "Why are my leaves pale?", "Add iron; then wait a week."
 

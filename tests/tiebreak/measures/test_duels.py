@@ -15,7 +15,8 @@ from tiebreak.measures.duels import (
     win_rate,
 )
 from tiebreak.measures.ratings import bradley_terry
-from tiebreak.records import Completion, Judgment, Message, Pair
+from tiebreak.messages import Message
+from tiebreak.records import Completion, Judgment, Pair
 
 
 def pair(n: int, first: str, second: str) -> Pair:

@@ -15,7 +15,8 @@ from tiebreak.measures.yardsticks import instructions
 from tiebreak.measures.yardsticks.inputs import YardstickInput
 from tiebreak.measures.yardsticks.instructions import CHECKS, Instruction, followed_loosely, read_instructions
 from tiebreak.measures.yardsticks.registry import ENTRIES, build_measure, parse
-from tiebreak.records import Message, Prompt
+from tiebreak.messages import Message
+from tiebreak.records import Prompt
 
 
 def asked(text: str = "Why?", references: tuple[str, ...] = (), tags: tuple[str, ...] = ()) -> YardstickInput:

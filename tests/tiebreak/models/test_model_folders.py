@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError, ModelError, TiebreakError
+from tiebreak.messages import Message
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_base, load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.generation import draw
-from tiebreak.records import Message
 
 ASK = (Message(role="user", content="Why?"),)
 TEMPLATE = (

@@ -18,7 +18,8 @@ from sft.configuration import PrepareConfig
 from sft.prepare import prepare
 from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import HandoffError
-from tiebreak.records import Message, Pair
+from tiebreak.messages import Message
+from tiebreak.records import Pair
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import identify_input, read_manifest
 

@@ -19,7 +19,7 @@ from support import REPOSITORY, snapshot, write_checkpoint
 
 from tiebreak.config import StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, RunError
-from tiebreak.records import write_json, write_text_atomically
+from tiebreak.files import write_json, write_text_atomically
 from tiebreak.runs import hub
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import manifest_chain

@@ -100,7 +100,7 @@ def test_two_policies_answer_with_their_scores(runs: Path, monkeypatch: pytest.M
 
 
 def _messages() -> list[Any]:
-    from tiebreak.records import Message
+    from tiebreak.messages import Message
 
     return [Message(role="user", content=ASK)]
 

@@ -34,9 +34,10 @@ from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
 from sft.train import to_dataset as to_sft_dataset
 from tiebreak.chat.chat import EncodedSequence
 from tiebreak.config import TrainingConfig
+from tiebreak.messages import Message
 from tiebreak.packed.forward import pack_forward
 from tiebreak.packed.parts import whole_model
-from tiebreak.records import Message, Preference
+from tiebreak.records import Preference
 from tiebreak.training.labels import Label
 from tiebreak.training.passes import Passes
 

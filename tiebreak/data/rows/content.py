@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass, field
 
-from tiebreak.records import Messages, Tools, check_prompt, check_side
+from tiebreak.messages import Messages, Tools, check_prompt, check_side
 
 
 @dataclass(frozen=True)

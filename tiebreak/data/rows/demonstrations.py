@@ -17,7 +17,7 @@ from tiebreak.data.rows.parts import (
     with_system,
 )
 from tiebreak.data.tickets import is_ticket, ticket_of
-from tiebreak.records import Messages
+from tiebreak.messages import Messages
 
 
 def ticket_prompt(cells: Cells) -> Interpretation | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tiebreak.data.cells import Cells
 from tiebreak.data.conversations import NO_MESSAGES, is_conversation, to_messages, to_tools
-from tiebreak.records import Message, Messages, Tools
+from tiebreak.messages import Message, Messages, Tools
 
 PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 

@@ -26,7 +26,8 @@ from tiebreak.data.rows.parts import (
     read_tools,
     with_system,
 )
-from tiebreak.records import MAX_STRENGTH, Messages, Tools, text_of
+from tiebreak.messages import Messages, Tools, text_of
+from tiebreak.records import MAX_STRENGTH
 
 SIDES = (
     ("chosen", "rejected"),
