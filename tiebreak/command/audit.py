@@ -41,15 +41,19 @@ def _audit(words: list[str]) -> None:
     folder, flags = Path(words[1]), words[2:]
     if words[0] == "begin":
         load_config(BeginArguments, flags, "audit begin")
-        show(f"{begin_trail(folder)}: runs below {folder} are recorded in it from now on")
+        file, found = begin_trail(folder)
+        there = f", after {counted(found, 'finished run')} that were there" if found else ""
+        show(f"{file}: runs below {folder} are recorded in it from now on{there}")
         return
     given = load_config(VerifyArguments, flags, "audit verify")
     trail = verify(folder, given.head)
     if trail.faults:
         faults = "\n".join(f"  {fault}" for fault in trail.faults)
         raise RunError(f"{trail.file}: {counted(len(trail.faults), 'error')}\n{faults}")
-    finished = sum(one.get("event") == "finished" for one in trail.events)
-    show(f"{trail.file}: {counted(len(trail.events), 'event')}, {counted(finished, 'finished run')}, nothing changed")
+    finished, found = (sum(one.get("event") == event for one in trail.events) for event in ("finished", "found"))
+    older = f", {counted(found, 'run')} older than the trail" if found else ""
+    events = counted(len(trail.events), "event")
+    show(f"{trail.file}: {events}, {counted(finished, 'finished run')}{older}, nothing changed")
     show(f"last hash, to be kept elsewhere: {trail.head}")
 
 

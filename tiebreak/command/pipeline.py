@@ -46,6 +46,7 @@ from tiebreak.process.stopping import (
     heeding_signals,
     requested,
 )
+from tiebreak.runs.audit import record_move
 from tiebreak.runs.placement import Placement, of_file
 from tiebreak.runs.reports import read_reports
 from tiebreak.runs.run import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
@@ -416,6 +417,7 @@ def _move_aside(folder: Path) -> None:
     number = 1
     while (target := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
         number += 1
+    record_move(folder, target)
     folder.rename(target)
     say(f"moved {folder} aside, to {target}")
 

@@ -38,19 +38,47 @@ def trail_above(folder: Path) -> Path | None:
     return next((parent / TRAIL for parent in parents if (parent / TRAIL).is_file()), None)
 
 
-def begin_trail(folder: Path) -> Path:
-    """Make a folder's trail.
+def begin_trail(folder: Path) -> tuple[Path, int]:
+    """Make a folder's trail; returns it, and the number of finished runs that were there.
+
+    Their ids and files are recorded as their manifests have them, as `found`: when, by whom and how they were made is not
+    known.
 
     Raises:
-        RunError: it has one.
+        RunError: it has one, or a manifest cannot be read.
     """
     file = folder / TRAIL
     if file.exists():
         raise RunError(f"{file} exists: runs below {folder} are recorded in it already")
     folder.mkdir(parents=True, exist_ok=True)
+    found = [(place, _facts_of(place)) for place in _runs_below(folder) if trail_above(place) is None]
     file.touch()
     append(file, {"event": "begun"})
-    return file
+    for place, facts in found:
+        append(file, {"event": "found", "folder": os.path.relpath(place.resolve(), file.resolve().parent), **facts})
+    return file, len(found)
+
+
+def _runs_below(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """The finished runs that the folder's trail would record."""
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir():
+            continue
+        if (entry / MANIFEST).is_file():
+            yield entry
+        elif depth > 1:
+            yield from _runs_below(entry, depth - 1)
+
+
+def _facts_of(run: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((run / MANIFEST).read_text(encoding="utf-8"))
+        inputs = {name: one["id"] for name, one in manifest["inputs"].items()}
+        return {"inputs": inputs, **{key: manifest[key] for key in ("stage", "id", "outputs")}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{run / MANIFEST} cannot be read ({type(error).__name__}: {error}): repair the run or move it away first"
+        ) from error
 
 
 def append(file: Path, event: Mapping[str, Any]) -> None:
@@ -89,6 +117,12 @@ def record(folder: Path, event: str, facts: Mapping[str, Any]) -> None:
         raise RunError(
             f"the audit trail {file} cannot be written ({error}): 'tiebreak audit verify' checks it"
         ) from error
+
+
+def record_move(folder: Path, target: Path) -> None:
+    """Record that a run's folder is about to be renamed, if there is a trail above it."""
+    if (file := trail_above(folder)) is not None:
+        record(folder, "moved", {"to": os.path.relpath(target.resolve(), file.parent)})
 
 
 def _user() -> str:
@@ -153,25 +187,37 @@ def verify(folder: Path, head: str | None = None) -> Trail:
 
 
 def _run_faults(folder: Path, events: list[dict[str, Any]]) -> Iterator[str]:
-    finished = {row["folder"]: row for row in events if row.get("event") == "finished"}
-    for place, row in finished.items():
+    recorded = _recorded(events)
+    for place, row in recorded.items():
+        known = f"{place} was {row['event']} as {row['id']}"
         manifest = folder / place / MANIFEST
         if not manifest.is_file():
-            yield f"{place} was finished as {row['id']}, and is not there"
+            yield f"{known}, and is not there"
             continue
-        identity = json.loads(manifest.read_text(encoding="utf-8")).get("id")
+        try:
+            identity = json.loads(manifest.read_text(encoding="utf-8"))["id"]
+        except (ValueError, KeyError, TypeError) as error:
+            yield f"{known}, and its {MANIFEST} cannot be read ({type(error).__name__}: {error})"
+            continue
         if identity != row["id"]:
-            yield f"{place} was finished as {row['id']}, and holds {identity}"
+            yield f"{known}, and holds {identity}"
             continue
         yield from _output_faults(folder, place, row.get("outputs", {}))
-    recorded_folders = {(folder / place).resolve() for place in finished}
-    below = sorted(folder.glob(f"*/{MANIFEST}")) + sorted(folder.glob(f"*/*/{MANIFEST}"))
-    for manifest in below:
-        if (
-            manifest.parent.resolve() not in recorded_folders
-            and trail_above(manifest.parent) == (folder / TRAIL).resolve()
-        ):
-            yield f"{manifest.parent.relative_to(folder)} is a finished run that the trail does not have"
+    folders = {(folder / place).resolve() for place in recorded}
+    for run in _runs_below(folder):
+        if run.resolve() not in folders and trail_above(run) == (folder / TRAIL).resolve():
+            yield f"{run.relative_to(folder)} is a finished run that the trail does not have"
+
+
+def _recorded(events: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The finished runs that should be there, by folder."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in events:
+        if row.get("event") in ("finished", "found"):
+            found[row["folder"]] = row
+        elif row.get("event") == "moved" and row["folder"] in found:
+            found[row["to"]] = found.pop(row["folder"])
+    return found
 
 
 def _output_faults(folder: Path, place: str, outputs: Mapping[str, str]) -> Iterator[str]:

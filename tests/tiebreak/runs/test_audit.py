@@ -11,6 +11,8 @@ import pytest
 from study import finished
 from support import read_rows, run_here
 
+from tiebreak.command.audit import main as audit
+from tiebreak.command.pipeline import _move_aside
 from tiebreak.runs.audit import FIRST
 
 
@@ -75,6 +77,39 @@ def test_every_change_is_found(root: Path) -> None:
     shutil.rmtree(copied)
     shutil.rmtree(root / "round-1")
     assert "round-1/dpo was finished as" in verified(root)[1]
+
+
+def test_runs_that_were_there_are_taken_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are checked as the others are, at any depth that the trail records; so is a run after it is moved aside."""
+    root = tmp_path / "runs"
+    sft = finished(root / "sft", "sft", {"policy": "org/base"})
+    finished(root / "rounds" / "round-1" / "dpo", "dpo", {"policy": sft})
+    audit(["begin", str(root)])
+    assert "after 2 finished runs that were there" in capsys.readouterr().out
+    found = {row["folder"]: row for row in read_rows(root / "audit.jsonl") if row["event"] == "found"}
+    manifest = json.loads((root / "sft" / "manifest.json").read_text())
+    assert set(found) == {"sft", "rounds/round-1/dpo"}
+    assert (found["sft"]["id"], found["sft"]["outputs"]) == (manifest["id"], manifest["outputs"])
+    assert found["rounds/round-1/dpo"]["inputs"] == {"policy": manifest["id"]}
+    audit(["verify", str(root)])
+    assert "0 finished runs, 2 runs older than the trail, nothing changed" in capsys.readouterr().out
+    copied = shutil.copytree(root / "sft", root / "rounds" / "round-1" / "sft")
+    assert "rounds/round-1/sft is a finished run that the trail does not have" in verified(root)[1]
+    shutil.rmtree(copied)
+    (root / "rounds" / "round-1" / "dpo" / "final" / "model.json").write_text("{}")
+    assert "rounds/round-1/dpo/final/model.json has changed" in verified(root)[1]
+
+
+def test_a_run_that_is_moved_aside_is_known_there(root: Path) -> None:
+    _move_aside(root / "sft")
+    assert verified(root)[0] == 0
+    finished(root / "sft", "sft", {"policy": "org/other"})
+    assert verified(root)[0] == 0
+    _move_aside(root / "sft")
+    assert verified(root)[0] == 0
+    (root / "sft.replaced-2" / "manifest.json").write_text("{")
+    assert "sft.replaced-2 was finished as" in verified(root)[1]
+    assert "its manifest.json cannot be read (JSONDecodeError" in verified(root)[1]
 
 
 def test_without_a_trail_nothing_is_written_and_a_second_one_is_refused(root: Path, tmp_path: Path) -> None:
