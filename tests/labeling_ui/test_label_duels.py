@@ -19,8 +19,9 @@ from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from tiebreak.config import StageConfig
 from tiebreak.data.reading import read_preferences
+from tiebreak.files import write_json, write_jsonl
 from tiebreak.measures.sequential import SMALLEST_GAP
-from tiebreak.records import Pair, write_json, write_jsonl
+from tiebreak.records import Pair
 from tiebreak.runs.run import start_run
 
 
