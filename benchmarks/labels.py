@@ -345,7 +345,7 @@ def write_judge(world: World) -> Path:
     (folder / "erring_judge.py").write_text(
         '"""The rubric of the quickstart\'s world, turned around for a share of prompts, by a hash."""\n'
         "from tiebreak.measures.yardstick import find_yardstick\n"
-        "from tiebreak.records import content_id\n\n"
+        "from tiebreak.messages import content_id\n\n"
         'RUBRIC = find_yardstick("rubric")\n\n\n'
         "def erring(prompt, answer):\n"
         '    value = RUBRIC.measure(prompt, answer, "an answer").value\n'
