@@ -19,6 +19,7 @@ from tiebreak.measures.judges import (
     markdown_marks,
     preference_for,
 )
+from tiebreak.measures.statistics import wilson_interval
 from tiebreak.messages import Message, prompt_id
 from tiebreak.records import Completion, Judgment, ModelVerdict, Pair
 
@@ -97,29 +98,53 @@ def test_the_judges_win_rate_is_never_alone() -> None:
 
 
 def test_copies_of_a_comparison_add_no_certainty() -> None:
-    """Each of 30 prompts three times, as in pairs of two policies with several answers: every interval stays as it is."""
-    said, truth = [1, 1, 1, -1, 0, 1] * 5, [1, 1, -1, -1, 1] * 4
+    """Each of 30 prompts three times, as in pairs of two policies with several answers: every interval stays as it is.
+    Of the 20 that people judged, the judge agrees on 14, calls 3 ties, and prefers the other answer in 3."""
+    truth = [1, 1, -1, -1, 1] * 4
+    said = [0 if n % 6 == 5 else -a if n % 5 == 2 else a for n, a in enumerate([*truth, *truth[:10]])]
 
-    def measured(copies: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        def each(one: Any, key: str) -> list[Any]:
-            return [one.model_copy(update={key: f"{getattr(one, key)}-{n}"}) for n in range(copies)]
+    def each(one: Any, key: str, copies: int) -> list[Any]:
+        return [one.model_copy(update={key: f"{getattr(one, key)}-{n}"}) for n in range(copies)]
 
-        judged = [v for n, a in enumerate(said) for v in each(vote(n, "j", a, (a, a or 1), 0.9), "pair_id")]
-        votes = [v for n, a in enumerate(truth) for v in each(vote(n, "r", a), "pair_id")]
-        pairs = [p for n in range(30) for p in each(pair(n), "id")]
+    def votes_of(answers: list[int], rater: str, copies: int, confidence: float | None = None) -> list[Judgment]:
+        orders = [(a, a or 1) if confidence else None for a in answers]
+        votes = [vote(n, rater, a, order, confidence) for n, (a, order) in enumerate(zip(answers, orders, strict=True))]
+        about = [one.model_copy(update={"aspects": {"clear": one.answer}}) for one in votes]
+        return [one for vote in about for one in each(vote, "pair_id", copies)]
+
+    def measured(copies: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        judged, votes = votes_of(said, "j", copies, 0.9), votes_of(truth, "r", copies)
+        splits = [pair(n).model_copy(update={"split": "train" if n % 2 else "test"}) for n in range(30)]
+        pairs = [one for each_pair in splits for one in each(each_pair, "id", copies)]
         [contest] = contests(judged, votes, pairs)
         people = against_people(judged, votes, pairs)
         assert people is not None
-        return win_rates(contest), habits(judged, pairs), people
+        parts = {"habits": habits(judged, pairs), "people": people, "aspect": people["aspects"]["clear"]}
+        parts |= {name: people["slices"][name] for name in ("split train", "split test")}
+        parts |= {f"bin {n}": {"accuracy": one} for n, one in enumerate(people["calibration"]["bins"])}
+        return win_rates(contest), parts
 
-    (rates, own, people), (rates3, own3, people3) = measured(1), measured(3)
+    (rates, parts), (rates3, parts3) = measured(1), measured(3)
+    assert rates["preferred"]["value"] is not None
     for key in ("judge", "people", "corrected", "preferred"):
         for part in ("value", "interval"):
             assert rates3[key][part] == pytest.approx(rates[key][part], abs=2e-6), (key, part)
-    for one, three in [(own, own3), (people, people3)]:
+    for name, one in parts.items():
         for key in one.keys() & {"consistency", "longer", "accuracy", "accuracy_without_ties", "kappa"}:
-            assert three[key]["n"] == 3 * one[key]["n"]
-            assert three[key]["interval"] == pytest.approx(one[key]["interval"], abs=2e-6), key
+            three = parts3[name][key]
+            assert three["n"] == 3 * one[key]["n"]
+            assert three["interval"] == pytest.approx(one[key]["interval"], abs=2e-6), (name, key)
+
+
+def test_a_habit_on_copies_of_a_comparison_is_no_surer() -> None:
+    """Of 10 prompts, the judge takes the left twice at six, the right twice at four: as sure as of 10 answers, not 20."""
+    for copies in (1, 3):
+        turned = [vote(n, "j", 0, (-1, 1) if n < 6 else (1, -1)) for n in range(10)]
+        judged = [one.model_copy(update={"pair_id": f"{one.pair_id}-{k}"}) for one in turned for k in range(copies)]
+        pairs = [pair(n).model_copy(update={"id": f"p{n}-{k}"}) for n in range(10) for k in range(copies)]
+        left = habits(judged, pairs)["left"]
+        assert (left["value"], left["n"]) == (0.6, 20 * copies)
+        assert left["interval"] == pytest.approx(wilson_interval(6, 10), abs=2e-6)
 
 
 def test_a_prompt_that_people_judged_in_part_counts_once() -> None:

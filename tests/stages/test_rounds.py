@@ -24,7 +24,7 @@ from tiebreak.messages import Message, assistant
 from tiebreak.records import Completion, ExportedJudgment, Judgment, Pair, Preference
 from tiebreak.rounds import loop, rivals
 from tiebreak.rounds.configuration import RoundsConfig, StopConfig
-from tiebreak.rounds.figures import agreement, read_evaluation, read_label
+from tiebreak.rounds.figures import read_evaluation, read_label
 from tiebreak.rounds.joining import Judged, join_config, join_labels, preferences_of_judge, rows_of, share_pairs
 from tiebreak.rounds.loop import State, run_round
 from tiebreak.rounds.page import build_page
@@ -200,9 +200,9 @@ def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, mon
         write_config(tmp_path / f"{name}.yaml", seed=3, **({"sampling": [{"n": 1}] * 3} if name == "sample" else {}))
     stages = [{"stage": name, "config": str(tmp_path / f"{name}.yaml")} for name in names]
     about = {"name": "r", "root": str(tmp_path / "rounds"), "policy": "runs/sft", "budget": 9, "stages": stages}
-    config = RoundsConfig.model_validate({**about, **EVERYTHING})
+    config = RoundsConfig.model_validate({**about, **EVERYTHING, "replace": True})
     rate = {"value": 0.5, "n": 9, "interval": [0.4, 0.6]}
-    labelled = {
+    labelled: dict[str, Any] = {
         "labels": 3,
         "decided": 2,
         "arms": {},
@@ -217,8 +217,10 @@ def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, mon
 
     for name, stub in {
         "_run": run,
-        "write_pool": lambda output, samples, _: ran.append(("pool", {"samples": samples})) or str(output),
-        "join_labels": lambda joined, _: joined.output,
+        "write_pool": lambda output, samples, replace: (
+            ran.append(("pool", {"samples": samples, "replace": replace})) or str(output)
+        ),
+        "join_labels": lambda joined, replace: ran.append(("join", {"replace": replace})) or joined.output,
         "share_pairs": lambda _: False,
         "read_label": lambda *_: labelled,
         "read_evaluation": lambda *_: evaluated,
@@ -235,7 +237,9 @@ def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, mon
     wanted = [f"round-1/{one}" for one in (*first, *cycle, "evaluate")] + [
         f"round-2/{one}" for one in (*second, "evaluate")
     ]
-    assert [name for name in at if name != "pool"] == wanted
+    assert [name for name in at if name not in ("pool", "join")] == wanted
+    assert (at.count("pool"), at.count("join")) == (2, 4)  # each round's labels, and its cycle's
+    assert all(keys["replace"] for name, keys in ran if name in ("pool", "join"))
     assert keys["round-1/sample-base"]["policy"] == "base of runs/sft"
     assert keys["round-2/sample"]["policy"].endswith("round-1/cycle-1-dpo")
     assert keys["round-2/sample-previous"]["policy"] == "runs/sft"
@@ -246,6 +250,12 @@ def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, mon
     assert keys["round-2/dpo"]["preferences"] == keys["round-2/dpo-from-start"]["preferences"]
     assert set(keys["round-2/evaluate"]["policies"]) == {"start", "previous", "current", "other"}
     assert set(keys["round-1/evaluate"]["policies"]) == {"start", "current"}
+    labelled["decided"] = 0
+    assert run_round(config, 3, state, 3, "g").startswith("round 3 is not trained on: none of its 3 judgments prefers")
+    assert (ran[-1][0], state.figures[-1]["trained"]) == ("round-3/label", False)
+    Path(config.root).mkdir()
+    loop.write_report(config, state, "")
+    assert json.loads((Path(config.root) / "rounds.json").read_text())["judge_cycles"] == 1
 
 
 def test_pairs_across_two_policies_by_hand() -> None:
@@ -542,21 +552,29 @@ def test_several_answers_to_a_prompt_count_as_their_mean(tmp_path: Path) -> None
     assert (found["over_start"]["value"], found["over_start"]["n"]) == (1.0, 2)
 
 
-def test_agreement_on_copies_of_a_comparison_is_no_surer() -> None:
+def test_agreement_on_copies_of_a_comparison_is_no_surer(tmp_path: Path) -> None:
     """Eight prompts, on six of which the raters agree: three pairs at each prompt leave the interval as it is."""
+    two = tuple(Completion(id=name, text=name) for name in "ab")
 
-    def measured(copies: int) -> Any:
+    def measured(copies: int) -> dict[str, Any]:
+        final = tmp_path / str(copies) / "final"
+        ids = [f"{n}-{k}" for n in range(8) for k in range(copies)]
+        pairs = [Pair(id=name, prompt_id=name[0], messages=ASK, completions=two) for name in ids]
         votes = [
-            ExportedJudgment(pair_id=f"{n}-{k}", rater_id=r, left="a", right="b", answer=a, kind="human")
-            for n in range(8)
-            for k in range(copies)
-            for r, a in (("r", 1), ("s", 1 if n < 6 else -1))
+            ExportedJudgment(pair_id=name, rater_id=rater, left="a", right="b", answer=answer, kind="human")
+            for name in ids
+            for rater, answer in (("r", 1), ("s", 1 if int(name[0]) < 6 else -1))
         ]
-        return agreement(votes, {one.pair_id: one.pair_id[0] for one in votes})
+        written: dict[str, list[Any]] = {"pairs": pairs, "judgments": votes, "preferences": []}
+        for file, rows in written.items():
+            write_rows(final / f"{file}.jsonl", [row.model_dump(mode="json") for row in rows])
+        figure = read_label(final.parent, final.parent)["agreement"]
+        assert isinstance(figure, dict)
+        return figure
 
     one, three = measured(1), measured(3)
-    assert (one.value, one.n, three.value, three.n) == (0.75, 8, 0.75, 24)
-    assert three.interval == pytest.approx(one.interval)
+    assert (one["value"], one["n"], three["value"], three["n"]) == (0.75, 8, 0.75, 24)
+    assert three["interval"] == pytest.approx(one["interval"], abs=2e-6)
 
 
 def test_the_page_names_simulated_raters_and_unlike_starts() -> None:

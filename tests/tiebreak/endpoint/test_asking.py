@@ -144,6 +144,8 @@ def test_half_a_character_and_a_message_of_another_type_are_kept(
     assert row["text"] == "a \N{GRINNING FACE} b \ufffd"
     assert AnswerFile(tmp_path / "a" / "answers.jsonl").rows["key-0"]["text"] == row["text"]
     assert ask(start(sends(says("hi"))), tmp_path / "b")[0]["text"] == ""
+    refusal = b'{"choices": [{"message": {"role": "assistant", "content": null, "refusal": "no \\ud800"}}]}'
+    assert ask(start(sends(refusal)), tmp_path / "c")[0]["fault"] == "a refusal: no \ufffd"
 
 
 def test_tokens_that_an_endpoint_does_not_count_are_estimated(start: Callable[[Reply], Server], tmp_path: Path) -> None:
@@ -152,6 +154,8 @@ def test_tokens_that_an_endpoint_does_not_count_are_estimated(start: Callable[[R
     for number, usage in enumerate(({}, {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": -9})):
         (row,) = ask(start(sends(says(message, **usage))), tmp_path / str(number))
         assert (row["prompt_tokens"], row["completion_tokens"]) == (4, 3)
+    (row,) = ask(start(sends(says({**message, "content": ""}, completion_tokens=-9))), tmp_path / "empty")
+    assert row["completion_tokens"] == 0
 
 
 def test_texts_are_not_sent_where_an_endpoint_redirects(start: Callable[[Reply], Server], tmp_path: Path) -> None:
@@ -166,10 +170,22 @@ def test_texts_are_not_sent_where_an_endpoint_redirects(start: Callable[[Reply],
         ask(start(sends({}, status=405)), tmp_path)
 
 
-def test_an_endpoint_that_is_down_is_not_asked_everything(start: Callable[[Reply], Server], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("parallel", "most"), [(2, 16), (10, 20)])
+def test_an_endpoint_that_is_down_is_not_asked_everything(
+    start: Callable[[Reply], Server], tmp_path: Path, parallel: int, most: int
+) -> None:
+    """Requests that are on their way end together, so that up to `parallel` - 1 more may fail."""
     server = start(sends({}, status=500))
-    with pytest.raises(
-        RunError, match=r"answered none of 16 questions in a row \(status 500, after 1 tries\): the other"
-    ):
-        ask(server, tmp_path, 60)
-    assert 16 <= server.asked <= 16 + 2
+    with pytest.raises(RunError, match=r"in a row \(status 500, after 1 tries\): the other") as caught:
+        ask(server, tmp_path, 60, parallel=parallel)
+    failed = int(str(caught.value).split("answered none of ")[1].split()[0])
+    assert most <= failed < most + parallel
+    assert failed <= server.asked <= failed + parallel
+
+
+def test_failures_between_answers_do_not_end_the_run(start: Callable[[Reply], Server], tmp_path: Path) -> None:
+    """Every tenth question is answered: no 16 fail in a row, and 40 are asked."""
+    answer, failure = sends(says({"role": "assistant", "content": "yes"})), sends({}, status=500)
+    server = start(lambda handler: (failure if server.asked % 10 else answer)(handler))
+    with pytest.raises(RunError, match="left 36 questions of 40 without an answer"):
+        ask(server, tmp_path, 40, parallel=1)
