@@ -65,6 +65,7 @@ from labeling_ui.worker import start_worker
 from tiebreak.assessments import FLAGGED, SingleAnswer
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
+from tiebreak.command.table import unknown_command
 from tiebreak.config import load_config, take_config_flag
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
@@ -106,9 +107,7 @@ def _dispatch(words: list[str]) -> None:
     }
     if words and not words[0].startswith("-"):
         if words[0] not in commands:
-            raise ConfigError(
-                f"no such command: label {words[0]}; one of {', '.join(commands)}, or --config FILE to serve"
-            )
+            raise unknown_command(words[0], "label")
         commands[words[0]](words[1:])
         return
     if len(several := split_configs(words)) > 1:

@@ -36,6 +36,7 @@ from labeling_ui.web.login.accounts import (
     reset_password,
 )
 from tiebreak.command.help import print_help, wants_help
+from tiebreak.command.table import unknown_command
 from tiebreak.config import Section
 from tiebreak.errors import ConfigError, counted
 from tiebreak.process.ending import exit_with_message
@@ -123,7 +124,7 @@ def _dispatch(words: list[str]) -> None:
         "list": _list,
     }
     if words[0] not in commands:
-        raise ConfigError(f"no such command: raters {words[0]}; one of {', '.join(commands)}")
+        raise unknown_command(words[0], "raters")
     command, rest, name = words[0], words[1:], ""
     if command not in NAMELESS:
         if command == "erase" and any(word.startswith("--inactive") for word in rest):

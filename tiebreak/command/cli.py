@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from tiebreak import __version__
-from tiebreak.command.table import COMMANDS, find_command
-from tiebreak.errors import ConfigError
+from tiebreak.command.table import COMMANDS, GROUPS, find_command, unknown_command
 from tiebreak.extras import require_training_packages
 from tiebreak.process.ending import exit_with_message
 from tiebreak.stages import Command
@@ -49,14 +48,7 @@ def _answer(words: list[str]) -> None:
 
 def _dispatch(words: list[str]) -> None:
     if words[0] not in COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        raise ConfigError(
-            f"no such command: {words[0]}"
-            + (f"; did you mean {near[0]}?" if near else "")
-            + " ('tiebreak --help' lists them)"
-        )
+        raise unknown_command(words[0])
     from tiebreak.process.settings import while_importing
 
     with while_importing():
@@ -108,30 +100,34 @@ def _start(command: Command, rest: list[str]) -> None:
 
 
 def help_page() -> str:
-    """The text of `tiebreak --help`."""
+    """The text of `tiebreak --help`: wrapped, with bold titles, in a terminal; whole lines in a pipe."""
+    from tiebreak.terminal import has_colours, paint
+
+    style = "bold" if has_colours(sys.stdout) else ""
     width = max(len(name) for name in COMMANDS)
-    lines = [_in_columns(f"  {command.name:<{width}}  {command.summary}", width + 4) for command in COMMANDS.values()]
-    return "\n".join(
-        [
-            "usage: tiebreak COMMAND --config FILE [--key value …] [--accelerate NAME]",
-            "",
-            "From raw prompts to an aligned language model, through the judgments of expert raters.",
-            "",
-            *lines,
-            "",
-            "Every key of a configuration is a flag: 'tiebreak COMMAND --help' shows them.",
-            "--accelerate NAME starts a training stage through 'accelerate launch' with configs/accelerate/NAME.yaml;",
-            "with --dry-run, the command is printed instead.",
-            "Start here: tiebreak run --config configs/quickstart/pipeline.yaml",
-        ]
+    lines = [
+        "usage: tiebreak COMMAND --config FILE [--key value …] [--accelerate NAME]",
+        "",
+        "From raw prompts to an aligned language model, through the judgments of expert raters.",
+    ]
+    for title, commands in GROUPS.items():
+        rows = (_wrapped(f"  {one.name:<{width}}  {one.summary}", width + 4) for one in commands.values())
+        lines += ["", paint(title, style) if style else title, *rows]
+    about = (
+        "Every key of a configuration is a flag: 'tiebreak COMMAND --help' lists them.",
+        "--accelerate NAME starts a training stage through 'accelerate launch' with configs/accelerate/NAME.yaml; with "
+        "--dry-run, the command is printed instead.",
+        "Start here: tiebreak run --config configs/quickstart/pipeline.yaml",
     )
+    return "\n".join([*lines, "", *map(_wrapped, about)])
 
 
-def _in_columns(line: str, indent: int) -> str:
-    """A command's line, continued below its summary where a terminal is narrower; whole in a pipe."""
+def _wrapped(line: str, indent: int = 0) -> str:
+    """A line, continued with an indent where the terminal is narrower."""
     if not sys.stdout.isatty():
         return line
-    return textwrap.fill(line, max(shutil.get_terminal_size().columns, 40), subsequent_indent=" " * indent)
+    width = max(shutil.get_terminal_size().columns, 40)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from tiebreak.errors import ConfigError
 from tiebreak.stages import LABEL_FILE, STAGES, Command
 
 _RATERS = "labeling_ui.raters"
@@ -256,8 +257,14 @@ _BESIDE = {
     for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPLAIN, EXPORT, PUSH, CARD, AUDIT, SERVE, WANDB, TRACK)
 }
 
-COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)
-"""In the order of the help page: a ChainMap goes through its last mapping first."""
+GROUPS: Mapping[str, dict[str, Command]] = {
+    "recipes": _RECIPES,
+    "stages": cast("dict[str, Command]", STAGES),
+    "other commands": _BESIDE,
+}
+"""Title → its commands, in the order of the help page."""
+COMMANDS: Mapping[str, Command] = ChainMap(*reversed(GROUPS.values()))
+"""In the same order: a ChainMap goes through its last mapping first."""
 
 
 def find_command(words: Sequence[str]) -> tuple[str, Command, list[str]]:
@@ -267,3 +274,18 @@ def find_command(words: Sequence[str]) -> tuple[str, Command, list[str]]:
         if rest[:1] == [one.name] or (not one.configuration and rest[:1] == [f"--{one.name}"]):
             return f"{command.name} {one.name}", one, rest[1:]
     return command.name, command, rest
+
+
+def unknown_command(name: str, parent: str = "") -> ConfigError:
+    """The error for a command that does not exist, with the nearest one.
+
+    Args:
+        parent: the command whose subcommand it would be.
+    """
+    import difflib
+
+    names = [one.name for one in COMMANDS[parent].subcommands] if parent else list(COMMANDS)
+    near = difflib.get_close_matches(name, names, n=1)
+    before = f"{parent} " if parent else ""
+    guess = f"; did you mean {before}{near[0]}?" if near else ""
+    return ConfigError(f"no such command: {before}{name}{guess} ('tiebreak {before}--help' lists them)")

@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from support import REPOSITORY, run_command
+from support import REPOSITORY, run_command, run_here
 
 from tiebreak import __version__
 from tiebreak.command.cli import help_page
 from tiebreak.command.table import COMMANDS
+from tiebreak.stages import STAGES
 
 HEAVY = ("torch", "transformers", "trl", "peft", "gradio", "fastapi", "wandb", "datasets", "numpy", "pydantic", "yaml")
 
@@ -52,6 +53,25 @@ def test_an_unknown_command_is_answered_with_the_nearest() -> None:
     )
     assert result.stdout == ""
     assert "did you mean" not in run_command("zzzz").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("label", "exprot"), "label exprot; did you mean label export? ('tiebreak label --help' lists them)"),
+        (("raters", "zzzz"), "raters zzzz ('tiebreak raters --help' lists them)"),
+    ],
+)
+def test_an_unknown_subcommand_too(words: tuple[str, ...], answer: str) -> None:
+    status, printed = run_here(*words)
+    assert (status, printed.strip()) == (2, f"error: no such command: {answer}")
+
+
+def test_the_help_page_is_in_groups() -> None:
+    groups = {part.splitlines()[0]: part.splitlines()[1:] for part in help_page().split("\n\n")}
+    assert [line.split()[0] for line in groups["recipes"]] == ["init", "run", "rounds"]
+    assert [line.split()[0] for line in groups["stages"]] == list(STAGES)
+    assert groups["other commands"]
 
 
 def test_every_command_has_its_module() -> None:
