@@ -365,23 +365,9 @@ ON_QUANTIZED = {kind: tuple(name for name, one in METHODS.items() if kind in one
 """by format of the base weights: the methods that PEFT can train on it"""
 WORDED = {"p_tuning": "ptuning", "prefix_tuning": "prefix", "prompt_tuning": "prompt"}
 """other names of methods"""
-LATER_KEYS = frozenset(
-    {
-        "double_quantize",
-        "rslora",
-        "dora",
-        "init",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "block_size",
-        "shared_rank",
-        "trainable_layers",
-        "start",
-        "virtual_tokens",
-    }
-)
-"""keys that the first versions of `adapter` lacked: not written at their defaults, so that old runs keep their identity"""
+FIRST_KEYS = ("method", "quantize", "r", "alpha", "dropout", "target_modules")
+"""keys of the first versions of `adapter`. All others are not written at their defaults, so that old runs keep their
+identity"""
 
 if TYPE_CHECKING:
     MethodName = str
@@ -465,7 +451,7 @@ class AdapterConfig(Section):
         """As the first versions wrote it, so that old runs keep their identity."""
         written: dict[str, Any] = write(self)
         fields = type(self).model_fields
-        values = {k: v for k, v in written.items() if k not in LATER_KEYS or getattr(self, k) != fields[k].default}
+        values = {k: v for k, v in written.items() if k in FIRST_KEYS or getattr(self, k) != fields[k].default}
         quantize = values.pop("quantize", "none")
         if quantize == "nf4" and self.method == "lora":
             return {**values, "method": "qlora"}

@@ -10,7 +10,7 @@ from support import REPOSITORY
 
 from tiebreak.command.help import configuration_class
 from tiebreak.command.table import COMMANDS
-from tiebreak.config import load_config
+from tiebreak.config import AdapterConfig, load_config
 from tiebreak.hashing import hash_json
 
 OF_QUICKSTART = {
@@ -34,3 +34,11 @@ def test_new_keys_at_their_defaults_change_no_runs_identity(stage: str, monkeypa
     config = load_config(model, ["--config", f"configs/quickstart/{stage}.yaml"], stage)
     values = config.model_dump(mode="json", exclude={"output", "tracking"})
     assert hash_json(values) == OF_QUICKSTART[stage]
+
+
+def test_a_new_key_of_an_adapter_is_not_written_at_its_default() -> None:
+    class WithMore(AdapterConfig):
+        frequencies: int = 100
+
+    assert WithMore().model_dump() == AdapterConfig().model_dump()
+    assert WithMore(frequencies=5).model_dump() == {**AdapterConfig().model_dump(), "frequencies": 5}
