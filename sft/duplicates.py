@@ -13,7 +13,7 @@ import hashlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -252,8 +252,8 @@ class Duplicates:
 
     dropped: list[DroppedRow]
     alike: dict[int, int]
-    """demonstration that is kept → an earlier one with nearly the same prompt, and another answer: both belong to one
-    split"""
+    """demonstration that is kept → the first of the group with nearly the same prompt, and other answers: all belong to
+    one split"""
 
 
 def find_duplicates(
@@ -300,7 +300,7 @@ class Search:
     def drop(
         self, rows: Numbers, identities: Codes, side: Side, what: str, keep_first: int = 0
     ) -> tuple[list[DroppedRow], Numbers, dict[int, int]]:
-        """(duplicates of earlier rows, the others, near duplicates that are kept → the earlier row).
+        """(duplicates of earlier rows, the others, near duplicates that are kept → the first of their group).
 
         The first `keep_first` are compared against and never dropped.
         """
@@ -315,16 +315,16 @@ class Search:
                 exact.append(number)
         if self.threshold >= 1.0:
             return dropped, np.array(exact, dtype=np.int64), {}
-        near = self._near(exact, side)
-        alike = {exact[n]: exact[other] for n, (other, _) in near.items() if n < keep_first}
-        earlier = {n: found for n, found in near.items() if n >= keep_first}
+        near = self._near(exact, side, keep_first)
+        alike = {exact[one]: exact[first] for one, first in near.alike.items()}
+        earlier = near.earlier
         self._refuse_many(earlier, exact, side, what, len(exact) - keep_first)
         for place, (other, overlap) in sorted(earlier.items()):
             reason = f"near duplicate of {{}} (overlap {overlap:.2f})"
             dropped.append(DroppedRow(exact[place], reason, side, exact[other]))
         return dropped, np.array([n for place, n in enumerate(exact) if place not in earlier], dtype=np.int64), alike
 
-    def _near(self, rows: Sequence[int], side: Side) -> dict[int, tuple[int, float]]:
+    def _near(self, rows: Sequence[int], side: Side, keep_first: int) -> Near:
         """Near duplicates by place in `rows`, of those of one kind."""
         trigrams, kinds = self.table.trigrams(side), self.table.kinds[side]
         if len(self.table.rows) > EXACT_ROWS:
@@ -332,18 +332,18 @@ class Search:
             order = np.argsort(numbers)
             bands = np.empty((len(rows), bands_of(self.threshold)[0]), dtype=np.uint64)
             bands[order] = self.table.bands(side, numbers[order])
-            return near_by_bands(bands, lambda place: trigrams(rows[place]), self.threshold)
+            return near_by_bands(bands, lambda place: trigrams(rows[place]), self.threshold, keep_first)
         places: dict[int, list[int]] = defaultdict(list)
         for place, number in enumerate(rows):
             places[int(kinds[number])].append(place)
-        return {
-            there[one]: (there[other], overlap)
-            for there in places.values()
-            if len(there) > 1
-            for one, (other, overlap) in near_duplicates(
-                [frozenset(trigrams(rows[place]).tolist()) for place in there], self.threshold
-            ).items()
-        }
+        found = Near({}, {})
+        for there in places.values():
+            if len(there) > 1:
+                sets = [frozenset(trigrams(rows[place]).tolist()) for place in there]
+                near = near_duplicates(sets, self.threshold, sum(place < keep_first for place in there))
+                found.earlier.update({there[one]: (there[other], by) for one, (other, by) in near.earlier.items()})
+                found.alike.update({there[one]: there[first] for one, first in near.alike.items()})
+        return found
 
     def _refuse_many(
         self, earlier: Mapping[int, tuple[int, float]], exact: Sequence[int], side: Side, what: str, rows: int
@@ -362,29 +362,79 @@ class Search:
         )
 
 
-def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float) -> dict[int, tuple[int, float]]:
-    """Near duplicates of earlier rows, by set overlap: number → (the earlier one, Jaccard overlap).
+@dataclass(frozen=True)
+class Near:
+    """Near duplicates among rows, of which the first few are kept whatever they are near to."""
+
+    earlier: dict[int, tuple[int, float]]
+    """row to drop → (an earlier row, Jaccard overlap); no row is compared with a dropped one"""
+    alike: dict[int, int]
+    """kept row → the first row of its group: two rows are in one group if they are near, or near to members of it"""
+
+
+class Neighbours:
+    """Collects near duplicates, row by row.
+
+    Args:
+        keep_first: the number of rows that are kept.
+    """
+
+    def __init__(self, threshold: float, keep_first: int) -> None:
+        self.threshold, self.keep_first = threshold, keep_first
+        self.near = Near({}, {})
+
+    def add(self, row: int, candidates: Iterable[int], overlap: Callable[[int], float]) -> bool:
+        """Compare a row with earlier ones, in order; whether later rows are to be compared with it."""
+        if row < self.keep_first:
+            return not self._joins(row, candidates, overlap)
+        for other in candidates:
+            if (share := overlap(other)) >= self.threshold:
+                self.near.earlier[row] = other, share
+                return False
+        return True
+
+    def _joins(self, row: int, candidates: Iterable[int], overlap: Callable[[int], float]) -> bool:
+        """Put a kept row in the group of every near one; whether it equals one, to which later rows are near anyway."""
+        equals = False
+        for other in candidates:
+            low, high = sorted((self._first(row), self._first(other)))
+            if low < high and (share := overlap(other)) >= self.threshold:
+                self.near.alike[high] = low
+                equals = equals or share == 1.0
+        return equals
+
+    def _first(self, row: int) -> int:
+        while row in self.near.alike:
+            row = self.near.alike[row]
+        return row
+
+    def found(self) -> Near:
+        """All that was found."""
+        return Near(self.near.earlier, {row: self._first(row) for row in self.near.alike})
+
+
+def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float, keep_first: int = 0) -> Near:
+    """Near duplicates of earlier rows, by set overlap.
 
     Exact, not sampled: by prefix filtering (Bayardo et al. 2007), two sets can only reach the threshold if they share one
     of their |x| − ⌈t·|x|⌉ + 1 rarest members, so only those are looked up.
     """
     rarity = Counter(member for one in sets for member in one)
     index: dict[Any, list[int]] = defaultdict(list)
-    found: dict[int, tuple[int, float]] = {}
+    neighbours = Neighbours(threshold, keep_first)
     for number, one in enumerate(sets):
         ordered = sorted(one, key=lambda member: (rarity[member], member))
         needed = math.ceil(threshold * len(ordered) - 1e-9)  # 0.56·25 is 14.000000000000002 in floating point
         prefix = ordered[: len(ordered) - needed + 1]
         candidates = sorted({other for member in prefix for other in index[member]})
-        for other in candidates:
-            overlap = len(one & sets[other]) / len(one | sets[other])
-            if overlap >= threshold:
-                found[number] = (other, overlap)
-                break
-        else:
+        if neighbours.add(number, candidates, functools.partial(_jaccard, sets, one)):
             for member in prefix:
                 index[member].append(number)
-    return found
+    return neighbours.found()
+
+
+def _jaccard(sets: Sequence[frozenset[Any]], one: frozenset[Any], other: int) -> float:
+    return len(one & sets[other]) / len(one | sets[other])
 
 
 # --- MinHash ---
@@ -424,25 +474,24 @@ def band_codes(sets: Sequence[Codes], kinds: Codes, bands: int, hashes: int) -> 
     return codes
 
 
-def near_by_bands(bands: Codes, trigrams: Callable[[int], Codes], threshold: float) -> dict[int, tuple[int, float]]:
+def near_by_bands(bands: Codes, trigrams: Callable[[int], Codes], threshold: float, keep_first: int = 0) -> Near:
     """`near_duplicates` among rows that share a band."""
     repeated: Mask = np.zeros(len(bands), dtype=bool)
     for column in range(bands.shape[1]):
         _, places, counts = np.unique(bands[:, column], return_inverse=True, return_counts=True)
         repeated |= counts[places] > 1
     index: dict[int, list[int]] = defaultdict(list)
-    found: dict[int, tuple[int, float]] = {}
+    neighbours = Neighbours(threshold, keep_first)
     for row in np.flatnonzero(repeated).tolist():
         codes = bands[row].tolist()
-        members = trigrams(row)
-        for other in sorted({other for code in codes for other in index.get(code, ())}):
-            others = trigrams(other)
-            shared = len(np.intersect1d(members, others, assume_unique=True))
-            overlap = shared / (len(members) + len(others) - shared)
-            if overlap >= threshold:
-                found[row] = (other, overlap)
-                break
-        else:
+        candidates = sorted({other for code in codes for other in index.get(code, ())})
+        if neighbours.add(row, candidates, functools.partial(_overlap, trigrams, trigrams(row))):
             for code in codes:
                 index[code].append(row)
-    return found
+    return neighbours.found()
+
+
+def _overlap(trigrams: Callable[[int], Codes], members: Codes, other: int) -> float:
+    others = trigrams(other)
+    shared = len(np.intersect1d(members, others, assume_unique=True))
+    return shared / (len(members) + len(others) - shared)

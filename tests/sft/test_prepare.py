@@ -161,11 +161,37 @@ def test_near_duplicates_are_those_that_comparing_all_finds(threshold: float) ->
         overlaps = [len(one & sets[k]) / len(one | sets[k]) for k in range(number) if k not in expected]
         if any(overlap >= threshold for overlap in overlaps):
             expected[number] = next(overlap for overlap in overlaps if overlap >= threshold)
-    found = near_duplicates(sets, threshold)
+    found = near_duplicates(sets, threshold).earlier
     assert {number: overlap for number, (_, overlap) in found.items()} == expected
     assert all(len(sets[n] & sets[k]) / len(sets[n] | sets[k]) == overlap for n, (k, overlap) in found.items())
     if threshold < 1:
         assert expected
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
+def test_rows_that_are_kept_are_grouped_and_compared_with_all_later_ones(threshold: float) -> None:
+    """Groups by an oracle that merges every two that overlap, through any number of others."""
+    sets = [frozenset(one.tolist()) for one in drawn_sets(random.Random(1))[:200]]
+    kept = 120
+
+    def near(one: int, other: int) -> bool:
+        return len(sets[one] & sets[other]) / len(sets[one] | sets[other]) >= threshold
+
+    groups = [{n} for n in range(kept)]
+    for one, other in itertools.combinations(range(kept), 2):
+        if near(one, other) and (first := groups[one]) is not (second := groups[other]):
+            for member in second:
+                first.add(member)
+                groups[member] = first
+    found = near_duplicates(sets, threshold, kept)
+    assert found.alike == {n: min(group) for n, group in enumerate(groups) if n > min(group)}
+    dropped: set[int] = set()
+    for n in range(kept, len(sets)):
+        earlier = next((k for k in range(n) if k not in dropped and near(n, k)), None)
+        assert found.earlier.get(n, (None,))[0] == earlier
+        dropped |= set() if earlier is None else {n}
+    assert len(found.alike) > 10
+    assert len(dropped) > 10
 
 
 def test_trigrams_as_numbers_overlap_as_the_trigrams_do() -> None:
@@ -208,10 +234,13 @@ def test_minhash_finds_what_the_exact_method_finds() -> None:
     expected: dict[int, tuple[int, float]] = {}
     for kind in (0, 1):
         there = np.flatnonzero(kinds == kind).tolist()
-        found = near_duplicates([frozenset(sets[n].tolist()) for n in there], 0.8)
+        found = near_duplicates([frozenset(sets[n].tolist()) for n in there], 0.8).earlier
         expected |= {there[one]: (there[other], overlap) for one, (other, overlap) in found.items()}
     assert len(expected) > 40
-    assert near_by_bands(band_codes(sets, kinds, *bands_of(0.8)), lambda n: sets[n], 0.8) == expected
+    same = np.zeros(len(sets), dtype=np.uint64)
+    exact = near_duplicates([frozenset(one.tolist()) for one in sets], 0.8, 200)
+    assert near_by_bands(band_codes(sets, same, *bands_of(0.8)), lambda n: sets[n], 0.8, 200) == exact
+    assert near_by_bands(band_codes(sets, kinds, *bands_of(0.8)), lambda n: sets[n], 0.8).earlier == expected
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.95])
@@ -440,6 +469,26 @@ def test_nearly_equal_prompts_are_in_one_split(tmp_path: Path, tiny_model: Path)
         assert len(found) == 24
         assert all(found[f"{ask}?"] == found[f"{ask} now?"] for ask in asked)
         assert [list(found.values()).count(split) for split in SPLITS] == [10, 10, 4]
+
+
+def test_prompts_that_a_third_one_connects_are_in_one_split(tmp_path: Path, tiny_model: Path) -> None:
+    """Of ten trigrams, the second shares nine with the first, and the third nine with the second, but eight with the
+    first. A prompt without an answer that is near to the second alone would be held out beside it."""
+    middle = "do the leaves of my basil turn so very pale at"
+    first, second, third = (
+        f"{one} {middle} {end}" for one, end in (("Why", "noon"), ("Why", "night"), ("When", "night"))
+    )
+    shown = [
+        {"prompt": first, "completion": "Add iron.", "split": "test"},
+        {"prompt": second, "completion": "Move the lamp down by a hand."},
+        {"prompt": third, "completion": "From the third week on, as a rule."},
+    ]
+    rows = read_rows(run(tmp_path / "a", tiny_model, (), shown) / "final" / "demonstrations.jsonl")
+    assert [one["prompt"]["split"] for one in rows] == ["test"] * 3
+    folder = run(tmp_path / "b", tiny_model, [{"prompt": third}, {"prompt": "How deep is it?"}], shown[:2])
+    assert report_of(folder)["dropped"] == {"near duplicate of": 1}
+    asked = {one["messages"][0]["content"] for one in read_rows(folder / "final" / "prompts.jsonl")}
+    assert asked == {first, second, "How deep is it?"}
 
 
 def compared(count: int, shown: int, seed: int = 0) -> Table:
