@@ -90,14 +90,22 @@ def _against(own: ByPrompt, baseline: ByPrompt, better: Better, seed: int) -> Fi
 def _judge(compared: Sequence[tuple[Figures, Better]]) -> None:
     """Correct the p-values (Holm), and give each comparison its verdict."""
     for (figures, better), p_value in zip(compared, holm([one["p_value"] for one, _ in compared]), strict=True):
-        figures["p_value"] = p_value
-        counts = figures["outcomes"]
-        more = counts["wins"] > counts["losses"]
-        words = ("higher", "lower") if better == "neither" else ("better", "worse")
-        if sum(counts.values()) < MANY_PROMPTS:
-            figures["verdict"] = "too few"
-        else:
-            figures["verdict"] = "undecided" if p_value >= LEVEL else words[0] if more else words[1]
+        figures |= {"p_value": p_value, "verdict": verdict_of(figures["outcomes"], better, p_value)}
+
+
+def verdict_of(outcomes: Mapping[str, int], better: Better, p_value: float) -> str:
+    """A comparison in a word.
+
+    Args:
+        outcomes: `wins`, `ties` and `losses`.
+        p_value: corrected.
+    """
+    if sum(outcomes.values()) < MANY_PROMPTS:
+        return "too few"
+    if p_value >= LEVEL:
+        return "undecided"
+    words = ("higher", "lower") if better == "neither" else ("better", "worse")
+    return words[0] if outcomes["wins"] > outcomes["losses"] else words[1]
 
 
 # --- counterfactual pairs ---

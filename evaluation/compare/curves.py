@@ -94,22 +94,29 @@ def _rank(curve: Curve, keys: Sequence[str]) -> tuple[int, bool]:
 def _curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
     points: dict[str, dict[float, float]] = {}
     skipped: dict[str, int] = {}
+    drawn: dict[str, bool] = {}
     for position, row in enumerate(rows, start=1):
         step = row.get("step", position)
         if not _is_number(step) or not math.isfinite(step):
             continue
         for key, value in row.items():
-            if base_name(key) in _NEVER or any(part in key for part in _NEVER_PARTS):
+            if key not in drawn:
+                drawn[key] = _is_drawn(key)
+            if not drawn[key]:
                 continue
-            if value is None or (_is_number(value) and not math.isfinite(value)):
-                skipped[key] = skipped.get(key, 0) + 1  # recorders write non-finite values as null
-            elif _is_number(value):
+            if _is_number(value) and math.isfinite(value):
                 points.setdefault(key, {})[float(step)] = float(value)  # a step logged again after a resume counts once
+            elif value is None or _is_number(value):
+                skipped[key] = skipped.get(key, 0) + 1  # recorders write non-finite values as null
     curves = []
     for key, by_step in points.items():
         thinned, each = thin(sorted(by_step.items()))
         curves.append(Curve(key, tuple(thinned), _is_held_out(key), skipped.get(key, 0), each))
     return curves
+
+
+def _is_drawn(key: str) -> bool:
+    return base_name(key) not in _NEVER and not any(part in key for part in _NEVER_PARTS)
 
 
 def _is_number(value: object) -> bool:
@@ -121,8 +128,8 @@ def thin(points: Sequence[Point], most: int = MAX_POINTS) -> tuple[list[Point], 
     each = -(-len(points) // most) if points else 1
     if each == 1:
         return list(points), 1
-    groups = [points[i : i + each] for i in range(0, len(points), each)]
-    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups], each
+    groups = [list(zip(*points[i : i + each], strict=True)) for i in range(0, len(points), each)]
+    return [(sum(xs) / len(xs), sum(ys) / len(ys)) for xs, ys in groups], each
 
 
 def reward_against_kl(rows: Sequence[dict[str, Any]], most: int = 40) -> list[tuple[float, float, float]]:

@@ -127,6 +127,15 @@ class Evaluation:
         return count_outcomes(list(mine.values()), [theirs[prompt] for prompt in mine])
 
     @property
+    def first_source(self) -> str:
+        """The first of several yardsticks; empty if there is only one."""
+        return str(self.yardsticks[0]["source"]) if self.yardsticks else ""
+
+    def yardstick_rows(self, policy: str) -> dict[str, dict[str, Any]]:
+        """A policy's figures by yardstick, of several; {} of one."""
+        return dict((self.policies[policy].model_extra or {}).get("yardsticks") or {})
+
+    @property
     def yardstick_id(self) -> str | None:
         """The hash of the yardstick's source file, or the id of the run of its judgments; None for other yardsticks, and if
         the manifest lacks it."""

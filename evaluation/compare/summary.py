@@ -17,7 +17,15 @@ from evaluation.compare.lineage import Lineage
 from evaluation.compare.pulls import find_pulls
 from evaluation.compare.reading import Evaluation, Link, finite, kinds_of
 from evaluation.compare.settings import training_settings
-from evaluation.compare.verdicts import Verdict, find_verdicts, guard_decision, headline, verdict
+from evaluation.compare.verdicts import (
+    Verdicts,
+    corrected_rows,
+    count_comparisons,
+    find_verdicts,
+    guard_decision,
+    headline,
+    verdict,
+)
 from evaluation.compare.words import distinct_names
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError
@@ -49,10 +57,13 @@ def build_report(
     every_link = list({link.id: link for chain in reversed(behind.values()) for link in chain}.values())
     stated = {kind for one in everyone for kind in one.kinds}
     kinds = sorted({*stated, *(kind for link in every_link for kind in kinds_of(link.manifest))})
+    by_name = dict(zip(names, everyone, strict=True))
+    verdicts = find_verdicts(by_name, behind)
     report: dict[str, Any] = {
         "title": title,
-        "headline": headline(dict(zip(names, everyone, strict=True)), behind, kinds),
-        "policies": policy_rows(evaluation, find_verdicts(evaluation, links)),
+        "headline": headline(by_name, behind, kinds),
+        "policies": policy_rows(evaluation, verdicts[names[0]]),
+        "comparisons": count_comparisons(verdicts),
         "baseline": evaluation.baseline,
         "yardstick": evaluation.yardstick,
         "yardstick_name": evaluation.yardstick_name,
@@ -71,12 +82,12 @@ def build_report(
     if pulls := find_pulls(evaluation, every_link):
         report["pulls"] = pulls
     if against:
-        report["against"] = side_by_side(evaluation, against, behind)
+        report["against"] = side_by_side(by_name, verdicts)
     report["timings"] = {"stages": [timing(link) for link in every_link]}
     return report
 
 
-def policy_rows(evaluation: Evaluation, verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, Any]]:
+def policy_rows(evaluation: Evaluation, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
     """Each policy's figures, with wins counted from the answers, and its verdict."""
     rows = {}
     for name, figures in evaluation.policies.items():
@@ -90,7 +101,9 @@ def policy_rows(evaluation: Evaluation, verdicts: Mapping[str, Verdict]) -> dict
                 "win_rate_interval": list(outcomes.interval),
                 "outcomes": {"wins": outcomes.wins, "ties": outcomes.ties, "losses": outcomes.losses},
             }
-        rows[name] = {**row, **(verdicts[name].figures() if name in verdicts else {})}
+        if "yardsticks" in row:
+            row["yardsticks"] = corrected_rows(evaluation, name, verdicts)
+        rows[name] = {**row, **(verdicts.policies[name].figures() if name in verdicts.policies else {})}
     return rows
 
 
@@ -214,9 +227,7 @@ def _prompt_split(row: Mapping[str, Any]) -> object:
 # --- several evaluations side by side ---
 
 
-def side_by_side(
-    first: Evaluation, others: Sequence[Evaluation], chains: Mapping[str, Sequence[Link]]
-) -> dict[str, Any]:
+def side_by_side(evaluations: Mapping[str, Evaluation], verdicts: Mapping[str, Verdicts]) -> dict[str, Any]:
     """The figures of several evaluations, after checking that they are comparable.
 
     Reward-model scores are included only if they are all from the same reward model: two models' scores have different
@@ -225,9 +236,9 @@ def side_by_side(
     Raises:
         HandoffError: prompts, yardstick, criteria, baseline or sampling differ.
     """
+    first, *others = everyone = list(evaluations.values())
     for other in others:
         _refuse_incomparable(first, other)
-    everyone = [first, *others]
     judges = {reward_model_id(one) for one in everyone}
     return {
         "score_comparable": len(judges) == 1 and None not in judges,
@@ -236,9 +247,9 @@ def side_by_side(
                 "id": str(one.manifest["id"]),
                 "name": name,
                 "seed": one.sampling.get("seed"),
-                "policies": policy_rows(one, find_verdicts(one, chains[name])),
+                "policies": policy_rows(one, verdicts[name]),
             }
-            for name, one in zip(chains, everyone, strict=True)
+            for name, one in evaluations.items()
         ],
     }
 

@@ -1,8 +1,8 @@
 """Verdicts on policies against the baseline, in words that claim no more than the figures show.
 
-A verdict needs 30 prompts, and uses McNemar's test of the prompts that one of the two wins. If several policies are
-compared with one baseline, Holm's method adjusts their p-values, so that a false verdict among all of them is as rare as
-in a single comparison.
+A verdict needs 30 prompts, and uses McNemar's test of the prompts that one of the two wins. Holm's method adjusts the
+p-values of all comparisons in a report (every evaluation, policy and yardstick), so that a false verdict among all of them
+is as rare as in a single comparison.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from evaluation.compare.lineage import Lineage
 from evaluation.compare.reading import Evaluation, Link
 from evaluation.compare.words import edge, label, listed
+from evaluation.yardstick_figures import verdict_of
 from tiebreak.measures.statistics import Interval, Outcomes, holm, needed_prompts, wilson_interval
 from tiebreak.page.numbers import number, p_value, percent, short
 from tiebreak.stages import find_stage
@@ -24,6 +25,8 @@ MANY_PROMPTS = 30
 LEVEL = 0.05
 SHOWN_WIN_RATE = 0.65
 """Win rate assumed for "about n more": prompts that show it four times in five."""
+FIRST = ""
+"""stands for the first yardstick, which verdicts on policies go by"""
 GUARD_INPUT = "guard.reward_model"
 
 
@@ -35,12 +38,22 @@ class Verdict:
     """`better`, `worse`, `undecided`, `too few` prompts to tell, or `unknown` without a baseline"""
     outcomes: Outcomes | None = None
     p_value: float | None = None
-    """after Holm's correction over all comparisons"""
+    """after Holm's correction over all comparisons of the report"""
     comparisons: int = 1
 
     def figures(self) -> dict[str, Any]:
         """Its entries in report.json."""
         return {"verdict": self.outcome, "p_value": self.p_value, "comparisons": self.comparisons}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Those of one evaluation."""
+
+    policies: dict[str, Verdict]
+    """each policy except the baseline's ancestors, by the first yardstick"""
+    yardsticks: dict[tuple[str, str], float]
+    """(policy, further yardstick) → p-value after Holm's correction over all comparisons of the report"""
 
 
 def verdict(interval: Interval | None) -> str:
@@ -50,17 +63,70 @@ def verdict(interval: Interval | None) -> str:
     return "better" if interval[0] > 0.5 else "worse" if interval[1] < 0.5 else "undecided"
 
 
-def find_verdicts(evaluation: Evaluation, links: Sequence[Link]) -> dict[str, Verdict]:
-    """The verdict on each policy except the baseline's ancestors."""
-    names, baseline = Lineage(evaluation, links).subjects(), evaluation.baseline
-    if baseline not in evaluation.policies:
-        return {name: Verdict("unknown") for name in names}
-    outcomes = {name: evaluation.outcomes(name, baseline) for name in names}
-    adjusted = holm([one.p_value for one in outcomes.values()])
-    return {
-        name: Verdict(_outcome(one, p_value), one, p_value, len(names))
-        for (name, one), p_value in zip(outcomes.items(), adjusted, strict=True)
+def find_verdicts(evaluations: Mapping[str, Evaluation], chains: Mapping[str, Sequence[Link]]) -> dict[str, Verdicts]:
+    """The verdicts of all evaluations of a report, corrected together.
+
+    Args:
+        evaluations: by a distinguishing name.
+        chains: the runs behind each.
+    """
+    compared = {
+        (where, name, yardstick): outcomes
+        for where, evaluation in evaluations.items()
+        for (name, yardstick), outcomes in _comparisons(evaluation, chains[where]).items()
     }
+    adjusted = dict(zip(compared, holm([one.p_value for one in compared.values()]), strict=True))
+
+    def verdict_on(where: str, name: str) -> Verdict:
+        outcomes = compared.get((where, name, FIRST))
+        if outcomes is None:
+            return Verdict("unknown")
+        p_value = adjusted[where, name, FIRST]
+        return Verdict(_outcome(outcomes, p_value), outcomes, p_value, len(compared))
+
+    return {
+        where: Verdicts(
+            {name: verdict_on(where, name) for name in Lineage(evaluation, chains[where]).subjects()},
+            {(name, one): p for (at, name, one), p in adjusted.items() if at == where and one != FIRST},
+        )
+        for where, evaluation in evaluations.items()
+    }
+
+
+def count_comparisons(verdicts: Mapping[str, Verdicts]) -> int:
+    """How many comparisons were corrected together."""
+    return sum(
+        len(one.yardsticks) + sum(found.p_value is not None for found in one.policies.values())
+        for one in verdicts.values()
+    )
+
+
+def _comparisons(evaluation: Evaluation, links: Sequence[Link]) -> dict[tuple[str, str], Outcomes]:
+    """(policy, yardstick) → its outcomes against the baseline; `FIRST` is the first yardstick."""
+    baseline = evaluation.baseline
+    if baseline not in evaluation.policies:
+        return {}
+    subjects = Lineage(evaluation, links).subjects()
+    found = {(name, FIRST): evaluation.outcomes(name, baseline) for name in subjects}
+    for name in evaluation.policies:
+        for yardstick, row in evaluation.yardstick_rows(name).items():
+            if "outcomes" in row and not (name in subjects and yardstick == evaluation.first_source):
+                found[name, yardstick] = Outcomes(**row["outcomes"])
+    return found
+
+
+def corrected_rows(evaluation: Evaluation, name: str, verdicts: Verdicts) -> dict[str, dict[str, Any]]:
+    """A policy's figures by yardstick, with p-values and verdicts after the report's correction."""
+    better = {str(one["source"]): one.get("better", "higher") for one in evaluation.yardsticks}
+    rows = {}
+    for yardstick, row in evaluation.yardstick_rows(name).items():
+        p_value = verdicts.yardsticks.get((name, yardstick))
+        if p_value is None and yardstick == evaluation.first_source and name in verdicts.policies:
+            p_value = verdicts.policies[name].p_value
+        if "outcomes" in row and p_value is not None:
+            row = {**row, "p_value": p_value, "verdict": verdict_of(row["outcomes"], better[yardstick], p_value)}
+        rows[yardstick] = row
+    return rows
 
 
 def _outcome(outcomes: Outcomes, p_value: float) -> str:
@@ -83,7 +149,7 @@ def headline(
         evaluations: by a distinguishing name, the report's own first.
         chains: the runs behind each.
     """
-    verdicts = {name: find_verdicts(one, chains[name]) for name, one in evaluations.items()}
+    verdicts = {name: one.policies for name, one in find_verdicts(evaluations, chains).items()}
     claims = {name: _claim(verdicts[name], one) for name, one in evaluations.items()}
     links = list({link.id: link for chain in chains.values() for link in chain}.values())
     first = next(iter(evaluations))

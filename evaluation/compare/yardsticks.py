@@ -34,12 +34,13 @@ def yardsticks_part(report: Row, marks: Marks) -> Markup | None:
         )
         for one in further
     ]
-    compared = sum("p_value" in row["yardsticks"][one["source"]] for one in named for row in policies.values())
+    own = sum("p_value" in row["yardsticks"][one["source"]] for one in named for row in policies.values())
+    compared = report.get("comparisons") or own
     remark = (
         "Means with 95% bootstrap intervals over prompts; several answers to a prompt count as their mean. Δ: the "
         f"difference from {label(report['baseline'])} on the same prompts. Verdicts: McNemar's test of the prompts on "
         "which one of the two has the better value, from 30 prompts on, p-values corrected for all "
-        f"{compared} comparisons (Holm)."
+        f"{compared} comparisons of this report (Holm)."
     )
     failed = [
         note(f"{one['source']} failed on {one['failed']} rows, which have no value. The first: {one['first_failure']}")

@@ -133,9 +133,10 @@ def kl_charts(
     """
     trails: dict[tuple[str, str], list[KLTrail]] = {key: list(found) for key, found in evaluated.items()}
     for one in records:
-        key = _axes_of(one)
+        if (key := _axes_of(one)) is None:
+            continue
         rollouts, held_out = _points(one.rows, "objective/"), _points(one.rows, "eval_objective/")
-        if key is None or not (rollouts or held_out):
+        if not (rollouts or held_out):
             continue
         mine = trails.setdefault(key, [])
         name = names[one.id]

@@ -179,7 +179,7 @@ class Match(Part):
     win_rate: float
     interval: Interval
     p_value: float
-    """adjusted over all pairs (Benjamini-Hochberg)"""
+    """adjusted over all comparisons of the report (Holm)"""
     outcome: Outcome
     more: int = 0
     length_controlled: float | None = None
@@ -307,6 +307,8 @@ class Overview(Part):
     agreement: list[Agreement] = []
     nodes: list[Node] = []
     edges: list[Edge] = []
+    comparisons: int = 0
+    """that p-values are corrected for: all pairs of policies, and all of further yardsticks"""
     left_out: dict[str, str] = {}
     """folder → why"""
 

@@ -84,7 +84,8 @@ def _further(report: Overview) -> Markup | None:
     """A table for each evaluation with several yardsticks, or benchmarks."""
     parts: list[object] = []
     for one in report.further:
-        row = {"yardsticks": one.yardsticks, "policies": one.policies, "baseline": one.baseline}
+        about = {"yardsticks": one.yardsticks, "policies": one.policies, "baseline": one.baseline}
+        row = {**about, "comparisons": report.comparisons}
         marks = policy_marks(list(one.policies))
         parts += [el("h3", one.evaluation) if len(report.further) > 1 else None]
         parts += [yardsticks_part(row, marks), benchmarks_part(row, marks)]

@@ -18,7 +18,6 @@ from evaluation.overview.grouping import spread_of
 from evaluation.overview.model import Answer, Field, KLPoint, KLTrail, Match, Noise, Policy, Sample, Spread
 from tiebreak.measures.ratings import (
     ELO,
-    benjamini_hochberg,
     bradley_terry,
     judge,
     length_controlled,
@@ -26,7 +25,7 @@ from tiebreak.measures.ratings import (
     share_interval,
     share_p_value,
 )
-from tiebreak.measures.statistics import bootstrap_interval
+from tiebreak.measures.statistics import Outcomes, bootstrap_interval, holm
 from tiebreak.measures.yardsticks.wording import refuses
 
 Array = NDArray[np.float64]
@@ -84,18 +83,37 @@ def unlike(first: Evaluation, other: Evaluation) -> list[str]:
     return reasons
 
 
-def make_fields(
-    evaluations: Mapping[str, Evaluation],
-    groups: Mapping[str, str],
-    stages: Mapping[str, str],
-    names: Mapping[str, str],
-    most_samples: int,
-) -> list[Field]:
-    """A field for each set of comparable evaluations, the one with most policies first.
+@dataclass(frozen=True)
+class Comparable:
+    """Evaluations that can be compared, and the outcomes of their policies."""
+
+    evaluations: Mapping[str, Evaluation]
+    """by name"""
+    members: Sequence[Member]
+    teams: Mapping[str, Sequence[Member]]
+    """by policy: its seeds"""
+    prompts: Sequence[str]
+    scores: Mapping[str, Array]
+    """by policy, shape (seeds, prompts)"""
+    outcomes: Array
+    """of every policy against every other, shape (policies, policies, prompts)"""
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Each pair of policies once."""
+        return list(itertools.combinations(range(len(self.teams)), 2))
+
+    def p_values(self) -> list[float]:
+        """Of each pair alone."""
+        return [share_p_value(self.outcomes[i, j]) for i, j in self.pairs]
+
+
+def find_comparable(evaluations: Mapping[str, Evaluation], groups: Mapping[str, str]) -> list[Comparable]:
+    """The sets of comparable evaluations, the one with most policies first.
 
     Args:
         evaluations: by name.
-        groups, stages, names: of runs, by id.
+        groups: of runs, by id.
     """
     sets: list[dict[str, Evaluation]] = []
     for name, one in evaluations.items():
@@ -105,11 +123,64 @@ def make_fields(
         else:
             home[name] = one
     sets.sort(key=lambda comparable: -sum(len(one.policies) for one in comparable.values()))
+    return [_measure(comparable, groups) for comparable in sets]
+
+
+def _measure(evaluations: Mapping[str, Evaluation], groups: Mapping[str, str]) -> Comparable:
+    members = members_of(evaluations)
+    prompts = sorted(next(iter(evaluations.values())).prompt_ids)
+    teams: dict[str, list[Member]] = {}
+    for member in members:
+        teams.setdefault(groups.get(member.identity) or model_name(member), []).append(member)
+    scores = {name: np.stack([one.scores(prompts) for one in team]) for name, team in teams.items()}
+    return Comparable(evaluations, members, teams, prompts, scores, all_outcomes(list(scores.values())))
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The p-values of a report, corrected together (Holm)."""
+
+    pairs: Sequence[Sequence[float]]
+    """of each set of comparable evaluations: its `pairs`"""
+    further: Mapping[tuple[str, str, str], float]
+    """(evaluation, policy, further yardstick) → that of its comparison with the baseline"""
+
+    @property
+    def comparisons(self) -> int:
+        return sum(map(len, self.pairs)) + len(self.further)
+
+
+def correct(sets: Sequence[Comparable]) -> Corrected:
+    """All comparisons of the report, so that a false verdict among them is as rare as in a single one."""
+    pairs = [one.p_values() for one in sets]
+    further = {
+        (where, name, yardstick): Outcomes(**row["outcomes"]).p_value
+        for comparable in sets
+        for where, one in comparable.evaluations.items()
+        for name in one.policies
+        for yardstick, row in one.yardstick_rows(name).items()
+        if "outcomes" in row and yardstick != one.first_source
+    }
+    adjusted = iter(holm([*itertools.chain.from_iterable(pairs), *further.values()]))
+    return Corrected([[next(adjusted) for _ in own] for own in pairs], dict(zip(further, adjusted, strict=True)))
+
+
+def make_fields(
+    sets: Sequence[Comparable],
+    corrected: Corrected,
+    stages: Mapping[str, str],
+    names: Mapping[str, str],
+    most_samples: int,
+) -> list[Field]:
+    """A field for each set of comparable evaluations.
+
+    Args:
+        stages, names: of runs, by id.
+    """
     fields = []
-    for comparable in sets:
-        first, own = next(iter(sets[0].values())), next(iter(comparable.values()))
-        members = members_of(comparable)
-        field = make_field(comparable, members, groups, stages, names, most_samples if comparable is sets[0] else 0)
+    for comparable, p_values in zip(sets, corrected.pairs, strict=True):
+        first, own = (next(iter(one.evaluations.values())) for one in (sets[0], comparable))
+        field = make_field(comparable, p_values, stages, names, most_samples if comparable is sets[0] else 0)
         fields.append(field.model_copy(update={"unlike": [] if comparable is sets[0] else unlike(first, own)}))
     return fields
 
@@ -146,22 +217,20 @@ def identity_of(evaluation: Evaluation, policy: str) -> str:
 
 
 def make_field(
-    evaluations: Mapping[str, Evaluation],
-    members: Sequence[Member],
-    groups: Mapping[str, str],
+    comparable: Comparable,
+    p_values: Sequence[float],
     stages: Mapping[str, str],
     names: Mapping[str, str],
     most_samples: int,
 ) -> Field:
-    """What comparable evaluations show."""
-    first = next(iter(evaluations.values()))
-    prompts = sorted(first.prompt_ids)
-    teams: dict[str, list[Member]] = {}
-    for member in members:
-        teams.setdefault(groups.get(member.identity) or model_name(member), []).append(member)
-    scores = {name: np.stack([one.scores(prompts) for one in team]) for name, team in teams.items()}
-    outcomes = all_outcomes(list(scores.values()))
-    ratings = bradley_terry(outcomes) if len(teams) > 1 else None
+    """What comparable evaluations show.
+
+    Args:
+        p_values: of its `pairs`, corrected.
+    """
+    teams, scores, prompts = comparable.teams, comparable.scores, comparable.prompts
+    first = next(iter(comparable.evaluations.values()))
+    ratings = bradley_terry(comparable.outcomes) if len(teams) > 1 else None
     policies = []
     for at, (name, team) in enumerate(teams.items()):
         interval = ratings.interval(at) if ratings else None
@@ -173,10 +242,10 @@ def make_field(
                 }
             )
         )
-    baselines = [one for one in members if one.name == first.baseline]
+    baselines = [one for one in comparable.members if one.name == first.baseline]
     baseline = next((name for name, team in teams.items() if baselines and baselines[0] in team), None)
     return Field(
-        evaluations=list(evaluations),
+        evaluations=list(comparable.evaluations),
         yardstick=first.yardstick_name,
         yardstick_scale=first.yardstick_scale,
         against_baseline=first.against_baseline,
@@ -184,8 +253,8 @@ def make_field(
         sampling=first.sampling,
         baseline=baseline,
         policies=sorted(policies, key=lambda one: -(one.rating or 0.0)),
-        matches=all_matches(teams, scores, outcomes, prompts),
-        noise=noise_of(members, prompts),
+        matches=all_matches(comparable, p_values),
+        noise=noise_of(comparable.members, prompts),
         samples=choose_samples(teams, scores, prompts, most_samples),
     )
 
@@ -241,16 +310,17 @@ def all_outcomes(scores: Sequence[Array]) -> Array:
     return outcomes
 
 
-def all_matches(
-    teams: Mapping[str, Sequence[Member]], scores: Mapping[str, Array], outcomes: Array, prompts: Sequence[str]
-) -> list[Match]:
-    """Every policy against every other, both ways, with p-values adjusted over all pairs."""
+def all_matches(comparable: Comparable, p_values: Sequence[float]) -> list[Match]:
+    """Every policy against every other, both ways.
+
+    Args:
+        p_values: of its `pairs`, corrected.
+    """
+    teams, scores, outcomes = comparable.teams, comparable.scores, comparable.outcomes
     names = list(teams)
-    pairs = list(itertools.combinations(range(len(names)), 2))
-    adjusted = benjamini_hochberg([share_p_value(outcomes[i, j]) for i, j in pairs])
-    lengths = [np.mean([one.lengths(prompts) for one in team], axis=0) for team in teams.values()]
+    lengths = [np.mean([one.lengths(comparable.prompts) for one in team], axis=0) for team in teams.values()]
     matches = []
-    for (i, j), p_value in zip(pairs, adjusted, strict=True):
+    for (i, j), p_value in zip(comparable.pairs, p_values, strict=True):
         of_seeds = outcomes_of(scores[names[i]][:, None], scores[names[j]][None, :]).mean(axis=2)
         several = of_seeds.size > 1
         for one, other, seeds in ((i, j, of_seeds), (j, i, 1 - of_seeds)):

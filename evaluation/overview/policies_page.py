@@ -149,8 +149,8 @@ def _matrix(field: Field) -> Markup:
         el("div", table(head, rows, cls="matrix"), cls="scroll"),
         note(
             "Share of prompts that the row's policy wins against the column's, a tie being half a win, with its 95% "
-            "interval. Filled: better or worse at 5%, p-values corrected for all pairs (Benjamini-Hochberg). No worse: the "
-            "interval excludes a win rate below 45%."
+            "interval. Filled: better or worse at 5%, p-values corrected for all comparisons of this report (Holm). No "
+            "worse: the interval excludes a win rate below 45%."
         ),
         el(
             "details",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from evaluation.compare.reading import finite
 from tiebreak.config.keys import keys_of
@@ -29,7 +30,8 @@ _APART = ("output", "tracking", "max_time")
 """keys that do not affect what a run computes"""
 ROWS_READ, ROWS_IN_ALL = 2000, 160_000
 """logged rows that are read of one run, and of all; of longer ones, every n-th, and as many with held-out figures"""
-_HELD_OUT = (b'"eval', b'"guard/')
+_EVALUATED, _GUARDED = b'"eval', b'"guard/'
+"""beginnings of the keys of held-out figures"""
 
 
 @dataclass
@@ -244,14 +246,14 @@ def read_rows(folder: Path, most: int) -> tuple[list[dict[str, Any]], int, int]:
     if not path.is_file():
         return [], 1, 1
     lines = path.read_bytes().split(b"\n")
-    held_out = [number for number, line in enumerate(lines) if any(mark in line for mark in _HELD_OUT)]
+    held_out = [number for number, line in enumerate(lines) if _EVALUATED in line or _GUARDED in line]
     every, of_held_out = (max(-(-count // most), 1) for count in (len(lines), len(held_out)))
     last = range(max(len(lines) - 2, 0), len(lines))
     chosen = {*range(0, len(lines), every), *held_out[::of_held_out], *held_out[-1:], *last}
     rows = []
     for number in sorted(chosen):
         try:
-            row = json.loads(lines[number] or b"null")
+            row = from_json(lines[number] or b"null")
         except ValueError:
             continue
         if isinstance(row, dict) and "step" in row:

@@ -35,8 +35,9 @@ from evaluation.overview.model import (
     RunRow,
     TrainingAnswers,
 )
-from evaluation.overview.policies import evaluated_trails, make_fields
+from evaluation.overview.policies import Corrected, correct, evaluated_trails, find_comparable, make_fields
 from evaluation.overview.reading import RunRecord, find_runs, is_number, read_runs
+from evaluation.yardstick_figures import verdict_of
 from tiebreak.errors import RunError, TiebreakError
 from tiebreak.page.numbers import number, percent, two_digits
 from tiebreak.stages import STAGES
@@ -72,17 +73,9 @@ def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], ti
     everyone = _with_ancestors(records)
     names, groups = short_names(records), group_names(everyone)
     evaluations, faults = _evaluations(records, names)
-    fields = (
-        make_fields(
-            evaluations,
-            groups,
-            {one.id: one.stage for one in everyone},
-            names,
-            samples,
-        )
-        if evaluations
-        else []
-    )
+    sets = find_comparable(evaluations, groups)
+    corrected = correct(sets)
+    fields = make_fields(sets, corrected, {one.id: one.stage for one in everyone}, names, samples)
     nodes, edges = lineage_graph(records, everyone, names, groups)
     return Overview(
         title=title,
@@ -94,7 +87,8 @@ def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], ti
         reward_against_kl=kl_charts(records, names, evaluated_trails(evaluations, names)),
         fields=fields,
         training_answers=[found for one in records if (found := training_answers(one, names))],
-        further=[more for name, one in evaluations.items() if (more := further_measures(name, one))],
+        further=[more for name, one in evaluations.items() if (more := further_measures(name, one, corrected))],
+        comparisons=corrected.comparisons,
         agreement=[found for one in everyone for found in agreement_of(one, names)],
         nodes=nodes,
         edges=edges,
@@ -122,16 +116,28 @@ def training_answers(one: RunRecord, names: Mapping[str, str]) -> TrainingAnswer
     return TrainingAnswers(run=names[one.id], step=int(step), rows=newest)
 
 
-def further_measures(name: str, evaluation: Evaluation) -> FurtherMeasures | None:
+def further_measures(name: str, evaluation: Evaluation, corrected: Corrected) -> FurtherMeasures | None:
     """Its yardsticks after the first, and benchmarks; None without any."""
-    keys = ("yardsticks", "benchmarks")
-    figures = {policy: one.model_dump(mode="json") for policy, one in evaluation.policies.items()}
-    policies = {policy: {key: row[key] for key in keys if row.get(key)} for policy, row in figures.items()}
+    policies: dict[str, dict[str, Any]] = {}
+    for policy, figures in evaluation.policies.items():
+        benchmarks = figures.model_dump(mode="json").get("benchmarks")
+        rows = {one: _corrected(name, policy, one, evaluation, corrected) for one in evaluation.yardstick_rows(policy)}
+        policies[policy] = {k: v for k, v in (("yardsticks", rows), ("benchmarks", benchmarks)) if v}
     if len(evaluation.yardsticks) < 2 and not any("benchmarks" in row for row in policies.values()):
         return None
     return FurtherMeasures(
         evaluation=name, baseline=evaluation.baseline, yardsticks=list(evaluation.yardsticks), policies=policies
     )
+
+
+def _corrected(name: str, policy: str, yardstick: str, evaluation: Evaluation, corrected: Corrected) -> dict[str, Any]:
+    """A yardstick's figures with the report's verdict; of the first, whose verdicts are the matches', without one."""
+    row = evaluation.yardstick_rows(policy)[yardstick]
+    p_value = corrected.further.get((name, policy, yardstick))
+    if p_value is None:
+        return {key: value for key, value in row.items() if key not in ("p_value", "verdict")}
+    better = next(one["better"] for one in evaluation.yardsticks if one["source"] == yardstick)
+    return {**row, "p_value": p_value, "verdict": verdict_of(row["outcomes"], better, p_value)}
 
 
 def _with_ancestors(records: Sequence[RunRecord]) -> list[RunRecord]:

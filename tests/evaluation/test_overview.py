@@ -13,9 +13,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from study import curve, finished, logged, write_evaluation, write_seed, write_study
 from support import run_here, succeed
@@ -28,9 +30,12 @@ from evaluation.overview import read_overview, write_overview
 from evaluation.overview.charts import mean_and_band, smooth
 from evaluation.overview.model import SCHEMA, Overview, schema
 from evaluation.overview.page import build_page
+from evaluation.overview.policies import correct, find_comparable, make_fields
 from evaluation.overview.reading import read_rows
+from evaluation.overview.report import further_measures
 from evaluation.overview.serve import LivePage, make_server
 from tiebreak.errors import HandoffError, RunError
+from tiebreak.measures.ratings import share_p_value
 from tiebreak.measures.yardsticks.wording import refuses
 
 
@@ -113,6 +118,39 @@ def test_other_prompts_yardsticks_and_sampling_stand_apart(tmp_path: Path) -> No
     assert all(not one.noise for one in found.fields)
     page = build_page(found)
     assert page.count("Not comparable with the policies above") == 2 * 3  # policies, win rates, lengths
+
+
+def test_pairs_are_corrected_over_all_that_the_page_compares(tmp_path: Path) -> None:
+    """Two evaluations on other prompts: in each, a policy wins 21 prompts against the baseline and loses 9 (p = .0446),
+    and a further yardstick that differs nowhere (p = 1). Of three comparisons, both p are .134."""
+    for name, count in (("a", 30), ("b", 31)):
+        write_evaluation(
+            tmp_path / name / "evaluate", {"sft": "bundled:x", "dpo": f"bundled:{name}"}, {}, seed=0, prompts=count
+        )
+    folders = [str(tmp_path / name / "evaluate") for name in "ab"]
+    read = {name: read_evaluation(folder) for name, folder in zip("ab", folders, strict=True)}
+    for name, one in read.items():
+        won = {f"prompt-{n:03d}": float(n < 21) if n < 30 else 0.5 for n in range(31)}
+        answers = tuple(
+            row.model_copy(update={"yardstick_score": won[row.prompt_id] if row.policy == "dpo" else 0.5})
+            for row in one.answers
+        )
+        read[name] = replace(one, answers=answers)
+    tied = {"outcomes": {"wins": 0, "ties": 30, "losses": 0}, "p_value": 1.0, "verdict": "undecided"}
+    rows = {"rubric": {"mean": 0.5, "p_value": 0.01, "verdict": "better"}, "refusal": {"mean": 0.5, **tied}}
+    figures = read["a"].policies["dpo"].model_copy(update={"yardsticks": rows})
+    named = tuple({"source": source, "better": "lower"} for source in rows)
+    read["a"] = replace(read["a"], policies={**read["a"].policies, "dpo": figures}, yardsticks=named)
+    assert share_p_value(np.array([1.0] * 21 + [0.0] * 9)) == pytest.approx(0.04461, abs=1e-4)
+    sets = find_comparable(read, {})
+    corrected = correct(sets)
+    assert [list(each) for each in corrected.pairs] == [[pytest.approx(3 * 0.04461, abs=3e-4)]] * 2
+    assert (corrected.comparisons, corrected.further) == (3, {("a", "dpo", "refusal"): 1.0})
+    fields = make_fields(sets, corrected, {}, {}, 0)
+    assert {match.outcome for field in fields for match in field.matches} == {"no worse", "undecided"}
+    further = further_measures("a", read["a"], corrected)
+    assert further is not None
+    assert further.policies["dpo"]["yardsticks"] == {"rubric": {"mean": 0.5}, "refusal": {"mean": 0.5, **tied}}
 
 
 def test_shares_of_judgments_against_two_baselines_are_apart(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,15 @@ from test_compare import answer, hand_rows, report_of, write_evaluation, write_r
 from evaluation.compare import summary_table
 from evaluation.compare.lineage import Lineage, Origin
 from evaluation.compare.reading import Answer, Evaluation, Link, PolicyFigures
-from evaluation.compare.verdicts import Verdict, _synthetic_caveats, find_verdicts, guard_decision, headline, verdict
+from evaluation.compare.verdicts import (
+    Verdict,
+    Verdicts,
+    _synthetic_caveats,
+    find_verdicts,
+    guard_decision,
+    headline,
+    verdict,
+)
 from evaluation.evaluate import to_metrics
 from tiebreak.errors import HandoffError
 from tiebreak.files import write_json
@@ -136,7 +145,8 @@ def test_the_fewest_prompts_of_a_claim() -> None:
 
 def test_without_its_baseline_nothing_is_compared() -> None:
     one = evaluated({"dpo": [0.5] * 30, "ppo": [1.0] * 30}, baseline="sft")
-    assert find_verdicts(one, []) == {"dpo": Verdict("unknown"), "ppo": Verdict("unknown")}
+    unknown = {"dpo": Verdict("unknown"), "ppo": Verdict("unknown")}
+    assert find_verdicts({"one": one}, {"one": []}) == {"one": Verdicts(unknown, {})}
     found = headline({"one": one}, {"one": []}, ["human"])
     assert found["claim"] == "DPO and PPO were not compared with SFT"
     assert found["sentences"] == ["DPO: no win rate was measured.", "PPO: no win rate was measured."]
@@ -224,6 +234,63 @@ def test_several_policies_against_one_baseline_are_held_to_a_stricter_level() ->
     page = Path("three-report/report.html").read_text(encoding="utf-8")
     assert "corrected for 3 comparisons with SFT (Holm)" in page
     assert '<small class="verdict">no clear difference, p 0.09</small>' in page
+
+
+def test_comparisons_are_corrected_over_all_evaluations_of_a_report() -> None:
+    """21 wins to 9 losses, p = .0446, is "better" in an evaluation of its own, and of two such p is .0892."""
+    rows = rows_against_sft(dpo=(21, 0, 9))
+    first, second = (write_evaluation(Path(name), rows, {}, kinds=[name]) for name in ("first", "second"))
+    assert report_of(first, "alone")["headline"]["verdicts"] == {"dpo": "better"}
+    report = report_of(first, "both", against=[second])
+    assert report["headline"]["claim"] == "In each of 2 evaluations: DPO shows no clear difference from SFT"
+    figures = [report["policies"], *(one["policies"] for one in report["against"]["evaluations"])]
+    for row in (one["dpo"] for one in figures):
+        assert row["p_value"] == pytest.approx(2 * 0.04461, abs=1e-4)
+        assert (row["verdict"], row["comparisons"]) == ("undecided", 2)
+    page = Path("both/report.html").read_text(encoding="utf-8")
+    assert "p-values corrected for all 2 of this report (Holm)" in page
+    assert "corrected for" not in Path("alone/report.html").read_text(encoding="utf-8")
+
+
+def test_further_yardsticks_count_among_the_comparisons() -> None:
+    """Of 21:9 (p = .0446), 22:8 (.0176) and 26:4 (.00013), Holm multiplies the smallest by 3 and the next by 2; the largest
+    stays. The base's refusals are compared too, but its rubric is not: SFT was trained from it."""
+    rows = rows_against_sft(dpo=(22, 0, 8))
+    rows = [{**row, "policy": "base"} for row in rows if row["policy"] == "sft"] + rows
+    counts = {"base": (9, 0, 21), "dpo": (26, 0, 4)}
+    named = [{"source": one, "title": one, "better": "lower", "scale": [0, 1]} for one in ("rubric", "over_refusal")]
+    folder = Path(write_evaluation(Path("e"), rows, {}))
+    policies = json.loads((folder / "final" / "report.json").read_text())["policies"]
+    for name, row in policies.items():
+        mean = {"mean": 0.5, "interval": None, "n_prompts": 30}
+        own = dict(zip(("wins", "ties", "losses"), counts.get(name, ()), strict=False))
+        told = {"outcomes": own, "p_value": 0.9, "verdict": "undecided", "difference": 0.1} if own else {}
+        row["yardsticks"] = {"rubric": {**mean, **({"p_value": 0.8} if own else {})}, "over_refusal": {**mean, **told}}
+    folder = Path(write_evaluation(Path("several"), rows, {}, yardsticks=named, policies=policies))
+    report = report_of(str(folder), "several-report")
+    dpo, base = (report["policies"][name]["yardsticks"]["over_refusal"] for name in ("dpo", "base"))
+    assert (report["comparisons"], report["policies"]["dpo"]["comparisons"]) == (3, 3)
+    assert dpo["p_value"] == pytest.approx(3 * math.erfc(21 / math.sqrt(60)), rel=1e-9)
+    assert report["policies"]["dpo"]["p_value"] == pytest.approx(2 * math.erfc(13 / math.sqrt(60)), rel=1e-9)
+    assert base["p_value"] == pytest.approx(math.erfc(11 / math.sqrt(60)), rel=1e-9)
+    assert (dpo["verdict"], base["verdict"], report["policies"]["dpo"]["verdict"]) == ("better", "worse", "better")
+
+
+def test_identical_policies_are_seldom_called_better_in_a_report_over_eight_evaluations() -> None:
+    """60 reports on coin flips, 24 comparisons each: a false verdict in at most 5% of the reports, within chance. With a
+    correction in each evaluation alone, about 17 reports have one."""
+    pick = random.Random(1)
+    false = 0
+    for _ in range(60):
+        evaluations = {
+            str(n): evaluated(
+                {name: [float(pick.random() < 0.5) for _ in range(40)] for name in ("sft", "a", "b", "c")}
+            )
+            for n in range(8)
+        }
+        found = find_verdicts(evaluations, dict.fromkeys(evaluations, ()))
+        false += any(one.outcome != "undecided" for each in found.values() for one in each.policies.values())
+    assert false <= 8  # of 60 at 5%, more come by chance once in three hundred
 
 
 def test_the_verdict_and_the_interval_agree_where_there_is_one_comparison() -> None:

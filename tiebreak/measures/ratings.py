@@ -7,7 +7,6 @@ the independent units everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -132,22 +131,6 @@ def share_p_value(outcomes: Array) -> float:
     if error == 0.0:
         return 0.0 if gap else 1.0
     return 1.0 - student_within(gap / error, n - 1)
-
-
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values that keep the false discovery rate (Benjamini and Hochberg 1995).
-
-    With no true difference at all, they keep the family-wise error rate too.
-
-    >>> [round(p, 4) for p in benjamini_hochberg([0.01, 0.04, 0.03, 0.5])]
-    [0.04, 0.0533, 0.0533, 0.5]
-    """
-    count, smallest = len(p_values), 1.0
-    adjusted = [1.0] * count
-    for rank, at in reversed(list(enumerate(sorted(range(count), key=lambda n: p_values[n]), start=1))):
-        smallest = min(smallest, p_values[at] * count / rank)
-        adjusted[at] = smallest
-    return adjusted
 
 
 @dataclass(frozen=True)
