@@ -20,6 +20,7 @@ from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.addresses import has_work
 from labeling_ui.store.work.standing import QualifyConfig
 from tiebreak.records import Judgment, Pair
 
@@ -136,6 +137,8 @@ def test_nothing_of_a_paused_batch_is_given_out(url: str) -> None:
     now[0] += 61_000
     for store.rules.gold_share, store.rules.repeat_share in ((1.0, 0.0), (0.0, 1.0)):
         assert [store.claim(rater) for rater in ("r0", "r1")] == [None, None]
+    with store.reading() as connection:
+        assert not has_work(connection, "r1"), "no mail says that there is work"
     store.submit("r1", answer(held.item_id))  # what was on the screen counts, late as it is
     store.change_batch("stopped", BatchChange(paused=False))
     assert store.claim("r0").item_id not in gold, "a repeat"  # type: ignore[union-attr]

@@ -358,7 +358,7 @@ async def send_rows(site: Campaign, rows: list[dict[str, Any]], *, preview: bool
 
 def test_single_answers_have_files_and_keep_them(campaign: tuple[Campaign, LabelConfig], tmp_path: Path) -> None:
     site, config = campaign
-    answer = [
+    answer: list[dict[str, Any]] = [
         {
             "role": "assistant",
             "content": [{"type": "text", "text": "A leaf:"}, {"type": "image", "image": "model-x.png"}],
@@ -394,11 +394,13 @@ def test_single_answers_have_files_and_keep_them(campaign: tuple[Campaign, Label
     )
     folder = tmp_path / "final"
     folder.mkdir()
+    site.store.transact(lambda tx: describe_media(tx, "model-x.png", "blue, as a lead wrote"))
     write_labels(site.store, folder, AggregationConfig(), ())
     for name in ("reviews", "ratings"):
         (row,) = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
         assert row["prompt"] == asked("leaf.jpg")
-        assert row["completion"] == answer
+        text, image = answer[0]["content"]
+        assert row["completion"][0]["content"] == [text, {**image, "alt": "blue, as a lead wrote"}]
     (demonstration,) = map(json.loads, (folder / "demonstrations.jsonl").read_text().splitlines())
     assert Demonstration.model_validate(demonstration).answers[0].images[0].file == "model-x.png"
     with pytest.raises(DataError, match="takes only text"):
