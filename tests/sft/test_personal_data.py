@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ from support import REPOSITORY, read_rows, write_rows
 
 from sft.configuration import PrepareConfig
 from sft.pii.surrogates import surrogate
-from sft.prepare import _mark_of_key, prepare
+from sft.prepare import prepare
 from sft.steps.anonymise import Anonymise, normal_form
 from sft.steps.step import Ledger, Row, Tally
 from tiebreak.errors import ConfigError
@@ -425,18 +427,18 @@ def test_the_map_is_encrypted_and_outside_the_run(
     assert "made with another key" in refused.stderr
 
 
-def test_another_key_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashes of two keys do not agree: rows of a run that was killed are not kept for another one."""
-    values = {"output": "x", "demonstrations": ["d"], "steps": ["anonymise"], "anonymise": {"mode": "hash"}}
-    config = PrepareConfig.model_validate(values)
-    marks = []
-    for key in ("first-secret-of-this-test", "second-secret-of-this-test", "first-secret-of-this-test"):
-        monkeypatch.setenv("TIEBREAK_PII_KEY", key)
-        marks.append(_mark_of_key(config))
-        assert key not in marks[-1]
-    assert marks[0] == marks[2] != marks[1]
-    monkeypatch.delenv("TIEBREAK_PII_KEY")
-    assert _mark_of_key(PrepareConfig.model_validate({**values, "anonymise": {}})) == ""
+def test_another_key_begins_anew(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of two keys do not agree: rows of a run that was stopped under one key are not kept for another key."""
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET)
+    with monkeypatch.context() as stopped, contextlib.suppress(KeyboardInterrupt):
+        stopped.setattr("sft.prepare.compare", Mock(side_effect=KeyboardInterrupt))
+        run(tmp_path / "stopped", tiny_model, ROWS, mode="hash")
+    assert not (tmp_path / "stopped" / "run" / "final" / "demonstrations.jsonl").exists()
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET + "!")
+    resumed, whole = (prompts(run(tmp_path / name, tiny_model, ROWS, mode="hash")) for name in ("stopped", "whole"))
+    assert resumed == whole
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET)
+    assert prompts(run(tmp_path / "first", tiny_model, ROWS, mode="hash")) != whole
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------------
