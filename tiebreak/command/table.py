@@ -263,7 +263,7 @@ GROUPS: Mapping[str, dict[str, Command]] = {
     "other commands": _BESIDE,
 }
 """Title → its commands, in the order of the help page."""
-COMMANDS: Mapping[str, Command] = ChainMap(*reversed(GROUPS.values()))
+COMMANDS: Mapping[str, Command] = ChainMap(*reversed([*GROUPS.values()]))
 """In the same order: a ChainMap goes through its last mapping first."""
 
 
