@@ -37,6 +37,6 @@ class DuelReportConfig(StageConfig):
     judges: list[str] = []
     """finished judge runs on the duel's pairs, to compare with the raters"""
     overlap: int | None = Field(default=None, ge=1, exclude_if=lambda number: number is None)
-    """judgments that each pair needs; null: as many as its batch asks for; of a file, which does not say, all count"""
+    """judgments that each pair needs; null: as many as its batch asks for, and for a file of judgments, any number"""
     no_difference: float = Field(default=0.1, gt=0.0, lt=0.5, exclude_if=lambda gap: gap == 0.1)
     """a win rate within this distance of 0.5 counts as no difference"""

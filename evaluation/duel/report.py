@@ -110,12 +110,12 @@ def people_of(judgments: Sequence[ExportedJudgment]) -> list[ExportedJudgment]:
 
 
 def judged_in_part(config: DuelReportConfig, judgments: Sequence[ExportedJudgment]) -> set[str] | None:
-    """The ids of the pairs that have some of their judgments; None if it is not known how many they are to get.
+    """The ids of the pairs that have some of their judgments, but not all; None if the number that they need is unknown.
 
-    A verdict that may be looked at early counts none of them: their outcomes can still change.
+    Their outcomes can still change, so a verdict that may be read early must not count them.
     """
     if config.overlap is not None:
-        got = Counter(one.pair_id for one in judgments if not one.skip and one.kind != "model")
+        got = Counter(one.pair_id for one in judgments if not one.skip and not one.repeat and one.kind != "model")
         return {pair_id for pair_id, number in got.items() if number < config.overlap}
     file = Path(config.judgments) / "final" / "report.json"
     if not is_run(config.judgments) or not file.is_file():
@@ -147,8 +147,8 @@ def unknown_overlap(judgments: Sequence[ExportedJudgment], source: str) -> list[
     if numbers[0] == numbers[-1]:
         return []
     return [
-        f"Pairs have {numbers[0]} to {numbers[-1]} judgments each, and {source} does not say how many they were to get: "
-        "all count. With --overlap, pairs that have fewer are left out."
+        f"Pairs have {numbers[0]} to {numbers[-1]} judgments each, and {source} does not say how many they need: all "
+        "count. With --overlap, pairs that have fewer are left out."
     ]
 
 

@@ -13,10 +13,10 @@ from support import read_rows, run_here, write_rows
 from evaluation.duel.configuration import DuelReportConfig
 from evaluation.duel.figures import build_figures, programs_of
 from evaluation.duel.pairs import Evaluated, describe
-from evaluation.duel.report import judges_of, people_of, read_judgments
+from evaluation.duel.report import judged_in_part, judges_of, people_of, read_judgments
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.messages import Message
-from tiebreak.records import Completion, Pair
+from tiebreak.records import Completion, ExportedJudgment, Pair
 
 UNTRACKED = ("--tracking.mode", "disabled")
 GOOD = (
@@ -167,6 +167,24 @@ def test_people_count_and_simulated_raters_only_without_them(tmp_path: Path) -> 
         read_judgments(str(other), pairs)
 
 
+def test_repeats_skips_and_models_finish_no_pair() -> None:
+    """Of pairs that need two judgments, only the first has two: the others have one and something that is not counted."""
+    further: dict[str, dict[str, Any]] = {
+        "both": {},
+        "repeat": {"repeat": True},
+        "skip": {"skip": True, "answer": None},
+    }
+    rows = [
+        ExportedJudgment.model_validate(
+            {"pair_id": pair, "rater_id": rater, "left": "a", "right": "b", "answer": 1, "kind": "human", **more}
+        )
+        for pair, own in {**further, "model": {"kind": "model"}}.items()
+        for rater, more in (("r", {}), ("s", own))
+    ]
+    config = DuelReportConfig(output="o", duel="d", judgments="j.jsonl", overlap=2)
+    assert judged_in_part(config, rows) == {"repeat", "skip", "model"}
+
+
 def test_evaluation_pairs_are_not_selected_for_training(made: Path, tmp_path: Path) -> None:
     assert run_here("duel", "--evaluation", made, "--output", tmp_path / "duel", *UNTRACKED)[0] == 0
     words = ("--pairs", tmp_path / "duel", "--selected-pairs", "2", "--output", tmp_path / "select")
@@ -174,7 +192,7 @@ def test_evaluation_pairs_are_not_selected_for_training(made: Path, tmp_path: Pa
     assert (status, "never reach training" in printed) == (1, True), printed
 
 
-def test_empty_answers_are_told_and_measured_by_no_program() -> None:
+def test_empty_answers_are_reported_and_measured_by_no_program() -> None:
     """Of five prompts, a is silent at two and b at one of them: three are compared, by people and programs alike."""
     texts = {"a": ["", " ", "x", "x", "x"], "b": ["", "y", "y", "y", "y"]}
     rows = [
