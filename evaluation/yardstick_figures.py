@@ -90,16 +90,20 @@ def _against(own: ByPrompt, baseline: ByPrompt, better: Better, seed: int) -> Fi
 def _judge(compared: Sequence[tuple[Figures, Better]]) -> None:
     """Correct the p-values (Holm), and give each comparison its verdict."""
     for (figures, better), p_value in zip(compared, holm([one["p_value"] for one, _ in compared]), strict=True):
-        figures |= {"p_value": p_value, "verdict": verdict_of(figures["outcomes"], better, p_value)}
+        figures |= conclusion(figures["outcomes"], better, p_value)
 
 
-def verdict_of(outcomes: Mapping[str, int], better: Better, p_value: float) -> str:
-    """A comparison in a word.
+def conclusion(outcomes: Mapping[str, int], better: Better, p_value: float) -> Figures:
+    """The `p_value` and the `verdict` of a comparison, as its figures have them.
 
     Args:
         outcomes: `wins`, `ties` and `losses`.
-        p_value: corrected.
+        p_value: after the correction.
     """
+    return {"p_value": p_value, "verdict": _verdict(outcomes, better, p_value)}
+
+
+def _verdict(outcomes: Mapping[str, int], better: Better, p_value: float) -> str:
     if sum(outcomes.values()) < MANY_PROMPTS:
         return "too few"
     if p_value >= LEVEL:

@@ -364,12 +364,12 @@ class Search:
 
 @dataclass(frozen=True)
 class Near:
-    """Near duplicates among rows, of which the first few are kept whatever they are near to."""
+    """Near duplicates among rows, the first few of which are kept in any case."""
 
     earlier: dict[int, tuple[int, float]]
     """row to drop → (an earlier row, Jaccard overlap); no row is compared with a dropped one"""
     alike: dict[int, int]
-    """kept row → the first row of its group: two rows are in one group if they are near, or near to members of it"""
+    """kept row → the first row of its group, whose members a chain of near duplicates connects; first rows are left out"""
 
 
 class Neighbours:
@@ -384,7 +384,7 @@ class Neighbours:
         self.near = Near({}, {})
 
     def add(self, row: int, candidates: Iterable[int], overlap: Callable[[int], float]) -> bool:
-        """Compare a row with earlier ones, in order; whether later rows are to be compared with it."""
+        """Compare a row with earlier ones, in their order. Returns whether later rows need to be compared with it."""
         if row < self.keep_first:
             return not self._joins(row, candidates, overlap)
         for other in candidates:
@@ -394,7 +394,7 @@ class Neighbours:
         return True
 
     def _joins(self, row: int, candidates: Iterable[int], overlap: Callable[[int], float]) -> bool:
-        """Put a kept row in the group of every near one; whether it equals one, to which later rows are near anyway."""
+        """Join the groups of a kept row and of all near ones. Returns whether it equals one: that one stands for both."""
         equals = False
         for other in candidates:
             low, high = sorted((self._first(row), self._first(other)))
@@ -404,9 +404,12 @@ class Neighbours:
         return equals
 
     def _first(self, row: int) -> int:
-        while row in self.near.alike:
-            row = self.near.alike[row]
-        return row
+        first = row
+        while (other := self.near.alike.get(first)) is not None:
+            first = other
+        if first != row:
+            self.near.alike[row] = first  # a shorter way for the next search
+        return first
 
     def found(self) -> Near:
         """All that was found."""

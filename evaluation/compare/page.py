@@ -206,7 +206,11 @@ def _policies(report: Report, marks: Marks, measure: Measure) -> Markup:
     n = " or ".join(number(v) for v in sorted({row["n_prompts"] for row in policies.values()}))
     compared = max(row.get("comparisons", 1) for row in policies.values())
     of_these = sum(row.get("p_value") is not None for row in policies.values())
-    corrected = f"{compared} comparisons with {baseline}" if compared == of_these else f"all {compared} of this report"
+    which = (
+        f"{compared} comparisons with {baseline}"
+        if compared == of_these
+        else f"all {compared} comparisons of the report"
+    )
     remarks = (
         f"Means over {n} held-out prompts, the same for every policy. Intervals of means are 95% bootstraps over prompts "
         "(expanded percentiles), those of win rates score intervals. A win rate counts a tie as half a win; 50% is no "
@@ -215,7 +219,7 @@ def _policies(report: Report, marks: Marks, measure: Measure) -> Markup:
     )
     if judged:
         remarks += " Verdicts: McNemar's test at 5%, from 30 prompts on" + (
-            f", p-values corrected for {corrected} (Holm)." if compared > 1 else "."
+            f", p-values corrected for {which} (Holm)." if compared > 1 else "."
         )
     return join(el("div", table(headings, rows), cls="scroll"), note(remarks))
 

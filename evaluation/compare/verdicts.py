@@ -15,7 +15,7 @@ from typing import Any
 from evaluation.compare.lineage import Lineage
 from evaluation.compare.reading import Evaluation, Link
 from evaluation.compare.words import edge, label, listed
-from evaluation.yardstick_figures import verdict_of
+from evaluation.yardstick_figures import conclusion
 from tiebreak.measures.statistics import Interval, Outcomes, holm, needed_prompts, wilson_interval
 from tiebreak.page.numbers import number, p_value, percent, short
 from tiebreak.stages import find_stage
@@ -26,7 +26,7 @@ LEVEL = 0.05
 SHOWN_WIN_RATE = 0.65
 """Win rate assumed for "about n more": prompts that show it four times in five."""
 FIRST = ""
-"""stands for the first yardstick, which verdicts on policies go by"""
+"""key of the first yardstick, whose outcomes decide the verdicts on policies"""
 GUARD_INPUT = "guard.reward_model"
 
 
@@ -48,10 +48,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Those of one evaluation."""
+    """The verdicts of one evaluation."""
 
     policies: dict[str, Verdict]
-    """each policy except the baseline's ancestors, by the first yardstick"""
+    """by policy, without the baseline's ancestors; from the first yardstick"""
     yardsticks: dict[tuple[str, str], float]
     """(policy, further yardstick) → p-value after Holm's correction over all comparisons of the report"""
 
@@ -94,7 +94,7 @@ def find_verdicts(evaluations: Mapping[str, Evaluation], chains: Mapping[str, Se
 
 
 def count_comparisons(verdicts: Mapping[str, Verdicts]) -> int:
-    """How many comparisons were corrected together."""
+    """The number of comparisons that were corrected together."""
     return sum(
         len(one.yardsticks) + sum(found.p_value is not None for found in one.policies.values())
         for one in verdicts.values()
@@ -124,7 +124,7 @@ def corrected_rows(evaluation: Evaluation, name: str, verdicts: Verdicts) -> dic
         if p_value is None and yardstick == evaluation.first_source and name in verdicts.policies:
             p_value = verdicts.policies[name].p_value
         if "outcomes" in row and p_value is not None:
-            row = {**row, "p_value": p_value, "verdict": verdict_of(row["outcomes"], better[yardstick], p_value)}
+            row = {**row, **conclusion(row["outcomes"], better[yardstick], p_value)}
         rows[yardstick] = row
     return rows
 
@@ -151,7 +151,6 @@ def headline(
     """
     verdicts = {name: one.policies for name, one in find_verdicts(evaluations, chains).items()}
     claims = {name: _claim(verdicts[name], one) for name, one in evaluations.items()}
-    links = list({link.id: link for chain in chains.values() for link in chain}.values())
     first = next(iter(evaluations))
     return {
         "claim": _one_claim(claims),
@@ -160,18 +159,33 @@ def headline(
             for where, found in verdicts.items()
             for policy, one in found.items()
         ],
-        "caveats": [
-            *_caveats(evaluations, kinds),
-            *_synthetic_caveats(links),
-            *_canary_caveats(evaluations),
-            *_reward_caveats(links),
-            *_implicit_reward_caveats(links, evaluations, chains),
-            *_guard_caveats(links),
+        "caveats": caveats_of(evaluations, chains, kinds),
+        "guards": [
+            guard_decision(link.stage, link.manifest["guard"]) for link in _every(chains) if "guard" in link.manifest
         ],
-        "guards": [guard_decision(link.stage, link.manifest["guard"]) for link in links if "guard" in link.manifest],
         "verdicts": {policy: one.outcome for policy, one in verdicts[first].items()},
         "claims": claims if len(claims) > 1 else {},
     }
+
+
+def caveats_of(
+    evaluations: Mapping[str, Evaluation], chains: Mapping[str, Sequence[Link]], kinds: Sequence[str]
+) -> list[str]:
+    """What limits the figures, one sentence each. The arguments are those of `headline`."""
+    links = _every(chains)
+    return [
+        *_caveats(evaluations, kinds),
+        *_synthetic_caveats(links),
+        *_canary_caveats(evaluations),
+        *_reward_caveats(links),
+        *_implicit_reward_caveats(links, evaluations, chains),
+        *_guard_caveats(links),
+    ]
+
+
+def _every(chains: Mapping[str, Sequence[Link]]) -> list[Link]:
+    """The runs of all chains, each once."""
+    return list({link.id: link for chain in chains.values() for link in chain}.values())
 
 
 def _one_claim(claims: Mapping[str, str]) -> str:

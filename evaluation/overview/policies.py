@@ -104,7 +104,7 @@ class Comparable:
         return list(itertools.combinations(range(len(self.teams)), 2))
 
     def p_values(self) -> list[float]:
-        """Of each pair alone."""
+        """The p-value of each pair, not corrected."""
         return [share_p_value(self.outcomes[i, j]) for i, j in self.pairs]
 
 
@@ -151,7 +151,7 @@ class Corrected:
 
 
 def correct(sets: Sequence[Comparable]) -> Corrected:
-    """All comparisons of the report, so that a false verdict among them is as rare as in a single one."""
+    """Correct the p-values of all comparisons, so that a false verdict among them is as rare as in a single comparison."""
     pairs = [one.p_values() for one in sets]
     further = {
         (where, name, yardstick): Outcomes(**row["outcomes"]).p_value
@@ -226,7 +226,7 @@ def make_field(
     """What comparable evaluations show.
 
     Args:
-        p_values: of its `pairs`, corrected.
+        p_values: corrected, in the order of its `pairs`.
     """
     teams, scores, prompts = comparable.teams, comparable.scores, comparable.prompts
     first = next(iter(comparable.evaluations.values()))
@@ -314,7 +314,7 @@ def all_matches(comparable: Comparable, p_values: Sequence[float]) -> list[Match
     """Every policy against every other, both ways.
 
     Args:
-        p_values: of its `pairs`, corrected.
+        p_values: corrected, in the order of its `pairs`.
     """
     teams, scores, outcomes = comparable.teams, comparable.scores, comparable.outcomes
     names = list(teams)

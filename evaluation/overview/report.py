@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.compare.reading import Evaluation, Link, kinds_of, read_evaluation
-from evaluation.compare.verdicts import headline as compare_headline
+from evaluation.compare.verdicts import caveats_of
 from evaluation.compare.words import edge, label, listed
 from evaluation.configuration import OverviewArguments
 from evaluation.overview.curves import kl_charts, overlay
@@ -37,7 +37,7 @@ from evaluation.overview.model import (
 )
 from evaluation.overview.policies import Corrected, correct, evaluated_trails, find_comparable, make_fields
 from evaluation.overview.reading import RunRecord, find_runs, is_number, read_runs
-from evaluation.yardstick_figures import verdict_of
+from evaluation.yardstick_figures import conclusion
 from tiebreak.errors import RunError, TiebreakError
 from tiebreak.page.numbers import number, percent, two_digits
 from tiebreak.stages import STAGES
@@ -137,7 +137,7 @@ def _corrected(name: str, policy: str, yardstick: str, evaluation: Evaluation, c
     if p_value is None:
         return {key: value for key, value in row.items() if key not in ("p_value", "verdict")}
     better = next(one["better"] for one in evaluation.yardsticks if one["source"] == yardstick)
-    return {**row, "p_value": p_value, "verdict": verdict_of(row["outcomes"], better, p_value)}
+    return {**row, **conclusion(row["outcomes"], better, p_value)}
 
 
 def _with_ancestors(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -289,7 +289,7 @@ def make_headline(
     used = {name: evaluations[name] for name in first.evaluations}
     chains = {name: _links(one, records) for name, one in used.items()}
     kinds = sorted({kind for chain in chains.values() for link in chain for kind in kinds_of(link.manifest)})
-    caveats = [*unread, *compare_headline(used, chains, kinds)["caveats"], *_states(records, names)]
+    caveats = [*unread, *caveats_of(used, chains, kinds), *_states(records, names)]
     apart = [name for one in fields[1:] for name in one.evaluations]
     if apart:
         reasons = "; ".join(dict.fromkeys(reason for one in fields[1:] for reason in one.unlike))

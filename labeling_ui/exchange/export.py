@@ -68,7 +68,7 @@ class Labels:
     """single answers that were accepted by a sample of their lot, each with its batch"""
     head: str
     wanted: dict[str, int]
-    """by evaluation pair: the judgments that it is to get"""
+    """evaluation pair → the number of judgments that it needs"""
 
 
 def read_labels(store: Store) -> Labels:
@@ -193,7 +193,7 @@ def write_labels(
 
 
 def judged_in_part(labels: Labels) -> list[str]:
-    """The evaluation pairs that have some of their judgments. Skips, repeats and models' verdicts are none of them."""
+    """The evaluation pairs that have some, but not all, of their judgments: neither skips, repeats nor models' verdicts."""
     got = Counter(one.pair_id for one in labels.judgments if not one.skip and not one.repeat and one.kind != "model")
     return [pair.id for pair in labels.pairs if 0 < got[pair.id] < labels.wanted.get(pair.id, 0)]
 

@@ -248,7 +248,7 @@ def test_comparisons_are_corrected_over_all_evaluations_of_a_report() -> None:
         assert row["p_value"] == pytest.approx(2 * 0.04461, abs=1e-4)
         assert (row["verdict"], row["comparisons"]) == ("undecided", 2)
     page = Path("both/report.html").read_text(encoding="utf-8")
-    assert "p-values corrected for all 2 of this report (Holm)" in page
+    assert "p-values corrected for all 2 comparisons of the report (Holm)" in page
     assert "corrected for" not in Path("alone/report.html").read_text(encoding="utf-8")
 
 
@@ -264,8 +264,11 @@ def test_further_yardsticks_count_among_the_comparisons() -> None:
     for name, row in policies.items():
         mean = {"mean": 0.5, "interval": None, "n_prompts": 30}
         own = dict(zip(("wins", "ties", "losses"), counts.get(name, ()), strict=False))
-        told = {"outcomes": own, "p_value": 0.9, "verdict": "undecided", "difference": 0.1} if own else {}
-        row["yardsticks"] = {"rubric": {**mean, **({"p_value": 0.8} if own else {})}, "over_refusal": {**mean, **told}}
+        against = {"outcomes": own, "p_value": 0.9, "verdict": "undecided", "difference": 0.1} if own else {}
+        row["yardsticks"] = {
+            "rubric": {**mean, **({"p_value": 0.8} if own else {})},
+            "over_refusal": {**mean, **against},
+        }
     folder = Path(write_evaluation(Path("several"), rows, {}, yardsticks=named, policies=policies))
     report = report_of(str(folder), "several-report")
     dpo, base = (report["policies"][name]["yardsticks"]["over_refusal"] for name in ("dpo", "base"))

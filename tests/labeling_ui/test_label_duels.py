@@ -174,7 +174,7 @@ def test_an_early_report_counts_finished_pairs_alone(tmp_path: Path) -> None:
     file = label / "final" / "judgments.jsonl"
     found, printed = duel_report(duel, file, tmp_path / "file")
     assert (found["contests"][0]["people"]["n"], "Pairs have 1 to 2 judgments each" in printed) == (20, True)
-    found, printed = duel_report(duel, file, tmp_path / "told", "--overlap", "2")
+    found, printed = duel_report(duel, file, tmp_path / "overlap", "--overlap", "2")
     assert (found["contests"][0]["people"]["n"], "Pairs have" in printed) == (6, False)
     words = ("--duel", duel, "--judgments", file, "--output", tmp_path / "none", "--overlap", "3")
     status, printed = run_here("duel", "report", *words)

@@ -197,7 +197,7 @@ EVALUATES = PAIRS.c.record.like('%"purpose":"evaluation"%')
 
 
 def judgments_wanted(connection: sa.Connection) -> dict[str, int]:
-    """How many judgments each evaluation pair is to get."""
+    """Evaluation pair → the number of judgments that it needs."""
     query = sa.select(ITEMS.c.pair_id, sa.func.sum(ITEMS.c.overlap)).join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
     query = query.where(EVALUATES, ITEMS.c.withdrawn == sa.literal_column("0")).group_by(ITEMS.c.pair_id)
     return {pair_id: int(number) for pair_id, number in connection.execute(query)}
