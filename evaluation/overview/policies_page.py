@@ -61,7 +61,7 @@ def _field(field: Field, styles: Styles) -> Markup:
     ]
     rows = [_policy_row(one, field, styles, ratings, scale, lambda v: number(v, digits)) for one in field.policies]
     remarks = (
-        f"{number(field.prompts)} held-out prompts, the same for every policy, sampled alike. Ratings: Bradley-Terry over "
+        f"{number(field.prompts)} held-out prompts and one sampling setting for all policies. Ratings: Bradley-Terry over "
         "all pairs of policies, intervals clustered by prompt; 100 points are a win rate of 64%. KL is from the baseline "
         "of the policy's own evaluation."
     )
