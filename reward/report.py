@@ -30,7 +30,7 @@ from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.explain.pairs import Pull
-from tiebreak.files import write_json, write_jsonl, write_text_atomically
+from tiebreak.files import read_jsonl, write_json, write_jsonl, write_text_atomically
 from tiebreak.hashing import hash_text
 from tiebreak.records import Preference
 from tiebreak.runs.chain import InputFinder
@@ -125,7 +125,7 @@ def write_scores(run: Run, marked: ScoredExam) -> None:
 
 def read_scores(final: Path) -> list[list[float]]:
     """The scores of each pair, as `Exam.mark` takes them."""
-    rows = [json.loads(line) for line in (final / SCORES).read_text().splitlines()]
+    rows = list(read_jsonl(final / SCORES))
     return [row.get(f"{side}_members", [row[side]]) for row in rows for side in ("chosen", "rejected")]
 
 

@@ -13,7 +13,7 @@ TiebreakError            what went wrong, where, and the next step; printed with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MAX_FAULTS_SHOWN = 50
 
@@ -27,6 +27,16 @@ class TiebreakError(Exception):
 def counted(n: int, noun: str) -> str:
     """`1 error`, `2,000 errors`."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+NAMES_SHOWN = 40
+
+
+def first_names(names: Iterable[str]) -> str:
+    """Names in a row, the first of them if they are many: `a, b`."""
+    listed = list(names)
+    more = len(listed) - NAMES_SHOWN
+    return ", ".join(listed[:NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 class ConfigError(TiebreakError):

@@ -100,3 +100,10 @@ def write_jsonl(path: Path, records: Iterable[BaseModel | dict[str, Any]]) -> No
     """Write JSON Lines atomically."""
     rows = (r.model_dump(mode="json") if isinstance(r, BaseModel) else r for r in records)
     write_text_atomically(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file that `write_jsonl` wrote. A line ends at a line feed alone: a text in it may hold U+2028, at
+    which `str.splitlines` would cut the row."""
+    with path.open("rb") as file:
+        yield from map(json.loads, file)

@@ -290,8 +290,9 @@ def check_side(messages: Messages, name: str) -> None:
 
 
 def comparable(message: Message) -> Message:
-    """The message as answers are compared: without its weight, the blanks around its texts, and kinds of line ends."""
-    return message.map_text(_stripped).model_copy(update={"weight": None})
+    """The message as answers are compared: without its weight, blanks around its texts, kinds of line ends, and ways to write
+    one letter (NFC)."""
+    return message.map_text(_composed).model_copy(update={"weight": None})
 
 
 def text_of(messages: Sequence[Message]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from evaluation.compare.reading import Evaluation, Link
 from tiebreak.data.reading import read_records
+from tiebreak.files import read_jsonl
 from tiebreak.hashing import hash_text
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.page.charts import Scale, swatch
@@ -49,7 +50,7 @@ def find_pulls(evaluation: Evaluation, links: Sequence[Link]) -> list[dict[str, 
 
 def _pulls_of(link: Link, supporters: Supporters, behind: set[str]) -> dict[str, Any]:
     summary = json.loads((Path(link.folder) / "final" / "report.json").read_text(encoding="utf-8"))["against_the_rest"]
-    pulls = [json.loads(line) for line in (Path(link.folder) / PULLS).read_text(encoding="utf-8").splitlines()]
+    pulls = list(read_jsonl(Path(link.folder) / PULLS))
     against: dict[str, list[bool]] = {}
     for one in pulls:
         for rater in _responsible(one, supporters):

@@ -20,7 +20,7 @@ from evaluation.duel import report
 from evaluation.duel.configuration import DuelConfig
 from tiebreak.command.launch import stage_main
 from tiebreak.errors import DataError, HandoffError, counted
-from tiebreak.files import write_json, write_jsonl
+from tiebreak.files import read_jsonl, write_json, write_jsonl
 from tiebreak.measures.duels import SHARED
 from tiebreak.messages import Message, content_id
 from tiebreak.records import Completion, Pair
@@ -103,8 +103,7 @@ def read_evaluation(config: DuelConfig) -> Evaluated:
         )
     names = _chosen(config, evaluated)
     answers: dict[str, dict[str, Row]] = {}
-    for line in (final / "completions.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_jsonl(final / "completions.jsonl"):
         if row["policy"] in names:
             answers.setdefault(row["prompt_id"], {}).setdefault(row["policy"], row)
     return Evaluated(manifest["id"], names, evaluated, answers)

@@ -21,7 +21,7 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
 from tiebreak.errors import DataError, HandoffError, counted
-from tiebreak.files import write_json, write_text_atomically
+from tiebreak.files import read_jsonl, write_json, write_text_atomically
 from tiebreak.records import ExportedJudgment, Pair
 from tiebreak.runs.run import Run, read_manifest, start_run
 from tiebreak.terminal import say
@@ -48,7 +48,7 @@ def report(config: DuelReportConfig) -> None:
             raise DataError(f"judgments: no rater has judged a pair of {config.duel} in {config.judgments}")
         in_part = judged_in_part(config, judgments)
         people = finished_of(people, in_part)
-        rows = [json.loads(line) for line in (final / MEASURES).read_text(encoding="utf-8").splitlines()]
+        rows = list(read_jsonl(final / MEASURES))
         programs = [
             *judges_of(config, pairs, judgments, policies),
             *programs_of(rows, policies, made["yardstick_name"]),

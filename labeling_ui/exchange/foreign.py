@@ -188,10 +188,14 @@ def read_objects(path: Path) -> list[Row]:
     Raises:
         DataError: the file is missing, or is neither.
     """
+    if path.exists() and not path.is_file():
+        raise DataError(f"cannot read {path}: not a file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    if text.lstrip().startswith("[") and not text.rstrip().endswith("]"):
+        raise DataError(f"{path}: not JSON (the array that begins it does not end): is the file cut off?")
     decoder, rows, at, line, counted = json.JSONDecoder(), [], 0, 1, 0
     while (at := _next_value(text, at)) < len(text):
         line, counted = line + text.count("\n", counted, at), at
@@ -225,10 +229,21 @@ def _read_argilla(result: Records, where: str, row: dict[str, Any], names: Field
     if len(responses) > 1:
         raise ValueError(f"has answers to {', '.join(sorted(responses))}: choose one with --fields.question")
     for response in next(iter(responses.values()), ()):
-        value = response["value"]
-        if isinstance(value, list):  # a ranking, best first
-            value = value[0]["value"] if isinstance(value[0], dict) else value[0]
-        _add_judgment(result, where, pair, "argilla", response["user_id"], _understand(value, names))
+        status = response.get("status")
+        if status == "draft":  # an answer that its rater has not given yet
+            continue
+        vote = {"skip": True} if status == "discarded" else _understand(_best_of(response["value"]), names)
+        _add_judgment(result, where, pair, "argilla", response["user_id"], vote)
+
+
+def _best_of(value: Any) -> Any:
+    """The best of a ranking: of names from the best to the worst, or of names with ranks, which may be equal."""
+    if not isinstance(value, list):
+        return value
+    if not all(isinstance(one, dict) for one in value):
+        return value[0]
+    ranked = sorted(value, key=lambda one: int(one["rank"]))
+    return "tie" if len(ranked) > 1 and int(ranked[0]["rank"]) == int(ranked[1]["rank"]) else ranked[0]["value"]
 
 
 def _read_label_studio(result: Records, where: str, row: dict[str, Any], names: FieldNames) -> None:

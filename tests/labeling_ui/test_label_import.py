@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,28 @@ def test_what_cannot_be_understood_is_named_with_its_line(
 
 
 @pytest.mark.parametrize(
+    ("value", "status", "answer"),
+    [
+        ([{"value": "response1", "rank": 2}, {"value": "response2", "rank": 1}], "submitted", 2),
+        ([{"value": "response2", "rank": "2"}, {"value": "response1", "rank": "1"}], None, -2),
+        ([{"value": "response1", "rank": 1}, {"value": "response2", "rank": 1}], "submitted", 0),
+        ("response1", "draft", "nothing"),
+        ("response1", "discarded", None),
+    ],
+)
+def test_argillas_ranks_and_states_count(value: Any, status: str | None, answer: Any, tmp_path: Path) -> None:
+    """A ranking with ranks was read in the order of its list, ties as wins, and drafts as answers."""
+    response = by(value) if status is None else {**by(value), "status": status}
+    write_export(tmp_path, [argilla_record(0, {"preference": [response]})])
+    found = read_foreign("argilla", None, str(tmp_path / "export.json"), FieldNames()).judgments
+    assert [(one.answer, one.skip) for one in found] == ([] if answer == "nothing" else [(answer, answer is None)])
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"id": 1},\n{"id": ', "export.json:2: not JSON"),
+        ('[{"id": 1},\n{"id": 2},\n', "export.json: not JSON (the array that begins it does not end)"),
+        ('[{"id": 1},\n{"id": ]', "export.json:2: not JSON"),
         ('[{"id": 1},\n 7]', "export.json:2: a int, not an object"),
         ("[" * 100_000, "export.json"),
     ],
@@ -182,11 +202,10 @@ def test_what_cannot_be_understood_is_named_with_its_line(
 def test_broken_json_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "export.json"
     file.write_text(text)
-    if text.startswith("[["):
-        assert read_objects(file) == []
-        return
-    with pytest.raises(DataError, match=message.replace(".", r"\.")):
+    with pytest.raises(DataError, match=re.escape(message)):
         read_objects(file)
+    with pytest.raises(DataError, match="not a file"):
+        read_objects(tmp_path)
 
 
 def test_a_fault_leaves_no_store_and_names_what_is_missing(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts, read_records, read_rows
 from tiebreak.errors import DataError, RunError
-from tiebreak.files import explain, first_line, parse_json, write_json, write_jsonl, write_text_atomically
+from tiebreak.files import explain, first_line, parse_json, read_jsonl, write_json, write_jsonl, write_text_atomically
 from tiebreak.messages import (
     FunctionCall,
     Message,
@@ -47,6 +47,8 @@ from tiebreak.records import (
     Selection,
     Span,
 )
+from tiebreak.runs import audit
+from tiebreak.tracking import contents
 
 NOTHING_HELD_OUT = Rules(validation_share=0.0)
 ASK = [{"role": "user", "content": "Why do the roots turn brown?"}]
@@ -832,3 +834,17 @@ def test_a_comparison_is_one_in_any_order_and_spelling() -> None:
         (asked, ({"type": "function"},), ["a", "b\u00e9"]),
     ):
         assert one != comparison_key(*other)
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\u2029b", "a\x85b", "a\r\nb\x0bc\x0cd\x1ee"])
+def test_a_text_may_hold_any_end_of_a_line(text: str, tmp_path: Path) -> None:
+    """Completions with U+2028 ended `tiebreak duel` and `rounds` with a traceback, and were left out of W&B's tables."""
+    rows = [{"text": text, "n": n} for n in range(2)]
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, rows)
+    assert list(read_jsonl(path)) == rows == contents.read_rows(path)
+    trail = audit.begin_trail(tmp_path)
+    for _ in rows:
+        audit.append(trail, {"event": "noted", "words": text})
+    found = audit.verify(tmp_path)
+    assert ([one["number"] for one in found.events], found.faults) == ([0, 1, 2], [])

@@ -464,5 +464,15 @@ def _explain(fault: Any, with_file: bool) -> Fault:
     if where:
         message = f"{message[0].lower()}{message[1:]}"
     return Fault(
-        where, message if not where or isinstance(fault["input"], dict) else f"{message}, not {fault['input']!r}"
+        where,
+        message if not where or isinstance(fault["input"], dict) else f"{message}, not {_shortened(fault['input'])}",
     )
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+LONGEST_VALUE = 300
+"""characters of a wrong value that an error shows"""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,16 @@ def parquet_batches(path: Path, size: int) -> Iterator[Table]:
     try:
         with parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
             _refuse_bomb(path, file.metadata)
+            _refuse_twice(path, file.schema_arrow.names)
             batches = file.iter_batches(batch_size=min(size, BATCH_ROWS))
             yield from tables_of(str(path), (row for batch in batches for row in batch.to_pylist()), size)
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_twice(path: Path, names: Sequence[str]) -> None:
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise DataError(f"{path}: has several columns of the name {', '.join(map(repr, twice))}: rename all but one")
 
 
 def _refuse_bomb(path: Path, metadata: Any) -> None:

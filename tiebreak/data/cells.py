@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -59,10 +60,32 @@ def about(cells: Cells, names: Sequence[str]) -> dict[str, Any]:
     """Those of `names` that a row has, except columns with our name but another meaning.
 
     Values of the right type that are out of range are left for the record to refuse.
+
+    Raises:
+        ValueError: a number has a decimal comma.
     """
+    for name in names:
+        if name in cells and _OURS[name] in (_is_number, _always):
+            refuse_comma(name, cells.values[name])
     found = {name: cells.values[name] for name in names if name in cells and _OURS[name](cells.values[name])}
     cells.used |= found.keys()
     return found
+
+
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*")
+
+
+def refuse_comma(column: str, value: object) -> None:
+    """Refuse a number with a decimal comma, as spreadsheets write it in half of Europe: it would pass for a text.
+
+    Raises:
+        ValueError: names the column, and how to write the number.
+    """
+    if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value):
+        raise ValueError(
+            f"{column}: {value.strip()} has a decimal comma: write {value.strip().replace(',', '.')}, or ignore the column "
+            f"with columns: {{{column}: null}}"
+        )
 
 
 def _is_number(value: object) -> bool:

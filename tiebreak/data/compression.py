@@ -47,10 +47,50 @@ class _Readable(io.RawIOBase):
         return len(content)
 
 
+class _Streams(io.RawIOBase):
+    """The streams of a bz2 or xz file, one after another, as programs with several threads write them.
+
+    Python's own readers take a damaged stream after the first for the end of the file: its rows would be lost in silence.
+    """
+
+    def __init__(self, path: Path, begin: Callable[[], Any]) -> None:
+        self._file, self._begin, self._held = path.open("rb"), begin, b""
+        self._pieces = self._decompressed()
+
+    def _decompressed(self) -> Iterator[bytes]:
+        left, is_first = self._file.read(_BLOCK), True
+        while left or is_first:
+            stream = self._begin()
+            while not stream.eof:
+                if stream.needs_input and not left and not (left := self._file.read(_BLOCK)):
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+                yield stream.decompress(left, _BLOCK)
+                left = b""
+            left, is_first = stream.unused_data.lstrip(b"\0"), False
+            while not left and (block := self._file.read(_BLOCK)):
+                left = block.lstrip(b"\0")  # padding
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._held:
+            if (piece := next(self._pieces, None)) is None:
+                return 0
+            self._held = piece
+        content, self._held = self._held[: len(buffer)], self._held[len(buffer) :]
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 _OPEN: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
+    ".bz2": lambda path: _Streams(path, bz2.BZ2Decompressor),
+    ".xz": lambda path: _Streams(path, lzma.LZMADecompressor),
     ".zst": _open_zstandard,
 }
 

@@ -119,8 +119,10 @@ def _from_sharegpt(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_transcript(text: str) -> bool:
     """Whether a text is a conversation: HH-RLHF's `\\n\\nHuman: … \\n\\nAssistant: …`, HelpSteer's `<extra_id_1>`."""
-    return bool(_HELPSTEER_TURN.search(text)) or bool(
-        re.match(r"\s*Human:", text) and re.search(r"\r?\n\r?\nAssistant:", text)
+    return bool(
+        _HELPSTEER_TURN.search(text)
+        or re.match(r"(\r?\n){2}Human:", text)
+        or (re.match(r"\s*Human:", text) and re.search(r"\r?\n\r?\nAssistant:", text))
     )
 
 

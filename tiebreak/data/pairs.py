@@ -25,7 +25,7 @@ from tiebreak.data.sources import read_source
 from tiebreak.data.splits import split_of
 from tiebreak.data.synthetic import SYNTHETIC, synthetic_marks
 from tiebreak.data.text import BadRow
-from tiebreak.errors import DataError, counted
+from tiebreak.errors import DataError, counted, first_names
 from tiebreak.files import explain
 from tiebreak.messages import Messages, check_prompt, content_id, prompt_id, text_of
 from tiebreak.records import Completion, Pair
@@ -87,7 +87,7 @@ def _say_how(source: str, found: Counter[str], ignored: list[str]) -> None:
     shape = ", ".join(name if len(found) == 1 else f"{name}: {count}" for name, count in found.most_common())
     say(f"{source}: {counted(found.total(), 'row')} read as {shape}")
     if ignored:
-        say(f"{source}: ignored columns: {', '.join(sorted(ignored))}")
+        say(f"{source}: ignored columns: {first_names(sorted(ignored))}")
 
 
 def _is_record(row: Mapping[str, Any]) -> bool:

@@ -37,9 +37,9 @@ from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_o
 from tiebreak.data.synthetic import SYNTHETIC, check_reviewed
 from tiebreak.data.text import BadRow, Row, Table
 from tiebreak.data.trees import open_trees
-from tiebreak.errors import DataError, RunError, counted
+from tiebreak.errors import DataError, RunError, counted, first_names
 from tiebreak.files import explain, first_line, write_jsonl
-from tiebreak.messages import Messages, prompt_id, split_key
+from tiebreak.messages import Messages, prompt_id, split_key, text_of
 from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind, Split
 from tiebreak.runs.run import BAD_ROWS, Run
 from tiebreak.terminal import is_main_process, say
@@ -142,7 +142,10 @@ class Reading:
 
     def ignored_columns(self) -> str:
         """The names of ignored columns, with an example for those with our name."""
-        return ", ".join(f"{name} ({held})" if held else name for name, held in sorted(self.ignored.items()))
+        return first_names(
+            f"{name or repr(name)} ({held})" if held else name or repr(name)
+            for name, held in sorted(self.ignored.items())
+        )
 
 
 # --- for stages --------------------------------------------------------------------------------------------------------
@@ -479,7 +482,7 @@ def require_columns(columns: tuple[set[str], set[str]], rules: Rules, source: st
     for ours, theirs in _named_columns(rules).items():
         if there and theirs not in there:
             raise DataError(
-                f"columns.{ours}: {source} has no column {theirs!r}; it has {', '.join(sorted(there | fields))}"
+                f"columns.{ours}: {source} has no column {theirs!r}; it has {first_names(sorted(there | fields))}"
             )
 
 
@@ -654,10 +657,28 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
     if rules.on_bad_row == "drop":
         drop_leaked(reading)
     drafts = settle(reading, rules)
+    if count := _contradicted(drafts):
+        what = "pair stands" if reading.wanted == "preferences" else "answer stands"
+        what = f"{what} in it both ways" if count == 1 else f"{what.replace(' stands', 's stand')} in it both ways"
+        say(f"{reading.source}: {count:,} {what}: their labels contradict each other, and teach nothing")
     splits = assign([(draft.where, draft.prompt, draft.split) for draft in drafts], rules.validation_share)
     if any(draft.split == "train" for draft in drafts) and "validation" not in splits:
         say(f"{reading.source}: no row names the validation split, so nothing is held out; {_holding_out(splits)}")
     return [draft.placed(split) for draft, split in zip(drafts, splits, strict=True)]
+
+
+def _contradicted(drafts: Sequence[Draft]) -> int:
+    """The number of pairs of which either answer is chosen, or of answers labelled both good and bad. Kept ties stand in
+    data both ways, and do not count."""
+    labels: dict[object, set[object]] = {}
+    for draft in drafts:
+        record = draft.record
+        if isinstance(record, LabelledAnswer):
+            labels.setdefault((draft.prompt, text_of(record.completion).strip()), set()).add(record.label)
+        elif isinstance(record, Preference) and record.strength != 0 and record.confidence != 0.5:
+            chosen, rejected = record.chosen_text.strip(), record.rejected_text.strip()
+            labels.setdefault((draft.prompt, frozenset((chosen, rejected))), set()).add(chosen)
+    return sum(len(said) > 1 for said in labels.values())
 
 
 def _holding_out(splits: Sequence[Split]) -> str:

@@ -66,6 +66,7 @@ from tiebreak.data.rows.preferences import (
     two_sides,
 )
 from tiebreak.data.tickets import is_ticket
+from tiebreak.errors import first_names
 from tiebreak.messages import Message, Messages
 from tiebreak.records import RecordKind
 
@@ -165,12 +166,19 @@ def _refuse_unread(cells: Cells) -> None:
 _FORMULA = re.compile(r"[=+@-][A-Z][A-Z0-9.]*\(.*\)|[=+@-]\w+\|.*!.*", re.DOTALL | re.IGNORECASE)
 """A cell that is a formula as a whole, or a command of Dynamic Data Exchange."""
 _SPREADSHEET_ERRORS = ("#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#N/A", "#NULL!", "#NUM!")
+_ABSENT = ("nan", "NaN", "<NA>", "NULL", "\\N")
+"""what pandas and databases write in a table for a cell without a value"""
 
 
 def _refuse_formulas(cells: Cells) -> None:
-    """Refuse formulas in place of text: a spreadsheet was saved without its values."""
+    """Refuse formulas in place of text: a spreadsheet was saved without its values. Refuse marks of absent ones as well."""
     for name in sorted(cells.used):
         value = cells.values.get(name)
+        if isinstance(value, str) and value.strip() in _ABSENT:
+            raise ValueError(
+                f"{name}: {value.strip()} is how programs write an absent value: leave the cell empty, or save the data as "
+                "JSON Lines if it is a text"
+            )
         if isinstance(value, str) and (_FORMULA.fullmatch(value.strip()) or value.strip() in _SPREADSHEET_ERRORS):
             raise ValueError(
                 f"{name}: {value.strip()[:40]!r} is a spreadsheet's formula or error, no text: save its values"
@@ -187,7 +195,7 @@ def _refuse_printed(cells: Cells) -> None:
 
 
 def _missing(cells: Cells, wanted: RecordKind) -> str:
-    there = ", ".join(cells.values) or "none"
+    there = first_names(cells.values) or "none"
     if isinstance(cells.values.get(DOCUMENT), str):
         return f"a document is a prompt without an answer: give it as prompts, not as {wanted}"
     for name in ("prompt", "completion", "messages", *SIDES[0]):
@@ -332,7 +340,7 @@ def _answers_to_judge(cells: Cells) -> tuple[str, PromptRow, list[Messages]]:
     if name is None or len(cells.values[name]) < 2:
         raise ValueError(
             "no two answers: give response_a and response_b, chosen and rejected, or a list in 'answers'; the columns are "
-            f"{', '.join(cells.values) or 'none'}: name yours with columns: {{response_a: …, response_b: …}}"
+            f"{first_names(cells.values) or 'none'}: name yours with columns: {{response_a: …, response_b: …}}"
         )
     answers = [read_messages(cells, answer, "assistant") for answer in cells.get(name)]
     return f"lists of answers ({name})", _prompt_row(cells), answers

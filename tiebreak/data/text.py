@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -367,6 +368,8 @@ def _read_object(path: Path, content: bytes) -> Table | None:
     lists = {} if is_ticket(value) else {key: rows for key, rows in value.items() if _is_rows(rows)}
     table = Table()
     if lists and all(split_of(key) for key in lists):
+        if broken := [key for key, rows in value.items() if split_of(key) and rows and key not in lists]:
+            raise DataError(f"{path}: {', '.join(broken)}: not a list of objects, as {next(iter(lists))} is")
         for key, rows in lists.items():
             for number, row in enumerate(rows, start=1):
                 _add(table, f"{path}:{key} {number}", {"split": key, **row}, escaped=True)
@@ -503,6 +506,9 @@ def _delimiter(path: Path, header: str) -> str:
 
 def _header(path: Path, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    counts = Counter(names)
+    if counts[""] > 1:
+        raise DataError(f"{path}: {counts['']} columns have no name: name them in the header, or remove them")
+    if twice := sorted(name for name, count in counts.items() if count > 1):
         raise DataError(f"{path}: the header names {', '.join(map(repr, twice))} twice")
     return names

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from tiebreak.data.reading import read_records
+from tiebreak.files import read_jsonl
 from tiebreak.measures.agreement import Figure
 from tiebreak.measures.judges import comparison_of, side_of
 from tiebreak.measures.statistics import clustered_interval, count_outcomes
@@ -90,8 +91,7 @@ def read_evaluation(evaluate: Path) -> dict[str, Any]:
 def _measured(evaluate: Path) -> dict[str, dict[str, float]]:
     """policy → prompt → the yardstick's value; several answers to a prompt count as their mean, as in the evaluation."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in (evaluate / "final" / "completions.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_jsonl(evaluate / "final" / "completions.jsonl"):
         found[row["policy"]][row["prompt_id"]].append(row["yardstick_score"])
     return {
         policy: {prompt: fmean(values) for prompt, values in by_prompt.items()} for policy, by_prompt in found.items()

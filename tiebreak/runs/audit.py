@@ -81,11 +81,16 @@ def _facts_of(run: Path) -> dict[str, Any]:
         ) from error
 
 
+def _lines_of(text: str) -> list[str]:
+    """The lines of a trail: what a user gives may hold other ends of lines than a line feed."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def append(file: Path, event: Mapping[str, Any]) -> None:
     """Append an event, on disk before this returns. Processes take turns."""
     with file.open("r+", encoding="utf-8") as trail:
         fcntl.flock(trail, fcntl.LOCK_EX)
-        lines = trail.read().splitlines()
+        lines = _lines_of(trail.read())
         row = {
             "number": len(lines),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -167,7 +172,7 @@ def verify(folder: Path, head: str | None = None) -> Trail:
     events: list[dict[str, Any]] = []
     faults: list[str] = []
     before = FIRST
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(_lines_of(file.read_text(encoding="utf-8"))):
         try:
             row = json.loads(line)
             stated = row.pop("hash")

@@ -229,7 +229,7 @@ def read_rows(path: Path) -> list[Row]:
     """The whole rows of a JSON Lines file; [] if it is missing."""
     rows = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
     return rows

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from support import REPOSITORY
 
 from tiebreak.command.table import COMMANDS
-from tiebreak.config import Section, StageConfig, TrainingConfig, dump_config, load_config, read_yaml
+from tiebreak.config import Section, StageConfig, TrainingConfig, dump_config, load_config, read_yaml, yaml_files
 from tiebreak.errors import ConfigError
 
 
@@ -254,6 +254,30 @@ def test_a_broken_file_is_named_with_the_place(tmp_path: Path, text: str, messag
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         read_yaml(file)
     assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_a_file_that_expands_without_bound_is_refused(tmp_path: Path) -> None:
+    """Nine lists of nine aliases stand for 9 to the 9th values; an alias in its own anchor, for endlessly many."""
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))]
+    file = tmp_path / "bomb.yaml"
+    for text, message in (
+        ("\n".join(lines), "invalid YAML: its aliases stand for more than 100,000 values"),
+        ("a: &a [*a]", "nested too deeply, or an alias (*) is inside its own anchor (&)"),
+        ("a: &a {b: *a}", "nested too deeply, or an alias (*) is inside its own anchor (&)"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(f"{file}: {message}")):
+            read_yaml(file)
+    file.write_text("\n".join([*lines[:3], "b: *a2"]))
+    assert read_yaml(file)["b"] == [[["x"]] * 9] * 9
+    file.write_text("".join(f"k{n}: 1\n" for n in range(2000)))
+    assert len(read_yaml(file)) == 2000
+
+
+def test_a_device_is_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_files, "LARGEST_BYTES", 1024)
+    with pytest.raises(ConfigError, match="/dev/zero: larger than 0 MB, so it is no configuration"):
+        read_yaml(Path("/dev/zero"))
 
 
 def test_a_missing_file_is_answered_with_its_nearest_neighbour(tmp_path: Path) -> None:

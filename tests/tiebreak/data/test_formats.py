@@ -919,8 +919,12 @@ def test_prompts_and_what_stands_beside_them() -> None:
     assert found(prompt="q m", input="m") == "u:q m"
     assert found(question="q", history=[["a", "b"]]) == ["u:a", "a:b", "u:q"]
     assert found(instruction="i", history=[["a", "b"], ["c", "d"]]) == ["u:a", "a:b", "u:c", "a:d", "u:i"]
-    for history in (["ab"], [["a"]], [["a", "b", "c"]], [["a", 1]], [["a", "b"], ["c"]], "ab"):
-        assert found(instruction="i", history=history) == "u:i"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert found(question="q", history=turns) == ["u:a", "a:b", "u:q"]
+    for history in (["ab"], [["a"]], [["a", "b", "c"]], [["a", 1]], [["a", "b"], ["c"]]):
+        with pytest.raises(ValueError, match="history: neither messages nor pairs"):
+            found(instruction="i", history=history)
+    assert found(instruction="i", history="ab") == found(instruction="i", history=[]) == "u:i"
     assert (
         found(prompt="q", system="s") == found(prompt=[written("system", "s"), written("user", "q")]) == ["s:s", "u:q"]
     )

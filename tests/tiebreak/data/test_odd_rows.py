@@ -209,7 +209,7 @@ def test_the_better_one_by_the_datas_own_name(tmp_path: Path) -> None:
 
 def test_human_preferences_of_reddit(tmp_path: Path) -> None:
     post = {"history": "Why?", "human_ref_A": "Iron.", "human_ref_B": "No idea.", "score_A": 9, "score_B": 2}
-    other = {**post, "history": "How?"}
+    other = {**post, "history": "How?", "score_A": 2, "score_B": 9}
     first, second = preferences(tmp_path, {**post, "labels": 1}, {**other, "labels": 0})
     assert texts(first) == (["Why?"], "Iron.", "No idea.")
     assert texts(second) == (["How?"], "No idea.", "Iron.")

@@ -70,14 +70,36 @@ class Interpretation:
 def check(result: PromptRow) -> None:
     """Raises ValueError if the prompt or the answer is empty."""
     check_prompt(result.prompt)
+    _check_calls(messages_of(result))
     if result.prompt[-1].role == "user":
         _require_visible(result.prompt[-1:], "the prompt")
+    if isinstance(result, AnswerRow):
+        _require_earlier_answers(result.prompt)
     if isinstance(result, AnswerRow | RatingRow):
         check_side(result.answer, "the completion")
         _require_visible(result.answer[-1:], "the completion")
     if isinstance(result, PreferenceRow):
         for name, side in (("chosen", result.chosen), ("rejected", result.rejected)):
             _require_visible(side[-1:], name)
+
+
+def _check_calls(messages: Messages) -> None:
+    """Refuse a tool's result that answers no call before it, where calls and results name each other."""
+    called: set[str] = set()
+    for number, message in enumerate(messages, start=1):
+        called |= {call.id for call in message.tool_calls if call.id is not None}
+        if called and message.tool_call_id is not None and message.tool_call_id not in called:
+            raise ValueError(
+                f"message {number}: its tool_call_id, {message.tool_call_id!r}, is of no call before it; there are "
+                f"{', '.join(sorted(called))}"
+            )
+
+
+def _require_earlier_answers(prompt: Messages) -> None:
+    """Refuse an empty answer before the last: `loss_on: all_answers` would teach silence."""
+    for number, message in enumerate(prompt, start=1):
+        if message.role == "assistant" and message.is_empty and message.weight != 0:
+            raise ValueError(f"message {number}, of the assistant, is empty: remove it, or give it weight 0")
 
 
 def _require_visible(messages: Messages, name: str) -> None:

@@ -116,6 +116,11 @@ def _with_thought(cells: Cells, answer: Messages) -> Messages:
         return answer
     if len(answer) != 1 or answer[0].reasoning_content not in (None, thought):
         raise ValueError(f"column {name!r} and the answer's own thought differ: keep one of them")
+    if thought.strip() in answer[0].text and "<think" in answer[0].text:
+        raise ValueError(
+            f"column {name!r} repeats the thought in the answer's text, which would be learned twice; columns: "
+            f"{{{name}: null}} leaves the column out"
+        )
     cells.used.add(name)
     return (answer[0].model_copy(update={"reasoning_content": thought}),)
 

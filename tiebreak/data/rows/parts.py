@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tiebreak.data.cells import Cells
+from tiebreak.data.cells import Cells, refuse_comma
 from tiebreak.data.conversations import NO_MESSAGES, is_conversation, to_messages, to_tools
 from tiebreak.messages import Message, Messages, Tools
 
@@ -61,8 +61,12 @@ def read_messages(cells: Cells, value: object, role: str = "user", column: str |
     Raises:
         ValueError: it holds none; names the column, as the data does, if the cell is neither text nor a list of any.
     """
-    if column is not None and value != "" and (not value or not isinstance(value, str | Sequence | Mapping)):
-        raise ValueError(f"column {cells.theirs.get(column, column)!r}: {NO_MESSAGES}")
+    if column is not None:
+        theirs = cells.theirs.get(column, column)
+        if value != "" and (not value or not isinstance(value, str | Sequence | Mapping)):
+            raise ValueError(f"column {theirs!r}: {NO_MESSAGES}")
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            raise ValueError(f"column {theirs!r}: a list of texts, not of messages: write a row for each text")
     return to_messages(value, role, cells.message_keys)
 
 
@@ -76,11 +80,8 @@ def read_prompt(cells: Cells, name: str, *, checked_alone: bool = False) -> Mess
     messages = read_messages(cells, value, column=name)
     if isinstance(value, str) and not checked_alone and (material := _material(cells, name, value)):
         messages = (Message(role="user", content=f"{value}\n\n{material}" if value.strip() else material),)
-    history = cells.values.get("history")
-    if isinstance(value, str) and isinstance(history, list) and _is_history(history):
-        cells.used.add("history")
-        earlier = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
-        messages = (*(Message.model_validate({"role": r, "content": t}) for r, t in earlier), *messages)
+    if isinstance(value, str):
+        messages = (*_history(cells), *messages)
     return with_system(cells, messages)
 
 
@@ -106,8 +107,24 @@ def _material(cells: Cells, name: str, prompt: str) -> str:
     return ""
 
 
-def _is_history(turns: list[Any]) -> bool:
-    return all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(s, str) for s in turn) for turn in turns)
+def _history(cells: Cells) -> Messages:
+    """The turns before a prompt: messages, or pairs of a question and its answer.
+
+    Raises:
+        ValueError: it is a list of something else. Without its history, a prompt is another one.
+    """
+    turns = cells.values.get("history")
+    if not isinstance(turns, list):
+        return ()
+    cells.used.add("history")
+    if is_conversation(turns):
+        return to_messages(turns, keys=cells.message_keys)
+    if not all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(s, str) for s in turn) for turn in turns):
+        raise ValueError(
+            "history: neither messages nor pairs of a question and its answer; columns: {history: null} leaves it out"
+        )
+    earlier = [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    return tuple(Message.model_validate({"role": role, "content": text}) for role, text in earlier)
 
 
 def with_system(cells: Cells, messages: Messages) -> Messages:
@@ -157,6 +174,7 @@ _VERDICTS = {
 
 
 def read_number(column: str, value: Any) -> float:
+    refuse_comma(column, value)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from tiebreak.data.cells import Cells
+from tiebreak.data.cells import Cells, refuse_comma
 from tiebreak.data.conversations import is_conversation, is_transcript
 from tiebreak.data.rows.content import Content, Interpretation, Omission, PreferenceRow, RatingRow
 from tiebreak.data.rows.parts import (
@@ -61,6 +61,9 @@ SIDE_SCORES = (
     ("rating_chosen", "rating_rejected"),
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+    ("chosen_reward", "rejected_reward"),
+    ("reward_chosen", "reward_rejected"),
 )
 """Columns with ratings of a preference's two sides, which must not contradict it."""
 
@@ -103,6 +106,7 @@ def two_sides(cells: Cells, *, judged: bool = True) -> Interpretation | None:
     sides = next((names for names in SIDES if all(name in cells for name in names)), None)
     if sides is None:
         return None
+    _refuse_names(cells, sides)
     chosen, rejected = (cells.get(name) for name in sides)
     if _is_texts(chosen) or _is_texts(rejected):
         return _one_better_than_several(cells, sides, judged=judged)
@@ -128,6 +132,27 @@ def two_sides(cells: Cells, *, judged: bool = True) -> Interpretation | None:
     system = ", system" if {*SYSTEMS} & cells.used else ""
     shape = f"preferences ({name}{system}, {sides[0]}, {sides[1]})"
     return Interpretation(shape, [PreferenceRow(prompt, read_tools(cells), better, worse)])
+
+
+def _refuse_names(cells: Cells, sides: tuple[str, str]) -> None:
+    """Refuse sides that name two other columns, which hold the answers.
+
+    Raises:
+        ValueError: with the keys that read them as a verdict.
+    """
+    pair = next((names for names in PAIRS if all(name in cells for name in names)), None)
+    values = [cells.values[name] for name in sides]
+    if pair is None or any(value in [cells.values[name] for name in pair] for value in values):
+        return
+    try:
+        named = {_winner(sides[0], value, pair, cells)[0] for value in values}
+    except ValueError:
+        return
+    if named == {0, 1}:
+        raise ValueError(
+            f"{sides[0]}: {values[0]!r} names one of {pair[0]} and {pair[1]}, and is no answer: columns: {{preferred: "
+            f"{sides[0]}, {sides[1]}: null}} reads it as the better one's name"
+        )
 
 
 def _is_texts(side: object) -> bool:
@@ -158,6 +183,8 @@ def _check_side_scores(cells: Cells) -> str:
         ValueError: the rejected one is rated the better.
     """
     for names in SIDE_SCORES:
+        for name in names:
+            refuse_comma(name, cells.values.get(name))
         try:
             high, low = (read_number(name, cells.values.get(name)) for name in names)
         except ValueError:  # absent, or something else
@@ -335,7 +362,9 @@ def _verdict(cells: Cells, names: tuple[str, str]) -> Verdict | None:
             raise ValueError(f"{' and '.join((*columns, flag))}: more than one of them is 1")
         return Verdict(" and ".join(columns) or flag, None)
     if (column := next((name for name in (*SIGNED_WINNERS, *WINNERS) if name in cells), None)) is not None:
-        return Verdict(column, *_winner(column, cells.get(column), names, cells))
+        verdict = Verdict(column, *_winner(column, cells.get(column), names, cells))
+        _refuse_contradiction(cells, names, verdict)
+        return verdict
     if columns := one_hot(cells, names):
         won = [_is_set(cells, column) for column in columns]
         if sum(won) != 1:
@@ -347,6 +376,43 @@ def _verdict(cells: Cells, names: tuple[str, str]) -> Verdict | None:
         first, second = (read_number(column, cells.get(column)) for column in columns)
         return Verdict(" and ".join(columns), None if first == second else int(second > first))
     return None
+
+
+def _refuse_contradiction(cells: Cells, names: tuple[str, str], verdict: Verdict) -> None:
+    """Refuse a verdict beside another one, or beside ratings, by which the other answer is the better one.
+
+    Raises:
+        ValueError: names the columns, and how to ignore one of them.
+    """
+    if verdict.better is None:
+        return
+    for other in WINNERS[:-3] if verdict.columns in SIGNED_WINNERS else ():
+        if other in cells and _named_winner(cells, names, other) == 1 - verdict.better:
+            cells.used.add(other)
+            raise ValueError(
+                f"{verdict.columns} and {other} name different answers as the better one; {_ignoring(other)} ignores one"
+            )
+    if rated := _of_each(cells, names, PAIR_SCORES):
+        for name in rated:
+            refuse_comma(name, cells.values[name])
+        try:
+            scores = [read_number(name, cells.values[name]) for name in rated]
+        except ValueError:
+            return  # not a rating
+        if scores[verdict.better] < scores[1 - verdict.better]:
+            raise ValueError(
+                f"{verdict.columns}: {cells.values[verdict.columns]!r} names {names[verdict.better]}, but "
+                f"{' and '.join(f'{name} is {score:g}' for name, score in zip(rated, scores, strict=True))}; "
+                f"{_ignoring(rated[0])} ignores the ratings"
+            )
+
+
+def _named_winner(cells: Cells, names: tuple[str, str], column: str) -> int | None:
+    """The better answer by a column; None if it names none."""
+    try:
+        return _winner(column, cells.values[column], names, cells)[0]
+    except ValueError:
+        return None
 
 
 def one_hot(cells: Cells, names: tuple[str, str]) -> tuple[str, ...]:
@@ -371,7 +437,7 @@ def two_columns(cells: Cells) -> tuple[str, str] | None:
 
 def _winner(column: str, value: object, names: tuple[str, str], cells: Cells) -> tuple[int | None, float | None]:
     """(0: the first is better, 1: the second, None: a tie; how much better, from 1 to 3, where the column says it)."""
-    word = str(value).strip().lower()
+    word = _word_of(value)
     if word in TIES:
         return None, None
     if column in SIGNED_WINNERS:
@@ -396,6 +462,12 @@ def _winner(column: str, value: object, names: tuple[str, str], cells: Cells) ->
     )
 
 
+def _word_of(value: object) -> str:
+    """A verdict in small letters. Tables with empty cells hold whole numbers as 1.0."""
+    word = str(value).strip().lower()
+    return word.partition(".")[0] if re.fullmatch(r"\d+\.0+", word) else word
+
+
 def _signed(column: str, value: object) -> tuple[int | None, float | None]:
     """HelpSteer's scale. A mean of it below 1 names the better one without a strength."""
     number = read_number(column, value)
@@ -411,7 +483,7 @@ def unsettled_winner(rows: Sequence[Cells]) -> str | None:
         names = next((names for names in PAIRS if all(name in cells for name in names)), None)
         column = next((name for name in WINNERS if name in cells), None)
         if names and column and names[1].endswith("2") and not any(name in cells for name in SIGNED_WINNERS):
-            words.setdefault(column, set()).add(str(cells.values[column]).strip().lower())
+            words.setdefault(column, set()).add(_word_of(cells.values[column]))
     return next((column for column, found in words.items() if found == {"0", "1"}), None)
 
 
