@@ -290,8 +290,7 @@ def check_side(messages: Messages, name: str) -> None:
 
 
 def comparable(message: Message) -> Message:
-    """The message as answers are compared: without its weight, blanks around its texts, kinds of line ends, and ways to write
-    one letter (NFC)."""
+    """The message as answers are compared: without its weight, with its texts as `split_key` compares them."""
     return message.map_text(_composed).model_copy(update={"weight": None})
 
 

@@ -843,7 +843,7 @@ def test_a_text_may_hold_any_end_of_a_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, rows)
     assert list(read_jsonl(path)) == rows == contents.read_rows(path)
-    trail = audit.begin_trail(tmp_path)
+    trail, _ = audit.begin_trail(tmp_path)
     for _ in rows:
         audit.append(trail, {"event": "noted", "words": text})
     found = audit.verify(tmp_path)

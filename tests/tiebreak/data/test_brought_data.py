@@ -269,11 +269,11 @@ def test_columns_without_a_name_are_counted(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("wanted", ["demonstrations", "prompts"])
 def test_a_table_of_very_many_columns(wanted: RecordKind, tmp_path: Path) -> None:
-    """Names were compared with each other: 100,000 columns took minutes, and were all printed."""
-    names = [f"c{n}" for n in range(100_000)]
+    """Names were compared with each other: 20,000 columns took a minute, and were all printed."""
+    names = [f"c{n}" for n in range(20_000)]
     found = read(table(tmp_path, f"{','.join(names)}\n{',' * (len(names) - 1)}1\n1{',' * (len(names) - 1)}\n"), wanted)
     assert [len(one.reason) < 500 for one in found.bad] == [True, True]
-    assert first_names(names).endswith("c39 and 99,960 more")
+    assert first_names(names).endswith("c39 and 19,960 more")
     source = table(tmp_path, f"prompt,{','.join(names)}\nQ{',1' * len(names)}\n")
     (line,) = [line for line in read(source, "prompts").lines() if "ignored" in line]
-    assert line.endswith(" and 99,960 more")
+    assert line.endswith(" and 19,960 more")

@@ -987,7 +987,7 @@ def test_answers_and_what_stands_beside_them() -> None:
         (both, "'messages' and 'completion' could each be the conversation to learn from"),
         ({"messages": [written("user", "q")]}, "messages must end with the assistant's answer"),
         ({"messages": [written("assistant", "q")]}, "messages has an answer but no prompt"),
-        ({"messages": ["q"]}, "a list of texts, not of messages"),
+        ({"messages": ["q"]}, "column 'messages': a list of texts, not of messages"),
         ({"text": "x"}, "a 'text' column holds conversations that are rendered already"),
         (
             {"text": "x", "question": "q"},
