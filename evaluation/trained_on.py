@@ -16,12 +16,11 @@ from tiebreak.models.find import ModelSource, find_model
 from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, RecordKind
 from tiebreak.runs.chain import InputFinder, manifest_chain
 from tiebreak.runs.run import RUN_FILE, Run, read_run_file
+from tiebreak.stages import find_stage
 from tiebreak.terminal import say
 
 Record = Mapping[str, Any]
 """a manifest, or what run.json says"""
-LEARNERS = ("sft", "dpo", "ppo")
-"""stages that train a policy"""
 
 
 def leave_out_trained_on(config: EvaluateConfig, run: Run, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -93,7 +92,7 @@ def _refuse_the_same_file(
 
 def _trained_prompts(run: Run, where: str, record: Record) -> Iterator[str]:
     """`split_key` of each prompt that a run trained a policy on, of the inputs that still exist."""
-    if record["stage"] not in LEARNERS:
+    if find_stage(record["stage"]).makes != "policy":
         return
     for name, recorded in record["inputs"].items():
         if name not in FINAL_NAMES or recorded["kind"] not in ("run", "file", "data"):

@@ -274,7 +274,7 @@ def summary(one: Inspection, colours: bool = False) -> list[str]:
 
 
 def figures_of(one: Inspection) -> list[tuple[str, str]]:
-    """The stage's main metrics; otherwise the first of each group in its manifest."""
+    """The stage's main metrics; otherwise the first of each group in its manifest, or its plain counts."""
     named = find_stage(one.stage).metrics if one.stage in STAGES else {}
     logged = [(name, _value(one.last_metrics[key])) for key, name in named.items() if key in one.last_metrics]
     recorded: list[tuple[str, str]] = []
@@ -285,7 +285,8 @@ def figures_of(one: Inspection) -> list[tuple[str, str]]:
                 recorded.append((f"{key} {first}", _value(value[first])))
             elif not isinstance(value, Mapping):
                 recorded.append((key, _value(value)))
-    return (logged or recorded)[:FIGURES_SHOWN]
+    counts = [(key, _value(value)) for key, value in one.facts.items() if type(value) is int]
+    return (logged or recorded or counts)[:FIGURES_SHOWN]
 
 
 def details(one: Inspection) -> list[str]:

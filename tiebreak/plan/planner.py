@@ -48,6 +48,7 @@ from tiebreak.plan.work import (
     steps_of,
     training_operations,
 )
+from tiebreak.stages import find_stage
 
 TOKENS_PER_PASS = {False: 640, True: 2048}
 """`training.tokens_per_pass: null`, on the CPU and on a GPU (tiebreak.training.passes)"""
@@ -61,8 +62,13 @@ TOKENS_CHECKED, LOGITS_CHECKED, SHORTEST = 256, 4, 0.8
 gradients), and the shortest row's length as a share of the mean"""
 LIVE_PARAMETERS = 10**9
 """DeepSpeed's stage3_max_live_parameters"""
-ROWS_KEY = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
-"""the key that names a stage's rows"""
+LEARNED = {"demonstrations": 0.5, "preferences": 2 / 3, "prompts": 0.5}
+"""by the key that names a stage's rows: the share of their tokens that the loss is on; answers are as long as prompts"""
+
+
+def rows_key(stage: str) -> str:
+    """The key of a stage's configuration that names its rows; empty if the stage has none."""
+    return next((key for key in find_stage(stage).inputs if key in LEARNED), "")
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,14 @@ class Setting:
     """the one that trains, with the name of its base weights"""
 
     @property
+    def scores(self) -> bool:
+        """Whether the model is a reward model, with a score head."""
+        return find_stage(self.stage).makes == "reward"
+
+    @property
     def trained(self) -> int:
         """Parameters that train."""
-        return trained_parameters(self.shape, self.adapter, scores=self.stage == "reward")
+        return trained_parameters(self.shape, self.adapter, scores=self.scores)
 
     @property
     def held(self) -> int:
@@ -231,7 +242,8 @@ def plan_stage(
         ModelError: the model is not there.
     """
     policy = trained_model(config, shape, adapter, model)
-    rows = rows_of(str(getattr(config, ROWS_KEY[stage])), config.training.max_length_tokens, row_count, row_tokens)
+    source = str(getattr(config, rows_key(stage), ""))
+    rows = rows_of(source, config.training.max_length_tokens, row_count, row_tokens)
     setting = _setting_of(stage, config, hardware, policy, rows.tokens, made or {})
     memory, phase = peak(setting)
     work = work_of(setting, rows)
@@ -322,7 +334,7 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
     shape, numbers, hardware = setting.shape, setting.numbers, setting.hardware
     trained = setting.held
     numbers = replace(numbers, size=setting.size_held)
-    weights = weight_bytes(shape, numbers, scores=setting.stage == "reward")
+    weights = weight_bytes(shape, numbers, scores=setting.scores)
     parts = hardware.count if hardware.shards_weights else 1
     here = weights if gathered or parts == 1 else weights / parts + _gathered_at_once(shape, numbers)
     if hardware.offloads_weights and not gathered:
@@ -371,7 +383,7 @@ def _gathered_at_once(shape: Shape, numbers: Numbers) -> float:
 
 def _while_training(setting: Setting) -> Memory:
     shape, tokens = setting.shape, float(setting.tokens_per_pass)
-    scores = setting.stage == "reward"
+    scores = setting.scores
     stored = 0.0 if scores else tokens * shape.hidden * FLOAT32  # the head's slopes
     return replace(
         _lasting(setting),
@@ -383,10 +395,10 @@ def _while_training(setting: Setting) -> Memory:
 def _while_proving(setting: Setting) -> Memory:
     """One batch through the model's own forward, with all of its logits: the rows that fit into some tokens, or the
     shortest one (tiebreak.training.passes.batch_to_check)."""
-    shape, together = setting.shape, 1 if setting.stage in ("sft", "ppo") else 2
+    shape, together = setting.shape, 2 if rows_key(setting.stage) == "preferences" else 1
     tokens = max(TOKENS_CHECKED, together * SHORTEST * setting.row_tokens)
     plain = replace(setting.numbers, fused=False, checkpointing=False)
-    scores = setting.stage == "reward"
+    scores = setting.scores
     return replace(
         _lasting(setting),
         activations=activation_bytes(shape, plain, tokens),
@@ -588,17 +600,14 @@ def work_of(setting: Setting, rows: Rows) -> Work:
     tokens = seen * rows.tokens
     context = min(rows.tokens, training.max_length_tokens)
     operations = _trained(setting, tokens, context)
-    if setting.stage != "reward":
-        operations += head_operations(setting.shape, tokens * LEARNED[setting.stage], trains=True)
-    if setting.stage == "dpo":  # the reference, once for each row
+    learned = LEARNED.get(rows_key(setting.stage), 1.0)
+    if not setting.scores:
+        operations += head_operations(setting.shape, tokens * learned, trains=True)
+    if setting.stage == "dpo" and _has_reference(setting.stage, setting.config):  # once for each row
         once = min(seen, rows.count) * rows.tokens
         operations += forward_operations(setting.shape, once, context)
-        operations += head_operations(setting.shape, once * LEARNED["dpo"], trains=False)
+        operations += head_operations(setting.shape, once * learned, trains=False)
     return Work(steps, tokens, operations)
-
-
-LEARNED = {"sft": 0.5, "dpo": 2 / 3, "ppo": 0.5}
-"""share of a row's tokens that the loss is on: answers as long as their prompt"""
 
 
 def _trained(setting: Setting, tokens: float, context: float) -> float:

@@ -58,11 +58,12 @@ def rows_of(source: str, limit: int, count: int | None, tokens: float | None) ->
     """The rows that an input names: counted in JSON Lines and finished runs, else assumed.
 
     Args:
+        source: empty: none.
         limit: the longest row, in tokens.
         count: the number of rows, if the user states it.
         tokens: their mean length, if the user states it.
     """
-    found, length = _look_into(Path(source))
+    found, length = _look_into(Path(source)) if source else (0, 0.0)
     origin = "as stated" if count is not None else f"counted in {source}" if found else "assumed"
     rows = count if count is not None else found or ROWS_ASSUMED
     mean = tokens if tokens is not None else min(length or limit, limit)

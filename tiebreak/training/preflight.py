@@ -30,7 +30,7 @@ from tiebreak.plan.available import available_memory, free_memory, this_hardware
 from tiebreak.plan.devices import machine_memory
 from tiebreak.plan.locate import PlannedModel, language_of
 from tiebreak.plan.page import gib, warning
-from tiebreak.plan.planner import ROWS_KEY, StagePlan, plan_stage
+from tiebreak.plan.planner import StagePlan, plan_stage
 from tiebreak.plan.shape import read_shape
 from tiebreak.runs.placement import Placement, of_process
 from tiebreak.runs.run import Run
@@ -174,7 +174,7 @@ def versions() -> Iterator[str]:
 
 def _plan(config: Any, run: Run, source: ModelSource, rows: int, row_tokens: float) -> StagePlan | str:
     """The stage's plan, or why there is none: it only informs, so nothing that it cannot count stops a training."""
-    if run.stage not in ROWS_KEY or not isinstance(config, StageConfig):
+    if not isinstance(config, StageConfig):
         return "this stage has no plan"
     adapter: AdapterConfig = adapter_of(source, getattr(config, "adapter", None))
     try:

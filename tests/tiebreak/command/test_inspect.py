@@ -16,6 +16,7 @@ from tiebreak.command.inspect import figures_of, inspect_chain, inspect_run, las
 from tiebreak.config import StageConfig
 from tiebreak.files import write_json, write_jsonl
 from tiebreak.runs import run as runs
+from tiebreak.terminal.bars import duration
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -67,7 +68,7 @@ def test_a_run_in_a_few_lines() -> None:
     assert status == 0
     assert out.splitlines() == [
         "runs/dpo: dpo, finished",
-        f"  finished       {made['finished_at']}, took 0:00",
+        f"  finished       {made['finished_at']}, took {duration(made['seconds'])}",
         "  made from      policy  runs/sft",
         "  judged by      simulated",
         "  loss           0.5",
@@ -91,6 +92,15 @@ def test_a_run_without_logged_metrics_shows_the_first_of_each_group() -> None:
         ("d mean", "0.5"),
         ("prompts", "4"),
     ]
+
+
+def test_a_run_with_counts_alone_shows_them() -> None:
+    run = runs.start_run(NoteConfig(output="runs/label"), "label", {"pairs": "runs/dpo"})
+    run.facts |= {"preferences": 3, "judgments": 12, "withdrawn": [], "event_log_head": "3432b5", "complete": True}
+    write_json(run.final / "report.json", {})
+    run.finish()
+    release(run)
+    assert figures_of(inspect_run("runs/label")) == [("preferences", "3"), ("judgments", "12")]
 
 
 def test_everything_of_a_finished_run() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support import TINY_TRAINING, run_here, write_config, write_rows
+from toy_stage import TOY
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.trained_on import leave_out_trained_on
@@ -28,6 +29,7 @@ from tiebreak.errors import DataError
 from tiebreak.files import write_jsonl
 from tiebreak.messages import Message, prompt_id
 from tiebreak.runs.run import read_manifest
+from tiebreak.stages import STAGES
 
 EVERY = ["train", "validation", "test"]
 
@@ -247,18 +249,20 @@ def test_every_run_behind_a_policy_is_looked_at(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("keys", "fresh"),
+    ("stage", "keys", "fresh"),
     [
-        ({"algorithm": "dpo"}, (1, 2, 3)),
-        ({"algorithm": "kto"}, (2, 3)),
-        ({"algorithm": "dpo", "use_edits": True}, (1, 3)),
+        ("dpo", {"algorithm": "dpo"}, (1, 2, 3)),
+        ("dpo", {"algorithm": "kto"}, (2, 3)),
+        ("dpo", {"algorithm": "dpo", "use_edits": True}, (1, 3)),
+        ("toy", {}, (1, 2, 3)),
     ],
 )
-def test_what_kto_and_edits_taught_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], fresh: tuple[int, ...]
+def test_what_a_policy_learned_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, keys: dict[str, Any], fresh: tuple[int, ...]
 ) -> None:
-    """Question 0 has a preference, question 1 two bad answers, and an edited one is preferred at question 2. DPO learns
-    from the first, with use_edits also from the third; KTO from the first two."""
+    """Question 0 has a preference, question 1 two bad answers, and an edited one is preferred at question 2. DPO, or a new
+    stage, learns from the first, with use_edits also from the third; KTO from the first two."""
+    monkeypatch.setitem(STAGES, TOY.name, TOY)
     label, ask = tmp_path / "label", [[{"role": "user", "content": f"Question {n}?"}] for n in range(4)]
     answer = [{"role": "assistant", "content": "No."}]
     other = [{"role": "assistant", "content": "Yes."}]
@@ -277,11 +281,11 @@ def test_what_kto_and_edits_taught_is_looked_at(
         config=config, inputs={"prompts": SimpleNamespace(id="asked")}, stage="evaluate", facts={}
     )
     learned = {"id": "l", "kind": "run", "source": str(label)}
-    record = {"stage": "dpo", "inputs": {"preferences": learned}, "config": keys}
+    record = {"stage": stage, "inputs": {"preferences": learned}, "config": keys}
     monkeypatch.setattr(
-        "evaluation.trained_on.find_model", lambda *_, **__: SimpleNamespace(folder=tmp_path, stage="dpo")
+        "evaluation.trained_on.find_model", lambda *_, **__: SimpleNamespace(folder=tmp_path, stage=stage)
     )
-    monkeypatch.setattr("evaluation.trained_on.manifest_chain", lambda *_, **__: [(str(tmp_path / "dpo"), record)])
+    monkeypatch.setattr("evaluation.trained_on.manifest_chain", lambda *_, **__: [(str(tmp_path / stage), record)])
     kept = [one.messages[0].text for one in leave_out_trained_on(config, run, read_prompts(source, ["test"]))]
     assert sorted(kept) == [f"Question {n}?" for n in fresh]
 

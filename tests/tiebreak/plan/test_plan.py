@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support import REPOSITORY, run_here, write_config, write_rows
+from toy_stage import TOY, ToyConfig
 
 from preference.configuration import DPOConfig, PPOConfig
 from sft.configuration import SFTConfig
@@ -28,6 +29,7 @@ from tiebreak.plan.shape import Shape, read_shape, to_shape
 from tiebreak.plan.tables import PAGE, consumer_plan, filled, shape_named
 from tiebreak.plan.trained import trained_parameters
 from tiebreak.plan.work import forward_operations, rows_of, steps_of, training_operations
+from tiebreak.stages import STAGES
 
 LLAMA_8B = shape_named("llama-3.1-8b")
 
@@ -418,6 +420,23 @@ def test_a_plan_counts_the_method_and_the_optimizer() -> None:
     )
     hints = " ".join(plan_stage("sft", config, small_card, shape=shape).nearest)
     assert "nf4" not in hints  # on which PEFT cannot train it
+
+
+def test_a_new_stage_is_planned_by_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that trains on preferences without a reference, as ORPO's does."""
+    monkeypatch.setitem(STAGES, TOY.name, TOY)
+    keys = {"output": "x", "policy": "x", "preferences": "", "training": {"per_device_batch_size": 8}}
+    given: dict[str, Any] = {"shape": shape_named("llama-3.2-1b"), "row_count": 1000, "row_tokens": 600.0}
+    toy, orpo, dpo = (
+        plan_stage(stage, config, Hardware(find_device("h100")), **given)
+        for stage, config in (
+            ("toy", ToyConfig.model_validate(keys)),
+            ("dpo", DPOConfig.model_validate({**keys, "preferences": "x", "algorithm": "orpo"})),
+            ("dpo", DPOConfig.model_validate({**keys, "preferences": "x"})),
+        )
+    )
+    assert (toy.memory, toy.work, toy.trained) == (orpo.memory, orpo.work, orpo.trained)
+    assert toy.work.operations < dpo.work.operations
 
 
 # --- work
