@@ -45,6 +45,8 @@ START_SECONDS = 15.0
 """In a smaller store, a request waits for the figures; most of that is the process's start."""
 REST = 10
 """Figures are recomputed once they are this many times older than their computing took, if the log has grown."""
+RETRY_SECONDS = 60.0
+"""After a process that ended while it computed judges and reliability, they are tried again."""
 MOST_VOTES = 20_000
 """Most votes that the reliability models are fitted to; from more, items are drawn at random."""
 NICE = 10
@@ -61,6 +63,8 @@ class LatestFigures:
         self._figures: dict[str, Any] = {}
         self._head = "nothing measured"
         self._measured_at = self._fresh_until = 0.0
+        self._slow_due: float | None = None
+        """when judges and reliability, which are older than agreement, may be computed; None: they are as new"""
         self._busy = False
         """a request is being computed"""
         self._waiting = False
@@ -88,7 +92,7 @@ class LatestFigures:
         """
         head = self._store.head()
         with self._changed:
-            if head != self._head and not self._busy and time.monotonic() >= self._fresh_until:
+            if not self._busy and self._is_due(head):
                 self._ask()
             if not self._is_large():
                 self._changed.wait_for(lambda: not self._waiting, START_SECONDS)
@@ -96,6 +100,11 @@ class LatestFigures:
                 raise StoreError("the figures could not be computed: see the server's output")
             age = round(time.monotonic() - self._measured_at, 1) if self._figures else None
             return {**self._figures, "measuring": self._busy, "age_seconds": age}
+
+    def _is_due(self, head: str) -> bool:
+        now = time.monotonic()
+        grown = head != self._head and now >= self._fresh_until
+        return grown or (self._slow_due is not None and now >= self._slow_due)
 
     def _is_large(self) -> bool:
         return self._store.judged() >= LARGE_STORE
@@ -115,16 +124,21 @@ class LatestFigures:
                 self._changed.notify_all()
         with self._changed:
             process.communicate()
+            if self._busy and not self._waiting:
+                self._slow_due = time.monotonic() + RETRY_SECONDS
             self._process, self._busy, self._waiting = None, False, False
             self._changed.notify_all()
 
-    def _take(self, figures: dict[str, Any], head: str, seconds: float, more: bool) -> None:
+    def _take(
+        self, figures: dict[str, Any], head: str, seconds: float, more: bool, slow_in: float | None = None
+    ) -> None:
         if not self._waiting:
             self._figures |= figures
         else:
             self._figures = {**{name: self._figures.get(name) for name in ("reliability", "judges")}, **figures}
             self._head, self._measured_at, self._waiting = head, time.monotonic(), False
             self._fresh_until = self._measured_at + REST * seconds
+        self._slow_due = None if slow_in is None else time.monotonic() + slow_in
         self._busy = more
 
 
@@ -161,7 +175,7 @@ class StoreFigures:
 
     def measure(self) -> Iterator[dict[str, Any]]:
         """The figures in parts: agreement and gold, then judges and reliability, which take longest and are recomputed less
-        often."""
+        often. `slow_in`: seconds until those may be computed again, if they are left out; otherwise None."""
         started, head = time.monotonic(), self._store.head()
         by_kind = self._votes.read()
         gold = {rater: share(right, n).as_json() for rater, (right, n) in self._store.gold_agreements().items()}
@@ -174,7 +188,8 @@ class StoreFigures:
                 measured["drift"], measured["curves"] = drift(by_kind[kind]), learning_curves(by_kind[kind])
         figures, due = measured, time.monotonic() >= self._reliable_until
         agreed = time.monotonic()
-        yield {"figures": figures, "head": head, "seconds": agreed - started, "more": due}
+        slow_in = None if due else self._reliable_until - agreed
+        yield {"figures": figures, "head": head, "seconds": agreed - started, "more": due, "slow_in": slow_in}
         if due:
             figures = {"judges": self._measure_judges(), "reliability": self._measure_reliability(by_kind)}
             now = time.monotonic()

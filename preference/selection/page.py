@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tiebreak.page.charts import Scale
+from tiebreak.page.charts import Scale, value_scale
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
-from tiebreak.page.numbers import number, percent
+from tiebreak.page.numbers import digits_for, number, percent
 from tiebreak.page.tables import cell, heading, measured, note, table
 
 Report = Mapping[str, Any]
@@ -77,7 +77,8 @@ def _arm(name: str, arm: Mapping[str, Any], selected: int, scale: Scale | None) 
     if scale is not None and quartiles is None:
         score = cell("Score", "–", absent=True)
     elif scale is not None:
-        score = measured("Score", quartiles[2], [quartiles[1], quartiles[3]], scale, number, tone)
+        digits = digits_for(scale.high - scale.low)
+        score = measured("Score", quartiles[2], [quartiles[1], quartiles[3]], scale, lambda x: number(x, digits), tone)
     return el(
         "tr",
         el("th", "at random" if name == "random" else name.replace("_", " "), scope="row"),
@@ -89,11 +90,7 @@ def _arm(name: str, arm: Mapping[str, Any], selected: int, scale: Scale | None) 
 
 
 def _scale_of(quartiles: Sequence[Sequence[float]]) -> Scale | None:
-    if not quartiles:
-        return None
-    low, high = min(row[0] for row in quartiles), max(row[-1] for row in quartiles)
-    high = high if high > low else low + 1.0
-    return Scale(low, high, ((low, number(low)), (high, number(high))))
+    return value_scale([score for row in quartiles for score in row]) if quartiles else None
 
 
 def _splits(splits: Mapping[str, Mapping[str, int]]) -> Markup:

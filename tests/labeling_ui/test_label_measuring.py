@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,16 @@ from label_support import make_pair, open_store
 
 from labeling_ui.database.errors import StoreError
 from labeling_ui.exchange.export import read_known_answers
+from labeling_ui.exchange.importing import import_records
 from labeling_ui.quality import measuring
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import measure_agreement
-from labeling_ui.quality.measuring import LatestFigures
+from labeling_ui.quality.measuring import LatestFigures, StoreFigures
 from labeling_ui.quality.reliability import Ballots, describe_reliability
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
+from tiebreak.records import Judgment, ModelVerdict
 
 
 def judge_all(store: Store, raters: int, seed: int = 0) -> None:
@@ -73,6 +77,45 @@ def test_figures_are_those_of_the_records_and_follow_them(store: Store) -> None:
     judge_all(store, 3, seed=1)
     assert wait_for(figures, lambda one: one["judgments"] == 21)["items"] == 7
     figures.close()
+
+
+def test_judges_that_came_too_early_are_measured_without_a_further_judgment(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reliability takes 1 s, so it rests for 10. A judge's verdicts arrive meanwhile, and then nothing more."""
+    clock = [100.0]
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(measuring, "describe_reliability", lambda *_, **__: {})  # another test's matter
+    figures, computing, asked = LatestFigures(store), StoreFigures(store), []
+
+    def measure_here() -> None:
+        asked.append(clock[0])
+        figures._busy = figures._waiting = True
+        for part in computing.measure():
+            clock[0] += 1.0
+            figures._take(**json.loads(json.dumps(part)))
+
+    monkeypatch.setattr(figures, "_ask", measure_here)
+    assert figures()["judges"] == []
+    verdict = ModelVerdict(model="m", answers=(-2, -2))
+    said = [
+        Judgment(
+            pair_id=pair.id, rater_id="judge", left=left.id, right=right.id, answer=-2, kind="model", judge=verdict
+        )
+        for pair in store.pairs()
+        for left, right in [pair.completions]
+    ]
+    import_records(store, (), said, source="judge", source_id="judge")
+    early = figures()
+    assert (early["judges"], list(early["other_kinds"])) == ([], ["model"])
+    figures()
+    assert len(asked) == 2, "neither is due"
+    clock[0] += 10.0
+    [judge] = figures()["judges"]
+    assert (judge["rater"], judge["judgments"]) == ("judge", 6)
+    clock[0] += 1000.0
+    figures()
+    assert len(asked) == 3, "nothing new: nothing is computed"
 
 
 def test_a_large_store_is_measured_at_the_start_and_nobody_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from small_world import World, questions
 from support import read_rows, run_here, write_config, write_rows
 
+from preference.selection.page import build_page
 from preference.selection.pool import _cut, read_judged
 from preference.selection.scores import by_judges
 from preference.selection.strategies import (
@@ -209,6 +210,17 @@ def test_selected_pairs_reach_export_and_training_with_their_arm(tmp_path: Path,
     assert status == 1
     assert "22, but" in message
     assert "has 21 pairs to select from (9 pairs already judged left out): select fewer, or sample more" in message
+
+
+def test_scores_of_all_arms_have_the_same_decimals() -> None:
+    """They span 5.2, so two decimals; before, −2 stood beside 3.20 and 0.100 beside 1.40."""
+    arms = {
+        "random": {"pairs": 1, "smallest_probability": 0.5, "score_quartiles": [-2.0, -0.5, 0.1, 0.6, 2.0]},
+        "margin": {"pairs": 1, "smallest_probability": 0.5, "score_quartiles": [0.5, 1.1, 1.4, 1.9, 3.2]},
+    }
+    counts = {"selected": 2, "pool": 4, "already_judged": 0, "duplicates": 0}
+    page = build_page({"strategy": "margin", "counts": counts, "arms": arms, "splits": {}}, {"pairs": "runs/pool"})
+    assert [text in page for text in ("0.10", "−0.50 to 0.60", "1.40", "1.10 to 1.90", "0.100")] == [True] * 4 + [False]
 
 
 def test_a_reward_model_selects(tmp_path: Path, world: World, pool: Path) -> None:
