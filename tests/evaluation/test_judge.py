@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -192,6 +193,27 @@ def test_a_function_that_changes_its_mind_is_counted(pairs: Path, tmp_path: Path
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["counts"]["ties"], report["counts"]["turned"]) == (6, 6)
     assert report["habits"]["left"]["value"] == 1.0
+
+
+def test_the_judge_of_the_architecture_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code and its command; answers of 1 to 4 words, so that its strengths can be counted."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def brief" in block)
+    command = next(line for line in page.splitlines() if "--function taste:brief" in line).split()
+    (tmp_path / "taste.py").write_text(code, encoding="utf-8")
+    texts = [
+        ("sage", "basil and mint, chopped"),
+        ("mint", "two leaves"),
+        ("a leaf", "one herb"),
+        ("one two three", "x"),
+    ]
+    rows = [{"prompt": f"herb {n}?", "response_a": a, "response_b": b} for n, (a, b) in enumerate(texts)]
+    words = dict(zip(command[2::2], command[3::2], strict=True))
+    words |= {"--pairs": str(write_rows(tmp_path / "pairs.jsonl", rows)), "--output": str(tmp_path / "out")}
+    monkeypatch.chdir(tmp_path)
+    status, printed = judge(*(word for pair in words.items() for word in pair), "--injection-pairs", "0")
+    assert status == 0, printed
+    assert sorted(abs(one.answer or 0) for one in judgments_in(tmp_path / "out")) == [0, 1, 2, 3]
 
 
 def test_a_reward_model_and_letters_judge(finished_recipe: Path, tiny_model: Path, tmp_path: Path) -> None:

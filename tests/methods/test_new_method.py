@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,9 @@ from transformers import AutoModelForCausalLM
 from tiebreak.models.probe import probe_values
 from tiebreak.runs.run import read_manifest
 
-ENTRY = """
-    "hra": Method(
-        "HRA",
-        "HRAConfig",
-        lambda adapter, task, layers: {"r": adapter.r, **_on_layers(adapter, task, layers)},
-        lambda values: {"r": values["r"]},
-        reads=("r", "target_modules"),
-        continued=PLACED | {"apply_GS", "init_weights", "r"},
-    ),
-"""
-"""Householder reflections (Yuan et al. 2024)"""
+PAGE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+ENTRY = textwrap.indent(PAGE.partition("```python\n")[2].partition("```")[0], "    ")
+"""the page's example: Householder reflections (Yuan et al. 2024)"""
 
 
 @pytest.fixture
