@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
 import json
 import multiprocessing
 import os
@@ -41,7 +42,6 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-import httpx
 import sqlalchemy as sa
 
 from labeling_ui.database.schema import ASSIGNMENTS, HOUR_MS, ITEMS, JUDGMENTS, LOG_HEAD, RATER_HOURS, RATERS
@@ -60,6 +60,7 @@ MANY = 1_000_000
 RATERS_OF_MANY = 40
 VOTES_OF_MANY = 4
 KILLS = 20
+MOST_SECONDS_TO_START = 300.0
 
 
 @dataclass(frozen=True)
@@ -285,18 +286,25 @@ def serving(folder: Path, overlap: int = OVERLAP) -> Iterator[tuple[str, list[su
 
 
 def start_server(folder: Path, port: int, store: str | None = None, overlap: int = OVERLAP) -> subprocess.Popen[bytes]:
-    """Returns when it answers. `store`: its URL, if it is not the folder's own."""
+    """Returns when it answers; asking takes nothing of the processor from a server that starts. `store`: its URL, if it is
+    not the folder's own."""
     words = ["--output", str(folder / "label"), "--pairs", str(folder / "pairs.jsonl"), "--port", str(port)]
     words += ["--store", store] if store else []
     command = [sys.executable, "-m", "tiebreak.command.cli", "label", *words, "--overlap", str(overlap)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    for _ in range(1_200):
+    until = time.monotonic() + MOST_SECONDS_TO_START
+    while process.poll() is None and time.monotonic() < until:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
-            httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=2)
-            return process
-        except httpx.HTTPError:
-            time.sleep(0.05)
-    raise SystemExit("the server did not come up")
+            connection.request("GET", "/api/health")
+            if connection.getresponse().status == 200:
+                return process
+        except OSError:
+            time.sleep(0.1)
+        finally:
+            connection.close()
+    process.kill()
+    raise SystemExit(f"the server did not come up: exit status {process.wait()}")
 
 
 def prepare(folder: Path, raters: int, pairs: int) -> Store:

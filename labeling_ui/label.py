@@ -18,6 +18,7 @@ simulated raters are in `OUTPUT/store/`. The two never share a store.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -75,7 +76,7 @@ from tiebreak.extras import require_package
 from tiebreak.process.ending import exit_with_message
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.requirements import require
-from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
+from tiebreak.runs.run import MANIFEST, Run, identify_input, read_manifest, start_run
 from tiebreak.terminal import Cell, has_colours, paint, show, table
 from tiebreak.tracking.recorder import tracked
 
@@ -84,6 +85,8 @@ if TYPE_CHECKING:
     from labeling_ui.web.mail.sending import Mailer
 
 
+HIDDEN_PASSWORD = ":***@"
+"""What messages have in a URL in place of a password."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_PROXIES = ("127.0.0.1", "::1")
 
@@ -309,10 +312,39 @@ def serve(config: LabelConfig, words: Sequence[str]) -> None:
         store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
         try:
             _serve_store(store, config, page, pairs, answers, listening)
+            hint = export_hint(store, config, words)
         finally:
             store.close()
-    export_words = shlex.join(["tiebreak", "label", "export", "--store", store.url, "--output", config.output])
-    show(f"next: {export_words}")
+    show(hint)
+
+
+def export_hint(store: Store, config: LabelConfig, words: Sequence[str]) -> str:
+    """The command that exports a store's labels, or why there is none yet.
+
+    Args:
+        words: what the configuration was read from: a configuration file knows the password of a database.
+    """
+    if not store.has_labels():
+        return "nothing to export yet: there are no judgments"
+    output = _free_output(config.output, store.head())
+    file, others = take_config_flag(words, "label")
+    if HIDDEN_PASSWORD not in store.url:
+        where, rest = ["--store", store.url], ""
+    elif file is not None and not any(word.split("=")[0] == "--store" for word in others):
+        where, rest = ["--config", str(file)], ""
+    else:
+        where, rest = ["--store", "URL"], "   (URL: the store's, with its password)"
+    return f"next: {shlex.join(['tiebreak', 'label', 'export', *where, '--output', output])}{rest}"
+
+
+def _free_output(output: str, head: str) -> str:
+    """The configured folder, or one beside it where that holds another run: exports are not overwritten."""
+    for number in itertools.count(1):
+        folder = Path(output if number == 1 else f"{output}-{number}")
+        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+        if not folder.exists() or manifest.get("event_log_head") == head:
+            return str(folder)
+    raise AssertionError
 
 
 SHARED_KEYS = ("host", "port", "hosts", "proxies", "prefix")
@@ -747,6 +779,9 @@ def _gold(words: list[str]) -> None:
     store = Store.open(arguments.store)
     if arguments.gold is None and not arguments.remove:
         raise ConfigError("label gold: name a file with --gold, or gold pairs with --remove ID …")
+    known = {one.item_id for one in store.gold()}
+    if missing := [item_id for item_id in arguments.remove if item_id not in known and arguments.gold is None]:
+        raise ConfigError(f"label gold --remove: {', '.join(missing[:5])}: not gold. Nothing was changed")
     for answer in (
         read_gold(arguments.gold, store.pairs(), store.single_answers()) if arguments.gold is not None else ()
     ):

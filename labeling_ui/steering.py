@@ -271,7 +271,7 @@ def reject(words: Sequence[str]) -> None:
     """`tiebreak label reject`"""
     arguments = read_store_arguments(RejectArguments, words, "label reject")
     store = Store.open(arguments.store)
-    rater_id = next((one.id for one in store.raters() if arguments.rater in (one.id, one.name)), None)
+    rater_id = find_by_name_or_id(store, arguments.rater)
     if rater_id is None:
         raise ConfigError(
             f"label reject: {store.url} has no rater {arguments.rater!r}; 'tiebreak raters list' lists them"
@@ -284,13 +284,21 @@ def reject(words: Sequence[str]) -> None:
     )
     effect = store.preview_rejection(selection)
     if not arguments.preview:
-        if not arguments.reason:
+        if not arguments.reason.strip():
             raise ConfigError("label reject: give a --reason, or --preview true to see the effect only")
         store.reject(selection, arguments.reason, again=arguments.again)
     print(
         f"{'would reject' if arguments.preview else 'rejected'} {counted(effect.judgments, 'judgment')} of "
         f"{counted(effect.items, 'pair')}: {effect.requeued} given out again, {effect.unjudged} without a vote, "
         f"{effect.turned} with another majority, {effect.settled} settled"
+    )
+
+
+def find_by_name_or_id(store: Store, name: str) -> str | None:
+    """The id of the rater who has this id; if nobody has, of the one with this name."""
+    raters = store.raters()
+    return next(
+        (one.id for one in raters if one.id == name), next((one.id for one in raters if one.name == name), None)
     )
 
 

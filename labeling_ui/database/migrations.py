@@ -547,6 +547,22 @@ def _migrate_025_large_stores(connection: Connection) -> None:
     _run_all(connection, _LARGE_STORES)
 
 
+# The conditions differ from those of all statements but the ones that they are for: `progress.batch_progress`, and
+# `news.UNFINISHED`, whose words the second one has (SQLite compares expressions, not their meaning).
+_BATCHES_AND_PEOPLE = """
+CREATE INDEX items_of_batch ON items (batch) WHERE withdrawn < 1;
+CREATE INDEX items_unfinished ON items (batch) WHERE withdrawn = 0 AND
+  CASE WHEN task = 'pair' THEN for_first + for_second + for_neither < overlap ELSE taken < overlap END;
+CREATE INDEX events_of_people ON events (seq) WHERE kind IN ('invited', 'standing_changed');
+"""
+
+
+def _migrate_026_batches_and_people(connection: Connection) -> None:
+    """Batches are counted without sorting all items; whether one is finished, and what the log says of a person, is read
+    without reading everything."""
+    _run_all(connection, _BATCHES_AND_PEOPLE)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -573,6 +589,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_023_mail_and_sessions,
     _migrate_024_disputed_single_answers,
     _migrate_025_large_stores,
+    _migrate_026_batches_and_people,
 )
 
 

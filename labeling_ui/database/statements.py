@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
+from labeling_ui.database.event_log import HISTORY_INDEXED
 from labeling_ui.database.prepared import PreparedStatement
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
@@ -197,6 +198,13 @@ JUDGED_AT = PreparedStatement(
 EVENT_TIME = PreparedStatement(sa.select(EVENTS.c.at_ms).where(EVENTS.c.seq == bindparam("seq")))
 
 # --- judging ---
+
+ANSWERS_OF = PreparedStatement(
+    sa.select(EVENTS.c.payload)
+    .where(EVENTS.c.item_id == bindparam("item"), sa.text(f"events.kind IN ({HISTORY_INDEXED})"))
+    .where(EVENTS.c.rater_id == bindparam("rater"), sa.text("events.kind IN ('submitted', 'skipped', 'amended')"))
+)
+"""The events of a rater's answers about an item, those that were taken back too."""
 
 SUBMISSION = PreparedStatement(
     sa.select(SUBMISSIONS).where(

@@ -134,8 +134,8 @@ def read_gold(path: str, pairs: Sequence[Pair], answers: Sequence[SingleAnswer] 
     """Items with their known answers.
 
     Raises:
-        DataError: rows without a pair of two or a single answer, with another pair's completion, or with a value that the
-            task cannot have; all are listed, with file and line.
+        DataError: rows without a pair of two or a single answer, with another pair's completion, with a value that the
+            task cannot have, or with two known answers; all are listed, with file and line.
     """
     tasks = {answer.id: answer.task for answer in answers}
     items = {item.id: item for pair in pairs for item in items_of(pair)}
@@ -155,9 +155,13 @@ def read_gold(path: str, pairs: Sequence[Pair], answers: Sequence[SingleAnswer] 
             faults.append(f"{where}: preferred_id must be {item.first_id}, {item.second_id} or null, not {preferred}")
         else:
             gold.append(Gold(item.id, preferred))
+    known: dict[str, Gold] = {}
+    for (where, _), one in zip(read_rows(path), gold, strict=False) if not faults else ():
+        if known.setdefault(one.item_id, one) != one:
+            faults.append(f"{where}: {one.item_id} has another known answer in a row before")
     if faults:
         raise DataError(f"{path}: {counted(len(faults), 'error')}; nothing was made gold", faults)
-    return gold
+    return list(known.values())
 
 
 def read_foreign(kind: Format, pairs: str | None, judgments: str | None, names: FieldNames) -> Records:

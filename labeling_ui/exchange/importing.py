@@ -13,7 +13,7 @@ of a pair is stored as a repeat, and a ranking as the comparisons that it implie
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import ADJUDICATIONS, ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
+from labeling_ui.store.contents import IMPORTED
 from labeling_ui.store.leads.adjudication import settle
 from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.pairs.items import Item, assignment_id, items_of
@@ -73,6 +74,7 @@ def import_records(
     settled_places = settled_places or [f"settled answer {n}" for n in range(1, len(settled) + 1)]
     items = _match_items(by_id, judgments, places)
     settled_items = _match_items(by_id, settled, settled_places)
+    _refuse_names(store, [*judgments, *settled])
     default = next(
         (batch for batch in store.batches() if not batch.name), Batch("", overlap=campaign.get("overlap", 1))
     )
@@ -97,6 +99,21 @@ def import_records(
         new = _insert(tx, judgments, items)
         new_settled = _settle(tx, settled, settled_items, settled_places)
     return ImportCounts(new_pairs, new, new_settled)
+
+
+def _refuse_names(store: Store, judgments: Sequence[Judgment]) -> None:
+    """Refuse judgments by the name of a rater who has another id: they would be a second person of that name.
+
+    Raises:
+        DataError: there are some.
+    """
+    raters = store.raters()
+    ids, names = {one.id for one in raters}, {one.name: one.id for one in raters}
+    if taken := sorted({one.rater_id for one in judgments if one.rater_id not in ids and one.rater_id in names}):
+        raise DataError(
+            f"rater_id: {taken[0]!r} is the name of a rater of {store.url}, whose id is {names[taken[0]]}: write the id, "
+            "or another one if it is somebody else"
+        )
 
 
 def _settle(tx: Transaction, settled: Sequence[Judgment], items: Sequence[Item], places: Sequence[str]) -> int:
@@ -163,6 +180,7 @@ def _insert(tx: Transaction, judgments: Sequence[Judgment], items: Sequence[Item
         (row.item_id, row.rater_id)
         for row in tx.connection.execute(sa.select(ASSIGNMENTS.c.item_id, ASSIGNMENTS.c.rater_id))
     )
+    made_here = _made_here(tx, {judgment.rater_id for judgment in judgments})
     seen: Counter[str] = Counter()
     new = 0
     for judgment, item in zip(judgments, items, strict=True):
@@ -173,13 +191,23 @@ def _insert(tx: Transaction, judgments: Sequence[Judgment], items: Sequence[Item
         record = canonical_json(judgment.model_dump(mode="json"))
         seen[record] += 1
         identity = content_id("imported", record, seen[record])
-        if identity in there:
+        if identity in there or seen[record] <= made_here[record]:
             continue
         occasion = occasions[item.id, judgment.rater_id]
         occasions[item.id, judgment.rater_id] += 1
         _insert_one(tx, identity, judgment, item, occasion)
         new += 1
     return new
+
+
+def _made_here(tx: Transaction, raters: Collection[str]) -> Counter[str]:
+    """The records of judgments that these raters made in this store: in an export of it, they are not further ones."""
+    query = sa.select(JUDGMENTS.c.record).where(~JUDGMENTS.c.id.like(f"{IMPORTED}-%"))
+    records: Counter[str] = Counter()
+    for rater_id in sorted(raters):
+        for record in tx.connection.scalars(query.where(JUDGMENTS.c.rater_id == rater_id)):
+            records.update(canonical_json(one.model_dump(mode="json")) for one in read_judgment(record).pairwise())
+    return records
 
 
 def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, occasion: int) -> None:

@@ -110,6 +110,7 @@ async function previewUpload(form) {
   place.hidden = false;
   place.replaceChildren(
     make('p', {}, say('batches.found', { name: uploading.file.name, pairs: whole(looked.pairs), new: whole(looked.new) })),
+    ...looked.notes.map((note) => make('p', { class: 'note', dir: 'auto' }, note)),
     looked.new ? make('button', { type: 'button', class: 'primary', 'data-upload': true }, say('batches.add', { n: whole(looked.new) })) : '',
     make('p', { class: 'note' }, words['batches.first']),
     ...looked.shown.map((pair) => make('article', { class: 'sample' },

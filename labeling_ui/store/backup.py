@@ -29,18 +29,21 @@ def back_up(store: Store, target: Path) -> Verification:
     """A verified copy of a SQLite store, which may be served meanwhile.
 
     Raises:
-        StoreError: the store is on a server, the file exists, or the store is damaged.
+        StoreError: the store is on a server, the file exists or cannot be written, or the store is damaged.
     """
     source = _file_of(store, "backed up with pg_dump, as deploy/backup.sh does")
     if target.exists():
         raise StoreError(f"{target} exists: give another --output, or move it away")
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    _remove(part)
-    with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(part)) as written:
-        read.backup(written)
-        written.execute("DELETE FROM settings WHERE name LIKE ?", (f"{SERVED}%",))
-        written.commit()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(part)
+        with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(part)) as written:
+            read.backup(written)
+            written.execute("DELETE FROM settings WHERE name LIKE ?", (f"{SERVED}%",))
+            written.commit()
+    except (OSError, sqlite3.OperationalError) as error:
+        raise StoreError(f"cannot write the backup {target}: {error}. Give another --output") from error
     return _finish(part, target, source)
 
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
-from labeling_ui.database.schema import GOLD, ITEMS, JUDGMENTS, LOG_HEAD, PAIRS, WITHDRAWALS
+from labeling_ui.database.schema import ADJUDICATIONS, GOLD, ITEMS, JUDGMENTS, LOG_HEAD, PAIRS, WITHDRAWALS
 from labeling_ui.store.clock import iso_time
 from tiebreak.assessments import Assessment, ExportedAssessment, read_judgment, read_pair
 from tiebreak.records import ExportedJudgment, Judgment, Pair
@@ -61,6 +61,17 @@ def exported(connection: Connection) -> tuple[list[ExportedJudgment], list[Expor
     every = [_as_exported(row) for row in connection.execute(query).all()]
     assessments = [one for one in every if isinstance(one, ExportedAssessment)]
     return [one for one in every if not isinstance(one, ExportedAssessment)], assessments, head(connection)
+
+
+def has_labels(connection: Connection) -> bool:
+    """See `Store.has_labels`."""
+    queries = (
+        sa.select(table.c.item_id)
+        .join(ITEMS, ITEMS.c.id == table.c.item_id)
+        .where(ITEMS.c.withdrawn == sa.literal_column("0"))
+        for table in (JUDGMENTS, ADJUDICATIONS)
+    )
+    return any(connection.execute(query.limit(1)).first() is not None for query in queries)
 
 
 def _as_exported(row: Any) -> ExportedJudgment:

@@ -25,6 +25,15 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def pool_name(name: str) -> str:
+    """A pool's name in one form: raters get the pairs of a pool only if both have the same name.
+
+    >>> pool_name(" Ete\u0301 ") == "Et\u00e9"
+    True
+    """
+    return composed(name).strip()
+
+
 def skeleton(name: str) -> str:
     """The same for names that look alike.
 

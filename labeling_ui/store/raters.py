@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from labeling_ui.database.errors import StoreError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import RATERS
-from labeling_ui.store.names import skeleton
+from labeling_ui.store.names import pool_name, skeleton
 from labeling_ui.store.work import assigning
 from labeling_ui.store.work.standing import Standing
 
@@ -52,14 +52,18 @@ def as_rater(row: Any) -> Rater:
 def move_rater(tx: Transaction, rater_id: str, pool: str) -> None:
     """Move a rater to another pool in an existing transaction; see `Store.move_rater`."""
     assigning.active_rater(tx.connection, rater_id)
+    pool = pool_name(pool)
     tx.event("rater_moved", rater_id=rater_id, payload={"pool": pool})
     tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(pool=pool, cursor=0))
 
 
 def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: str) -> Rater:
     """Add a rater in an existing transaction; see `Store.add_rater`."""
+    rater = replace(rater, pool=pool_name(rater.pool))
     rows = tx.connection.execute(sa.select(RATERS)).all()
     for row in rows:
+        if row.id == rater.name and row.id != rater.id:
+            raise NameTakenError(f"{rater.name!r} is the pseudonym of a rater of {url}: choose another name")
         if row.name == rater.name:
             if row.kind == rater.kind and password_hash is None and row.password_hash is None:
                 return as_rater(row)

@@ -50,6 +50,7 @@ from labeling_ui.store.leads.documents import ConsentWithdrawn, Document, Public
 from labeling_ui.store.leads.erasing import Erasure
 from labeling_ui.store.leads.finding import ItemOpened, JudgmentEntry, Search, SearchPage
 from labeling_ui.store.leads.rejecting import Rejection, Selection
+from labeling_ui.store.names import pool_name
 from labeling_ui.store.pairs import campaign, changes, inspection
 from labeling_ui.store.pairs.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.pairs.changes import Correction, Withdrawal
@@ -182,7 +183,7 @@ class Store(TransactionalStore):
         Raises:
             StoreError: the store has another seed, or another pair with the same id.
         """
-        batched = Batch(batch, priority, pool, overlap)
+        batched = Batch(batch, priority, pool_name(pool), overlap)
         about = Source(source, source_id, ranking)
         return self.transact(lambda tx: campaign.add_pairs(tx, pairs, batched, seed=seed, source=about, url=self.url))
 
@@ -601,7 +602,7 @@ class Store(TransactionalStore):
         Raises:
             RefusedError: it is not theirs, or was undone.
         """
-        return self.transact(lambda tx: judging.amend(tx, rater_id, judgment_id, client_id, answer))
+        return self.transact(lambda tx: judging.amend(tx, self.rules, rater_id, judgment_id, client_id, answer))
 
     def undo(self, rater_id: str, judgment_id: str) -> Assignment:
         """Undo a judgment: the rater gets the pair back, with the same sides and the old answer as its draft.
@@ -823,6 +824,11 @@ class Store(TransactionalStore):
     def assessments(self) -> list[ExportedAssessment]:
         """The current judgments of single answers, by answer and rater, except those of withdrawn ones."""
         return self.exported()[1]
+
+    def has_labels(self) -> bool:
+        """Whether there is anything to export: a judgment or a settled answer of a pair that is not withdrawn."""
+        with self.reading() as connection:
+            return contents.has_labels(connection)
 
     def has_single_answers(self) -> bool:
         """Whether any item is a single answer."""

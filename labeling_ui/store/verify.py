@@ -104,7 +104,10 @@ class _RebuiltTables:
 
 
 def verify(store: Store) -> Verification:
-    """Every error found; none in an intact store."""
+    """Every error found; none in an intact store.
+
+    Reads the whole log and every table, whatever was verified before: a change of an old event is what it looks for.
+    """
     with store.reading() as connection:
         result = _verify(connection)
     if store.lacks_log():

@@ -342,9 +342,19 @@ def asked_for(desk: Desk, answer: A) -> A:
     present = desk.terms("guidelines")[1]
     if answer.guideline_version in ("", present.rpartition("#")[0] or present, present):
         return answer.model_copy(update={"guideline_version": present})
-    if answer.guideline_version not in desk.store.published("guidelines"):  # made before a change, and sent after it?
-        raise HTTPException(422, f"guideline_version: unknown version; the current one is {present}")
+    refuse_unpublished(desk, answer)  # made before a change, and sent after it?
     return answer
+
+
+def refuse_unpublished(desk: Desk, answer: Answer) -> None:
+    """Refuse an answer under guidelines that never were.
+
+    Raises:
+        HTTPException: 422.
+    """
+    present = desk.terms("guidelines")[1]
+    if answer.guideline_version not in ("", present, *desk.store.published("guidelines")):
+        raise HTTPException(422, f"guideline_version: unknown version; the current one is {present}")
 
 
 def refuse_unasked(desk: Desk, draft: Draft) -> None:
@@ -383,11 +393,23 @@ def with_ids(tx: Transaction, desk: Desk, rater_id: str, item_id: str, draft: D)
     rows = st.ASSIGNMENTS_OF.all(tx.connection, item=item_id, rater=rater_id)
     ids = dict(zip(LETTERS, shown_of(rows[0]), strict=False)) if rows else {}
     changes = rename_answers(draft.model_dump(include=NAMING_ANSWERS), ids)
-    if draft.spans and rows:
-        pair = desk.store.rules.load_pair(tx.connection, st.ITEM.one(tx.connection, item=item_id).pair_id)
-        texts = {completion.id: completion.text for completion in pair.completions}
-        changes["spans"] = tuple(_within(Span(**span), texts, desk.page.asked) for span in changes["spans"])
-    return type(draft).model_validate(draft.model_dump() | changes)
+    given = type(draft).model_validate(draft.model_dump() | changes)
+    return with_passages(tx, desk, item_id, given) if rows else given
+
+
+def with_passages(tx: Transaction, desk: Desk, item_id: str, draft: D) -> D:
+    """A draft whose spans have the passages of the answers that they name, whatever the client says.
+
+    Raises:
+        RefusedError: a span is not within its answer.
+    """
+    item = st.ITEM.one(tx.connection, item=item_id) if draft.spans else None
+    if item is None:
+        return draft
+    pair = desk.store.rules.load_pair(tx.connection, item.pair_id)
+    texts = {completion.id: completion.text for completion in pair.completions}
+    spans = tuple(_within(span, texts, desk.page.asked) for span in draft.spans)
+    return draft.model_copy(update={"spans": spans})
 
 
 def _within(span: Span, texts: Mapping[str, str], asked: Questionnaire) -> Span:

@@ -408,11 +408,13 @@ class PairPreviewed(Reply):
 
 
 class Uploaded(Reply):
-    """A file's pairs, how many of them are new, and, in a preview, the first of them."""
+    """A file's pairs, how many of them are new, and, in a preview, the first of them; `notes`: how its rows were read, and
+    which columns were ignored."""
 
     pairs: int
     new: int
     shown: list[PairPreviewed]
+    notes: list[str]
 
 
 class WorkedDay(Reply):

@@ -125,3 +125,11 @@ def test_a_taken_port_is_reported_and_leaves_no_store(tmp_path: Path) -> None:
     assert "cannot listen" in refused.stderr
     assert "rate at" not in refused.stdout
     assert not list(tmp_path.glob("other*"))
+
+
+def test_a_backup_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)])
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(TiebreakError, match=r"cannot write the backup .* Give another --output"):
+        back_up(store, tmp_path / "file" / "backup.sqlite")
+    store.close()

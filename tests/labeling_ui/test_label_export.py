@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from labeling_ui.configuration import LabelConfig
 from labeling_ui.exchange.export import build_edits, export, judgments_as_csv, unpaired, write_dataset, write_parquet
 from labeling_ui.exchange.foreign import read_own
 from labeling_ui.exchange.importing import import_records
+from labeling_ui.label import export_hint
 from labeling_ui.quality.aggregate import (
     REASONS,
     AggregationConfig,
@@ -746,3 +748,32 @@ def test_the_quickstarts_configuration_and_the_simulate_switch() -> None:
 def test_pairs_round_trip(tmp_path: Path) -> None:
     pairs = rubric_pairs(5)
     assert read_pairs(str(write_pairs(tmp_path, pairs))) == pairs
+
+
+def test_the_hint_of_a_stopped_server_is_a_command_that_works(tmp_path: Path) -> None:
+    config = LabelConfig(output=str(tmp_path / "label"), pairs="pairs")
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)])
+    assert export_hint(store, config, []) == "nothing to export yet: there are no judgments"
+    for folder in ("label", "label-2"):
+        held = store.claim("r0")
+        assert held is not None
+        store.submit("r0", answer(held.item_id))
+        for _ in range(2):  # the same command again finds the same export
+            hint = export_hint(store, config, [])
+            assert hint.endswith(f"--output {tmp_path / folder}")
+            tiebreak(*shlex.split(hint.removeprefix("next: tiebreak ")))
+        assert (tmp_path / folder / "manifest.json").is_file()
+    store.withdraw_pairs(["pair-0", "pair-1"])
+    assert "nothing to export" in export_hint(store, config, [])
+    store.close()
+
+
+def test_the_hint_has_no_password_and_still_works(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)])
+    store.submit("r0", answer(store.claim("r0").item_id))  # type: ignore[union-attr]
+    store.url = "postgresql+psycopg://team:***@host/labels"
+    config = LabelConfig(output=str(tmp_path / "label"), pairs="pairs")
+    by_file = export_hint(store, config, ["--config", "label.yaml"])
+    assert by_file == f"next: tiebreak label export --config label.yaml --output {tmp_path / 'label'}"
+    assert "--store URL" in export_hint(store, config, ["--config", "label.yaml", "--store", "postgresql://x"])
+    store.close()

@@ -48,6 +48,31 @@ def test_what_changed_since_the_last_export(url: str, tmp_path: Path) -> None:
     assert verify(store).faults == []
 
 
+def test_withdrawn_pairs_and_rejections_taken_back_are_changes_of_the_export(url: str) -> None:
+    """The oracle: the judgments that an export would have then and now."""
+    store = open_store(url, [make_pair(n) for n in range(6)], raters=1)
+    ids = []
+    for n in range(5):
+        store.claim("r0")
+        ids.append(store.submit("r0", answer(f"pair-{n}")).judgment_id)
+    store.reject(Selection(judgment_ids=(ids[0],)), "hasty")
+    store.withdraw_pairs(["pair-1"])
+    then = {one.pair_id for one in store.exported_judgments()[0]}
+    store.mark_export(store.head(), "out")
+    store.take_back_rejections([ids[0]])
+    store.restore_pairs(["pair-1"])
+    store.withdraw_pairs(["pair-2", "pair-3"])
+    store.restore_pairs(["pair-3"])
+    store.amend("r0", ids[4], "a", Answer(answer=-1))
+    store.correct_pairs([make_pair(4, "corrected")], source="s", source_id="s")
+    now = {one.pair_id for one in store.exported_judgments()[0]}
+    found = store.since_export()
+    assert found is not None
+    assert (found.new, found.gone) == (len(now - then), len(then - now)) == (2, 2)
+    assert found.changed == 0, "an amended judgment that went with its pair is gone"
+    store.close()
+
+
 @pytest.mark.slow
 @needs_chromium
 def test_a_lead_exports_from_the_page(tmp_path: Path) -> None:

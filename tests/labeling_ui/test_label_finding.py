@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from label_support import answer, before_withdrawals, make_pair, open_store
 
 from labeling_ui.database.errors import RefusedError
+from labeling_ui.database.schema import EVENTS
 from labeling_ui.database.words import phrases_of, words_of
 from labeling_ui.steering import difference_lines
-from labeling_ui.store.answers import Submission
-from labeling_ui.store.figures import progress
-from labeling_ui.store.leads import notes
+from labeling_ui.store.answers import Answer, Submission
+from labeling_ui.store.figures import news, progress
+from labeling_ui.store.leads import erasing, notes
 from labeling_ui.store.leads.finding import Search
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import Batch, BatchChange
@@ -293,3 +294,46 @@ def test_neither_a_servers_start_nor_a_message_reads_the_whole_log(tmp_path: Pat
     assert {one for one in plans if "SCAN events" in one} == {
         "SCAN events USING INDEX events_pairs_added", "SCAN events USING INDEX events_notes",
     }  # fmt: skip
+
+
+def test_a_webhooks_start_an_erasure_and_the_batches_read_neither_the_log_nor_sort_all_items(tmp_path: Path) -> None:
+    """By SQLite's own plans."""
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=1)
+    with plans_of(store) as plans, store.reading() as connection:
+        news.present_place(connection)
+        progress.batch_progress(connection)
+        erasing.events_to_redact(connection, "r0", judgments=True)
+    assert {one for one in plans if "SCAN events" in one} == {
+        "SCAN events USING INDEX events_of_people", "SCAN events USING INDEX events_notes",
+    }  # fmt: skip
+    assert {one for one in plans if one.startswith(("SCAN items", "SEARCH items")) and "(id=?)" not in one} == {
+        "SEARCH items USING INDEX items_of_batch (batch=?)", "SEARCH items USING INDEX items_unfinished (batch=?)",
+        "SCAN items USING INDEX items_of_batch", "SCAN items USING INDEX items_withdrawn",
+    }  # fmt: skip
+
+
+def test_an_erasure_finds_every_text_that_a_rater_wrote(url: str) -> None:
+    """The events are looked for by the rater's items, whatever became of the judgments: the oracle reads the whole log."""
+    store = open_store(url, [make_pair(n) for n in range(8)], raters=2)
+    whose: dict[str, str] = {}
+    for n in range(7):
+        held = store.claim("r0")
+        assert held is not None
+        written = Submission(client_id=f"c{n}", pair_id=held.item_id, answer=1, rationale=f"SECRET {n}")
+        whose[store.submit("r0", written).judgment_id] = held.item_id
+    ids = list(whose)
+    store.amend("r0", ids[1], "a1", Answer(answer=2, rationale="SECRET amended"))
+    store.reject(Selection(judgment_ids=(ids[2],)), "poor")
+    store.reject(Selection(judgment_ids=(ids[3],)), "poor", again=True)
+    store.withdraw_pairs([whose[ids[4]]])
+    store.undo("r0", ids[5])
+    store.submit("r0", Submission(client_id="again", pair_id=whose[ids[5]], answer=1, rationale="SECRET again"))
+    store.undo("r0", ids[6])
+    store.withdraw_pairs([whose[ids[6]]])
+    with store.reading() as connection:
+        found = erasing.events_to_redact(connection, "r0", judgments=True)
+        written_in = {row.seq for row in connection.execute(sa.select(EVENTS)) if "SECRET" in row.payload}
+    assert set(found) == written_in
+    assert len(found) == 9
+    assert not any("SECRET" in payload for payload in found.values())
+    store.close()

@@ -11,8 +11,11 @@ import pytest
 from label_support import make_pair, open_store, tiebreak
 
 from labeling_ui.exchange.export import build_edits
-from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_objects
+from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_gold, read_objects, read_own
+from labeling_ui.exchange.importing import import_records
+from labeling_ui.steering import find_by_name_or_id
 from labeling_ui.store.answers import Submission
+from labeling_ui.store.raters import NameTakenError
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.errors import DataError
@@ -257,3 +260,52 @@ def test_our_own_judgments_come_back_rankings_as_what_they_imply(tmp_path: Path)
     write_jsonl(tmp_path / "judgments.jsonl", [*implied, stray])
     errors = tiebreak("label", "import", *files, "--store", url, ok=False).stderr
     assert f"{tmp_path}/judgments.jsonl:5: there is no pair nowhere" in errors
+
+
+def test_a_stores_own_export_adds_nothing_to_it(url: str, tmp_path: Path) -> None:
+    """Its judgments are there: as further ones they would be repeats, and every rater perfectly consistent."""
+    store = open_store(url, [make_pair(0), make_pair(1)], overlap=2, raters=2)
+    for rater in ("r0", "r1"):
+        while (held := store.claim(rater)) is not None:
+            store.submit(rater, Submission(client_id=held.id, pair_id=held.item_id, answer=2, rationale="so"))
+    rows, _ = store.exported_judgments()
+    write_jsonl(tmp_path / "judgments.jsonl", rows)
+    write_jsonl(tmp_path / "pairs.jsonl", store.pairs())
+    read = read_own(str(tmp_path / "pairs.jsonl"), str(tmp_path / "judgments.jsonl"))
+    added = import_records(store, read.pairs, read.judgments, source="export", source_id="export")
+    assert (added.judgments, store.status()["judged"]) == (0, 4)
+    other = read.judgments[0].model_copy(update={"answer": -1})
+    assert import_records(store, [], [other], source="more", source_id="more").judgments == 1
+    assert verify(store).faults == []
+    store.close()
+
+
+def test_a_rater_id_that_is_a_name_is_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=1)
+    judgment = Judgment(pair_id="pair-0", rater_id="rater 0", left="0-0", right="0-1", answer=1, kind="human")
+    with pytest.raises(DataError, match=r"'rater 0' is the name of a rater of .*, whose id is r0"):
+        import_records(store, [], [judgment], source="s", source_id="s")
+    with pytest.raises(NameTakenError, match="'r0' is the pseudonym of a rater"):
+        store.add_rater("r0")
+    store.add_rater("aardvark", rater_id="rater 0")  # as an older store may have it: an id that is another's name
+    assert find_by_name_or_id(store, "rater 0") == "rater 0"
+    assert find_by_name_or_id(store, "aardvark") == "rater 0"
+    assert find_by_name_or_id(store, "nobody") is None
+    store.close()
+
+
+def test_gold_with_two_answers_for_a_pair_is_refused_and_a_removal_is_all_or_nothing(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)])
+    gold = tmp_path / "gold.jsonl"
+    rows = [{"item_id": "pair-0", "preferred_id": "0-0"}, {"item_id": "pair-1", "preferred_id": "1-0"}]
+    gold.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"item_id": "pair-0", "preferred_id": None}]))
+    with pytest.raises(DataError, match=r"gold.jsonl:3: pair-0 has another known answer in a row before"):
+        read_gold(str(gold), store.pairs())
+    gold.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    assert [one.item_id for one in read_gold(str(gold), store.pairs())] == ["pair-0", "pair-1"]
+    store.set_gold("pair-0", "0-0")
+    at = ("--store", f"sqlite:///{tmp_path}/labels.sqlite")
+    removed = tiebreak("label", "gold", "--remove", "pair-0", "pair-2", *at, ok=False)
+    assert "pair-2: not gold. Nothing was changed" in removed.stderr
+    assert [one.item_id for one in store.gold()] == ["pair-0"]
+    store.close()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from test_label_single import make_single
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.verify import verify
+from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.web.context import SESSION_COOKIE
 
 HOUR_MS = 3_600_000
@@ -119,6 +121,117 @@ def test_names_that_look_the_same_are_one(campaign: Campaign) -> None:
     assert not campaign.call("lead", "GET", "/api/lead/batches").json()[0]["without_raters"]
     assert campaign.call("one", "GET", "/api/next").json() is not None
     assert campaign.call("other", "GET", "/api/next").json() is None
+
+
+def test_whatever_creates_a_batch_or_a_pool_gives_it_one_name(campaign: Campaign) -> None:
+    """Pairs that are moved, and invitations; a pool's name with a space or in another form would give nobody anything."""
+    campaign.call("lead", "POST", "/api/lead/batches", {"name": "\u00c9t\u00e9"})
+    for name in ("E\u0301te\u0301", " spaced ", "turned \u202e", "two\nlines", "conversations"):
+        body = {"pair_ids": ["pair-0"], "batch": name}
+        assert campaign.call("lead", "POST", "/api/lead/pairs/move", body).status_code == 409, name
+        with pytest.raises(RefusedError, match=r"cannot be named|is a batch named|is the batch of conversations"):
+            campaign.store.add_pairs([make_pair(9)], overlap=1, seed=0, source="s", source_id="s", batch=name)
+    assert [one.name for one in campaign.store.batches()] == ["", "\u00c9t\u00e9"]
+    campaign.call("lead", "PUT", "/api/lead/batches", {"pool": " E\u0301te\u0301"})
+    campaign.call("lead", "PUT", f"/api/lead/raters/{pair_rater(campaign)}", {"pool": "\u00c9t\u00e9 "})
+    assert campaign.call("one", "GET", "/api/next").json() is not None
+    campaign.call("lead", "POST", "/api/lead/invitations", {"pool": " E\u0301te\u0301 ", "names": ["x"]})
+    assert campaign.call("lead", "GET", "/api/lead/invitations").json()[0]["pool"] == "\u00c9t\u00e9"
+    rater = campaign.store.add_rater("new", pool="E\u0301te\u0301 ")
+    assert rater.pool == "\u00c9t\u00e9"
+    campaign.store.move_rater(rater.id, " german ")
+    assert next(one.pool for one in campaign.store.raters() if one.id == rater.id) == "german"
+
+
+def test_a_corrected_pair_gets_a_free_id_and_one_text(campaign: Campaign) -> None:
+    campaign.store.add_pairs(
+        [make_pair(20).model_copy(update={"id": "pair-0@2"})], overlap=1, seed=0, source="s", source_id="s"
+    )
+    first, second = (make_pair(0, text).model_dump(mode="json") for text in ("first", "second"))
+    both = campaign.call("lead", "POST", "/api/lead/pairs/correct", {"pairs": [first, second]})
+    assert (both.status_code, "two versions of pair-0 at once" in both.text) == (409, True)
+    one = campaign.call("lead", "POST", "/api/lead/pairs/correct", {"pairs": [first]})
+    assert one.json()[0]["replaced_by"] == "pair-0@3"
+    other = campaign.call("lead", "POST", "/api/lead/pairs/correct", {"pairs": [second]})
+    assert other.json()[0]["replaced_by"] == "pair-0@4"
+
+
+def test_a_pair_that_nobody_could_judge_is_refused(campaign: Campaign) -> None:
+    row = make_pair(20).model_dump(mode="json")
+    same = row | {"completions": [{**one, "id": "one"} for one in row["completions"]]}
+    for rows, why in (
+        ([same], "two completions with one id (one)"),
+        ([row | {"id": "a\0b"}], "no control characters"),
+        ([row | {"id": "a\nb"}], "no control characters"),
+    ):
+        reply = upload(campaign, rows)
+        assert (reply.status_code, why in reply.text) == (409, True), reply.text
+    corrected = campaign.call("lead", "POST", "/api/lead/pairs/correct", {"pairs": [same | {"id": "pair-0"}]})
+    assert (corrected.status_code, "two completions with one id" in corrected.text) == (409, True)
+    assert upload(campaign, [row | {"id": "\u540d \U0001f600/?#%"}]).json()["new"] == 1
+
+
+def test_an_upload_names_the_columns_that_it_ignores(campaign: Campaign) -> None:
+    reply = upload(campaign, [{"prompt": "p", "response_a": "x", "response_b": "y", "difficulty": 3}]).json()
+    assert reply["new"] == 1
+    assert reply["notes"] == [
+        "rows.jsonl: 1 row read as pairs (response_a, response_b)", "rows.jsonl: ignored columns: difficulty",
+    ]  # fmt: skip
+
+
+def test_a_settlement_says_what_the_campaign_asks(campaign: Campaign) -> None:
+    desk = campaign.app.state.desk
+    campaign.app.state.desk = replace(desk, page=replace(desk.page, asked=Questionnaire(spans={"wrong": -1})))
+    settle = {"client_id": "x", "pair_id": "pair-0", "answer": 1}
+    span = {"completion": "0-0", "start": 0, "end": 5, "label": "wrong", "text": "lies", "value": 1}
+    for more, status in (
+        ({"flags": ["bogus"]}, 422), ({"criteria": {"zzz": 1}}, 422), ({"guideline_version": "hacked"}, 422),
+        ({"spans": [span | {"end": 500}]}, 409), ({"spans": [span | {"label": "nope"}]}, 422),
+    ):  # fmt: skip
+        assert campaign.call("lead", "POST", "/api/lead/adjudications", settle | more).status_code == status, more
+    settled = campaign.call("lead", "POST", "/api/lead/adjudications", settle | {"spans": [span]}).json()["judgment"]
+    assert [(one["text"], one["value"]) for one in settled["spans"]] == [("first", -1)]
+
+
+def test_time_is_paid_once_however_often_an_answer_is_changed(campaign: Campaign, clock: Clock) -> None:
+    """All answers to a pair together have no more seconds than have passed since it was given out."""
+    pair = campaign.call("one", "GET", "/api/next").json()["pair_id"]
+    clock.now += 60_000
+    body = {"client_id": "a", "pair_id": pair, "answer": 1, "seconds_active": 60}
+    judged = campaign.call("one", "POST", "/api/judgments", body).json()["judgment_id"]
+    clock.now += 3 * HOUR_MS
+    change = {"answer": 2, "seconds_active": 120, "seconds_idle": 30}
+    assert campaign.call("one", "PUT", f"/api/judgments/{judged}", {"client_id": "b", **change}).status_code == 200
+    assert hours(campaign) == (0.05, 0.0083), "60 and 120 seconds of work, and 30 of a pause, are counted in full"
+    for n in range(3):
+        more = {"client_id": f"c{n}", "answer": n, "seconds_active": 86_400}
+        assert campaign.call("one", "PUT", f"/api/judgments/{judged}", more).status_code == 200
+    campaign.call("one", "POST", f"/api/judgments/{judged}/undo")
+    campaign.call("one", "POST", "/api/judgments", body | {"client_id": "d", "seconds_active": 9_000})
+    active, idle = hours(campaign)
+    assert active + idle == pytest.approx(3 + 1 / 60, abs=0.002)
+
+
+def hours(campaign: Campaign) -> tuple[float, float]:
+    rows = list(csv.DictReader(io.StringIO(campaign.call("lead", "GET", "/api/lead/days.csv?rate=20").text)))
+    return sum(float(row["active_hours"]) for row in rows), sum(float(row["idle_hours"]) for row in rows)
+
+
+def test_a_rejection_has_a_reason(campaign: Campaign) -> None:
+    campaign.judge("one", "first", answer=1)
+    reject = {"selection": {"rater_id": pair_rater(campaign)}, "reason": " \n"}
+    assert campaign.call("lead", "POST", "/api/lead/rejections", reject).status_code == 422
+    assert campaign.call("lead", "POST", "/api/lead/rejections", reject | {"reason": " hasty "}).status_code == 200
+    assert campaign.call("one", "GET", "/api/rejections").json()[0]["reason"] == "hasty"
+
+
+def test_the_audit_names_batches_and_nobody(campaign: Campaign) -> None:
+    campaign.call("lead", "POST", "/api/lead/batches", {"name": "legal"})
+    campaign.call("lead", "POST", "/api/lead/invitations", {"names": ["Ada <ada@example.org>"]})
+    rows = list(csv.DictReader(io.StringIO(campaign.call("lead", "GET", "/api/lead/audit.csv").text)))
+    batches = [json.loads(row["details"])["name"] for row in rows if row["event"] == "batch_changed"]
+    assert batches == ["", "legal"]
+    assert not any("Ada" in row["details"] or "example.org" in row["details"] for row in rows)
 
 
 def test_blank_guidelines_and_an_empty_export_are_refused_in_words(campaign: Campaign) -> None:

@@ -12,7 +12,7 @@ from label_support import CHROMIUM, make_pair, needs_chromium, open_store, servi
 from test_label_browser import axe, faults_of_both  # noqa: F401
 
 from labeling_ui.database.errors import RefusedError
-from labeling_ui.store.answers import Submission
+from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work.assigning import Assignment
@@ -90,6 +90,32 @@ def test_a_pass_mark_that_nobody_reaches_is_refused() -> None:
 
 
 # --- the test before work ---
+
+
+def test_a_marked_test_cannot_be_answered_again(url: str) -> None:
+    """Changing one answer after another until the test is passed would be easier than the test."""
+    store = begin(url)
+    store.rules.qualify = QUALIFY
+    for right in (True, False):
+        judge(store, "r0", right)
+    last = store.last_judgment("r0")
+    assert last is not None
+    store.amend("r0", last, "a", Answer(answer=1))  # within an attempt, a slip can be mended
+    again = store.undo("r0", last)
+    wrong = 2 if again.left_id.endswith("-0") else -2
+    store.submit("r0", Submission(client_id="again", pair_id=again.item_id, answer=wrong))
+    for right in (False, True):
+        judge(store, "r0", right)
+    assert store.attempt("r0").number == 2  # type: ignore[union-attr]
+    for entry in store.history("r0"):
+        with pytest.raises(RefusedError, match="belongs to a test that has been marked"):
+            store.amend("r0", entry.judgment_id, "b", Answer(answer=1))
+        with pytest.raises(RefusedError, match="belongs to a test that has been marked"):
+            store.undo("r0", entry.judgment_id)
+    for right in (True, True, True, True):
+        judge(store, "r0", right)
+    assert standing_of(store, "r0")[0] == "qualified"
+    assert verify(store).faults == []
 
 
 def test_work_begins_after_the_test(url: str) -> None:

@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from label_support import make_pair, open_store
+from test_label_single import make_single
 
+from labeling_ui.database.schema import EVENTS
 from labeling_ui.store.answers import Submission
+from labeling_ui.store.figures.news import present_place, read_news
+from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.work.standing import set_standing
 from labeling_ui.web.webhook import SECRET, DeliveryError, Webhook, WebhookConfig, connect
@@ -153,3 +158,32 @@ def test_a_webhook_without_secret_or_https_is_refused(tmp_path: Path, monkeypatc
     for bad in ("ftp://example.org/x", "https://name:word@example.org/", "example.org", "file:///etc/passwd"):
         with pytest.raises(ValueError, match="must be an address"):
             WebhookConfig(url=bad)
+
+
+def test_the_count_begins_with_the_judgments_that_the_campaign_has(url: str) -> None:
+    """As its status counts them: without skips and withdrawn pairs. A batch without pairs is not finished; a single answer
+    that a rater holds is not judged."""
+    contents = [*(make_pair(n) for n in range(3)), make_single(0, "rate")]
+    store = open_store(url, contents, raters=1)
+    judge(store, "r0", 1)
+    store.withdraw_pairs([judge(store, "r0", 1)])
+    held = store.claim("r0")
+    assert held is not None
+    store.submit("r0", Submission(client_id="s", pair_id=held.item_id, skip=True))
+    store.create_batch("empty", BatchChange())
+    rated = store.claim("r0")
+    assert rated is not None
+    assert rated.task == "rate"
+    store.withdraw_pairs([held.item_id])
+    with store.reading() as connection:
+        place = present_place(connection)
+        assert (place.judgments, place.finished) == (1, ())
+        assert place.seq == connection.scalar(sa.select(sa.func.max(EVENTS.c.seq)))
+    store.submit("r0", Submission(client_id="r", pair_id=rated.item_id, value=3))
+    with store.reading() as connection:
+        news, following = read_news(connection, place, 2)
+    assert [(one.kind, one.about) for one in news] == [
+        ("judgments", {"judgments": 2}), ("batch_finished", {"batch": ""}),
+    ]  # fmt: skip
+    assert following.finished == ("",)
+    store.close()

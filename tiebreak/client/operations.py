@@ -1041,11 +1041,12 @@ class Undone(TypedDict):
 
 
 class Uploaded(TypedDict):
-    """A file's pairs, how many of them are new, and, in a preview, the first of them."""
+    """A file's pairs, how many of them are new, and, in a preview, the first of them; `notes`: how its rows were read, and which columns were ignored."""
 
     pairs: int
     new: int
     shown: list[PairPreviewed]
+    notes: list[str]
 
 
 class Withdraw(TypedDict):

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from tiebreak.config.adapter import AdapterConfig as AdapterConfig
-from tiebreak.config.flags import as_flag, group_flags, lay_over, nearest_path, path_of
+from tiebreak.config.flags import as_flag, group_flags, lay_over, nearest_path, path_of, repeated_lists
 from tiebreak.config.keys import own_keys, plain_paths
 from tiebreak.config.section import Section as Section
 from tiebreak.config.yaml_files import lines_of
@@ -342,6 +342,7 @@ def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
     faults = list(_unknown_keys(values, model))
     given = list(group_flags(flags))
     wrong = [f"--{flag}: {fault}" for flag, words in given if (fault := lay_over(values, model, flag, words))]
+    wrong += repeated_lists(model, given)
     try:
         config = model.model_validate(_filled(_without_unknown(values, model), model))
     except ValidationError as error:

@@ -8,6 +8,7 @@ Tiebreak, such as `configs/shapes/llama-3.1-8b.json`, is found from any folder.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,13 @@ def group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             values.append(word)
     if key is not None:
         yield key, values
+
+
+def repeated_lists(model: type[BaseModel], given: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """Errors of lists that are given in several flags, of which only the last would count."""
+    counts = Counter(path_of(model, flag, words) for flag, words in given)
+    lists = [path for path, count in counts.items() if count > 1 and (key := find_key(model, path)) and key.is_list]
+    return [f"--{path}: given {counts[path]} times: give all of its values at once, as --{path} A B" for path in lists]
 
 
 def lay_over(values: dict[str, Any], model: type[BaseModel], flag: str, words: list[str]) -> str | None:

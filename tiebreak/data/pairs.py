@@ -11,7 +11,7 @@ in any file that data is read from (`sources`): JSON Lines, a JSON array, CSV, T
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -36,13 +36,19 @@ _NO_COLUMNS: Mapping[str, str | None] = {}
 
 
 def read_pairs(
-    source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, stage: str = "label", *, media: bool = False
+    source: str,
+    columns: Mapping[str, str | None] = _NO_COLUMNS,
+    stage: str = "label",
+    *,
+    media: bool = False,
+    report: Callable[[str], None] = say,
 ) -> list[Pair]:
     """All pairs of a source. Reports how rows were read, and which of their columns were ignored.
 
     Args:
         columns: our name of a column → its name in the data.
         stage: the stage that reads, which refuses images and audio unless `media` is set.
+        report: gets each line that says how the rows were read.
 
     Raises:
         DataError: with every row that holds no pair.
@@ -79,15 +85,15 @@ def read_pairs(
             f"{source}: {len(bad)} of {counted(len(rows), 'row')} contain no pair", fault_lines(bad, len(rows))
         )
     if found:
-        _say_how(source, found, list(ignored))
+        _say_how(source, found, list(ignored), report)
     return pairs
 
 
-def _say_how(source: str, found: Counter[str], ignored: list[str]) -> None:
+def _say_how(source: str, found: Counter[str], ignored: list[str], report: Callable[[str], None]) -> None:
     shape = ", ".join(name if len(found) == 1 else f"{name}: {count}" for name, count in found.most_common())
-    say(f"{source}: {counted(found.total(), 'row')} read as {shape}")
+    report(f"{source}: {counted(found.total(), 'row')} read as {shape}")
     if ignored:
-        say(f"{source}: ignored columns: {first_names(sorted(ignored))}")
+        report(f"{source}: ignored columns: {first_names(sorted(ignored))}")
 
 
 def _is_record(row: Mapping[str, Any]) -> bool:

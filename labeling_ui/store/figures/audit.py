@@ -43,7 +43,11 @@ def entries(connection: Connection, after: int, first: date, last: date) -> list
 
 def _as_entry(row: Any) -> AuditEntry:
     who, item = row.rater_id or "", row.item_id or ""
-    return AuditEntry(row.seq, row.at_ms, row.kind, who, item, without_texts(json.loads(row.payload)), row.hash)
+    payload = json.loads(row.payload)
+    details = without_texts(payload)
+    if row.kind == "batch_changed":
+        details["name"] = payload["name"]  # a batch's, not a person's
+    return AuditEntry(row.seq, row.at_ms, row.kind, who, item, details, row.hash)
 
 
 def without_texts(payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.database.schema import ASSIGNMENTS, EVENTS, ITEMS, JUDGMENTS
+from labeling_ui.database.schema import ASSIGNMENTS, BATCHES, EVENTS, ITEMS, JUDGMENTS, LOG_HEAD
+from labeling_ui.store.figures.progress import is_empty, judged
 from tiebreak.assessments import SingleTask, disagreement, is_single
 
 NewsKind = Literal["judgments", "batch_finished", "dispute", "rater_stopped"]
@@ -42,7 +43,7 @@ class Place:
 
     seq: int = 0
     judgments: int = 0
-    """submitted until then"""
+    """those of the campaign when its webhook began, as its status counts them, and those submitted since"""
     finished: tuple[str, ...] = field(default=())
     """batches that were finished then"""
 
@@ -58,14 +59,14 @@ def read_news(connection: Connection, place: Place, every: int) -> tuple[list[Ne
     rows = connection.execute(query.limit(EVENTS_AT_ONCE)).all()
     if not rows:
         return [], place
-    news, judged = [], place.judgments
+    news, count = [], place.judgments
     for row in rows:
         if row.kind == "standing_changed":
             news += _stopped(row)
             continue
-        judged += 1
-        if judged % every == 0:
-            news.append(News("judgments", row.seq, row.at_ms, {"judgments": judged}))
+        count += 1
+        if count % every == 0:
+            news.append(News("judgments", row.seq, row.at_ms, {"judgments": count}))
         news += _disputed(connection, row)
     touched = _batches_of(connection, [row.item_id for row in rows if row.item_id])
     finished = {name for name in touched if _is_finished(connection, name)}
@@ -73,16 +74,15 @@ def read_news(connection: Connection, place: Place, every: int) -> tuple[list[Ne
     news += [
         News("batch_finished", last.seq, last.at_ms, {"batch": name}) for name in sorted(finished - {*place.finished})
     ]
-    return news, Place(last.seq, judged, tuple(sorted({*place.finished} - touched | finished)))
+    return news, Place(last.seq, count, tuple(sorted({*place.finished} - touched | finished)))
 
 
 def present_place(connection: Connection) -> Place:
-    """The end of the log: earlier events are not news."""
-    seq = connection.scalar(sa.select(sa.func.max(EVENTS.c.seq))) or 0
-    count = sa.select(sa.func.count()).select_from(EVENTS).where(EVENTS.c.kind == "submitted")
-    batches = connection.scalars(sa.select(ITEMS.c.batch).distinct()).all()
-    finished = [name for name in batches if _is_finished(connection, name)]
-    return Place(seq, connection.scalar(count) or 0, tuple(sorted(finished)))
+    """The end of the log: earlier events are not news, and are not read."""
+    seq = connection.scalar(sa.select(LOG_HEAD.c.seq)) or 0
+    batches = connection.scalars(sa.select(BATCHES.c.name)).all()
+    finished = [name for name in batches if not is_empty(connection, name) and _is_finished(connection, name)]
+    return Place(seq, judged(connection), tuple(sorted(finished)))
 
 
 def _stopped(row: Any) -> list[News]:
@@ -133,12 +133,20 @@ def _batches_of(connection: Connection, item_ids: Sequence[str]) -> set[str]:
     return found
 
 
+UNFINISHED = sa.text(
+    "items.withdrawn = 0 AND CASE WHEN items.task = 'pair' "
+    "THEN items.for_first + items.for_second + items.for_neither < items.overlap ELSE items.taken < items.overlap END"
+)
+"""Items that lack judgments, in the words of the index's condition; rankings and single answers have no votes."""
+
+
 def _is_finished(connection: Connection, batch: str) -> bool:
-    """Whether all pairs of a batch have their judgments."""
-    votes = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
-    held = sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.state == "open")
-    lacking = sa.case(
-        (ITEMS.c.task == "pair", votes < ITEMS.c.overlap), else_=sa.or_(ITEMS.c.taken < ITEMS.c.overlap, held.exists())
-    )  # rankings and single answers have no votes
-    unfinished = sa.select(ITEMS.c.id).where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0, lacking)
-    return connection.execute(unfinished.limit(1)).first() is None
+    """Whether all pairs and single answers of a batch have their judgments; reads those without, and what raters hold."""
+    lacking = sa.select(ITEMS.c.id).where(ITEMS.c.batch == batch, UNFINISHED)
+    if connection.execute(lacking.limit(1)).first() is not None:
+        return False
+    # The place of a ranking or a single answer is taken before the judgment is there.
+    held = sa.select(ITEMS.c.id).join(ASSIGNMENTS, ASSIGNMENTS.c.item_id == ITEMS.c.id)
+    held = held.where(ASSIGNMENTS.c.state == sa.literal_column("'open'"), ASSIGNMENTS.c.lease_until_ms > 0)
+    held = held.where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0, ITEMS.c.task != "pair")
+    return connection.execute(held.limit(1)).first() is None

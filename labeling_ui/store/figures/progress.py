@@ -32,6 +32,8 @@ from tiebreak.records import Judgment
 
 _SINGLE = ITEMS.c.task.in_(SINGLE_TASKS)
 _IN_CAMPAIGN = ITEMS.c.withdrawn == sa.literal_column("0")
+_BY_BATCH = ITEMS.c.withdrawn < sa.literal_column("1")
+"""The same, in the words of an index by batch: without it, SQLite would sort all items."""
 _SKIPS = sa.and_(JUDGMENTS.c.vote.is_(None), JUDGMENTS.c.record.like('%"skip":true%'))
 """A key with its quotes occurs nowhere else in a record."""
 _ASIDE = JUDGMENTS.c.item_id.in_(sa.select(ITEMS.c.id).where(ITEMS.c.withdrawn == sa.literal_column("1")))
@@ -136,8 +138,14 @@ def batch_progress(connection: Connection) -> dict[str, BatchProgress]:
         for which in (~_SINGLE, _SINGLE)
     )
     sums = *counted, sa.func.sum(judged), sa.func.sum(ITEMS.c.overlap)
-    query = sa.select(ITEMS.c.batch, *sums).where(_IN_CAMPAIGN, ~_IS_GOLD).group_by(ITEMS.c.batch)
+    query = sa.select(ITEMS.c.batch, *sums).where(_BY_BATCH, ~_IS_GOLD).group_by(ITEMS.c.batch)
     return {row[0]: BatchProgress(*map(int, row[1:])) for row in connection.execute(query)}
+
+
+def is_empty(connection: Connection, batch: str) -> bool:
+    """Whether a batch has no pairs and no single answers, withdrawn ones left out."""
+    query = sa.select(ITEMS.c.id).where(ITEMS.c.batch == batch, _BY_BATCH).limit(1)
+    return connection.execute(query).first() is None
 
 
 def work_since(connection: Connection, rater_id: str, since_ms: int) -> Work:

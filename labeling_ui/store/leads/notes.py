@@ -48,7 +48,7 @@ class Thread:
         return self.notes[-1].by_id == self.rater_id
 
 
-_IS_NOTE = EVENTS.c.kind == sa.literal_column("'note'")
+IS_NOTE = EVENTS.c.kind == sa.literal_column("'note'")
 """The words of the index's condition: a parameter would have SQLite read the whole log."""
 
 
@@ -62,7 +62,7 @@ def write(tx: Transaction, item_id: str, rater_id: str, by_id: str, text: str) -
         raise RefusedError("the message is empty")
     if not st.ASSIGNMENTS_OF.all(tx.connection, item=item_id, rater=rater_id):
         raise RefusedError("only raters who have had a pair can write about it")
-    written = sa.select(sa.func.count()).where(_IS_NOTE, _thread(item_id, rater_id))
+    written = sa.select(sa.func.count()).where(IS_NOTE, _thread(item_id, rater_id))
     if (tx.connection.scalar(written) or 0) >= MOST_NOTES:
         raise RefusedError(f"a pair's thread has at most {MOST_NOTES} messages")
     tx.event("note", rater_id=rater_id, item_id=item_id, payload={"by": by_id, "text": text})
@@ -90,7 +90,7 @@ def _thread(item_id: str, rater_id: str) -> sa.ColumnElement[bool]:
 def _threads(connection: Connection, chosen: sa.ColumnElement[bool]) -> list[Thread]:
     query = (
         sa.select(EVENTS.c.item_id, EVENTS.c.rater_id, EVENTS.c.at_ms, EVENTS.c.payload)
-        .where(_IS_NOTE, chosen)
+        .where(IS_NOTE, chosen)
         .order_by(EVENTS.c.seq)
     )
     notes: dict[tuple[str, str], list[Note]] = {}

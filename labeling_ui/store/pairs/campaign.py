@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -32,7 +33,7 @@ from labeling_ui.database.schema import (
 )
 from labeling_ui.database.words import index_items, length_of, text_of
 from labeling_ui.store.answers import storable
-from labeling_ui.store.names import composed
+from labeling_ui.store.names import composed, pool_name
 from labeling_ui.store.pairs.items import items_of, pairs_digest
 from labeling_ui.store.pairs.known import check_value
 from tiebreak.assessments import is_single, read_pair
@@ -65,7 +66,7 @@ class BatchChange(Record):
     @field_validator("pool")
     @classmethod
     def _pool(cls, name: str | None) -> str | None:
-        return None if name is None else (storable(name) or "").strip()
+        return None if name is None else pool_name(storable(name) or "")
 
     @field_validator("deadline")
     @classmethod
@@ -131,7 +132,10 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
 
     Raises:
         StoreError: the store has another seed, or another pair with the same id.
+        RefusedError: the batch cannot have its name.
     """
+    if batch.name == CONVERSATIONS:
+        raise RefusedError(f"batch: {CONVERSATIONS!r} is the batch of conversations: give the pairs another one")
     begin_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
     new = new_pairs(tx, pairs, source, url)
     if new or not batch.name or find_batch(tx.connection, batch.name) is not None:
@@ -186,7 +190,7 @@ def new_pairs(tx: Transaction, pairs: Sequence[Pair], source: Source, url: str) 
                 f"it is the right one, 'tiebreak label correct --pairs {source.name} --store {url}' replaces the other"
             )
         if not there:
-            check_id(pair.id, source)
+            check_pair(pair, source)
             new[pair.id] = pair
     _refuse_shared_prompts(tx.connection, list(new.values()), source, url)
     return list(new.values())
@@ -229,12 +233,27 @@ def _is_learned(pair: Pair) -> bool:
     return pair.purpose == "training" and pair.split == "train"
 
 
-def check_id(name: str, source: Source) -> None:
-    """An id is part of web addresses, in which `..` is another place."""
-    if not 0 < len(name) <= MAX_ID_CHARACTERS or name.strip(".") == "":
+def check_pair(pair: Pair, source: Source) -> None:
+    """Refuse a pair that nobody could judge: its id is part of web addresses, in which `..` is another place, and answers
+    are told apart by their completions' ids.
+
+    Raises:
+        StoreError: the id cannot be used, or two completions have one.
+    """
+    name = pair.id
+    if (
+        not 0 < len(name) <= MAX_ID_CHARACTERS
+        or name.strip(".") == ""
+        or any(unicodedata.category(c) == "Cc" for c in name)
+    ):
         raise StoreError(
-            f"the pair id {name[:60]!r} in {source.name} cannot be used: it must have 1 to {MAX_ID_CHARACTERS} characters "
-            "and not only dots. Change it, or leave the column out: the id is then a hash of the pair"
+            f"the pair id {name[:60]!r} in {source.name} cannot be used: it must have 1 to {MAX_ID_CHARACTERS} characters, "
+            "no control characters, and not only dots. Change it, or leave the column out: then it is a hash of the pair"
+        )
+    if len({one.id for one in pair.completions}) < len(pair.completions):
+        raise StoreError(
+            f"pair {name} in {source.name} has two completions with one id ({pair.completions[0].id[:60]}): nobody could "
+            "tell which was preferred. Give each its own"
         )
 
 
@@ -291,10 +310,9 @@ def create_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
     Raises:
         RefusedError: there is one, or it cannot have the name.
     """
-    if not name or name != name.strip() or not name.isprintable() or name == CONVERSATIONS:
+    if not name or name == CONVERSATIONS:
         raise RefusedError(f"a batch cannot be named {name!r}: give it a name of printable characters")
-    names = tx.connection.scalars(sa.select(BATCHES.c.name))
-    if composed(name) in map(composed, names):
+    if find_batch(tx.connection, name) is not None:
         raise RefusedError(f"there is a batch named {name!r} already")
     batch = Batch(name, overlap=int(tx.setting("overlap")))
     batch = replace(batch, **change.model_dump(exclude_none=True))
@@ -408,8 +426,29 @@ def _set_configured(tx: Transaction, name: str, configured: list[Any]) -> None:
     tx.connection.execute(sa.insert(SETTINGS).values(name=row, value=json.dumps(configured)))
 
 
+def _check_new_name(connection: sa.Connection, name: str) -> None:
+    """Whatever creates a batch: leads tell batches apart by their names.
+
+    Raises:
+        RefusedError: the name is not printable, or looks like another batch's.
+    """
+    if name != name.strip() or not name.isprintable():
+        raise RefusedError(
+            f"a batch cannot be named {name!r}: give it a name of printable characters, without spaces at the ends"
+        )
+    names = connection.scalars(sa.select(BATCHES.c.name))
+    if same := next((one for one in names if composed(one) == composed(name)), None):
+        raise RefusedError(f"there is a batch named {same!r} already, written in other characters: use its name")
+
+
 def write_batch(tx: Transaction, batch: Batch, *, exists: bool) -> None:
-    """Create or change a batch and its items."""
+    """Create or change a batch and its items.
+
+    Raises:
+        RefusedError: a new batch cannot have the name.
+    """
+    if not exists:
+        _check_new_name(tx.connection, batch.name)
     tx.event("batch_changed", payload=batch.logged())
     values = {**vars(batch), "paused": int(batch.paused)}
     if exists:

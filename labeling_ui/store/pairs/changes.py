@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from labeling_ui.store.pairs.campaign import (
     BatchChange,
     Source,
     additions,
-    check_id,
+    check_pair,
     find_batch,
     insert_pairs,
     is_version,
@@ -132,8 +133,11 @@ def correct(tx: Transaction, pairs: Sequence[Pair], source: Source, by: str | No
     A new version is in the batch of the old one. Old judgments stay with the old one.
 
     Raises:
-        RefusedError: there is no pair with that id, or it belongs to a conversation.
+        RefusedError: there is no pair with that id, it belongs to a conversation, or it is there twice.
     """
+    counts = Counter(pair.id for pair in pairs)
+    if twice := [pair_id for pair_id, count in counts.items() if count > 1]:
+        raise RefusedError(f"two versions of {', '.join(twice[:5])} at once: give one. Nothing was changed")
     present = present_ids(tx.connection)
     current = {pair.id: present.get(pair.id, pair.id) for pair in pairs}
     _check(tx.connection, list(current.values()))
@@ -154,8 +158,8 @@ def _replace(tx: Transaction, pair: Pair, old: str, source: Source, by: str | No
     if items[0].batch == CONVERSATIONS:
         raise RefusedError(f"pair {old} belongs to a conversation: withdraw it instead")
     purpose = read_pair(known_records(tx.connection, [old])[old]).purpose
-    new = pair.model_copy(update={"id": next_version(old), "purpose": purpose})
-    check_id(new.id, source)
+    new = pair.model_copy(update={"id": _free_version(tx.connection, old), "purpose": purpose})
+    check_pair(new, source)
     ranking = items[0].task == "ranking"
     batch = find_batch(tx.connection, items[0].batch) or Batch(items[0].batch, overlap=int(tx.setting("overlap")))
     insert_pairs(tx, [new], batch, source=Source(source.name, source.id, ranking))
@@ -177,6 +181,14 @@ def next_version(pair_id: str) -> str:
     """
     found = _VERSION.search(pair_id)
     return f"{pair_id[: found.start()]}@{int(found.group(1)) + 1}" if found else f"{pair_id}@2"
+
+
+def _free_version(connection: sa.Connection, old: str) -> str:
+    """The id of a pair's next version that no pair of its own has."""
+    name = next_version(old)
+    while known_records(connection, [name]):
+        name = next_version(name)
+    return name
 
 
 def _lay_aside(tx: Transaction, pair_ids: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ the tables it updates are derived from the log.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ from labeling_ui.store.work.assigning import (
     resume,
     shown_of,
 )
-from labeling_ui.store.work.standing import HELD, HELD_MESSAGE, look_at_rater
+from labeling_ui.store.work.standing import HELD, HELD_MESSAGE, look_at_rater, refuse_marked
 from tiebreak.assessments import Assessment, SingleTask, disagreement, is_single, read_judgment
 from tiebreak.files import explain
 from tiebreak.hashing import canonical_json
@@ -102,11 +103,14 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
     return StoredJudgment(identity, judgment)
 
 
-def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> StoredJudgment:
+def amend(
+    tx: Transaction, rules: Rules, rater_id: str, judgment_id: str, client_id: str, answer: Answer
+) -> StoredJudgment:
     """Replace a judgment's answer; the log keeps both.
 
     Raises:
-        RefusedError: it is not theirs, was undone, was settled by a lead, or was a skip whose place others have taken.
+        RefusedError: it is not theirs, was undone, was settled by a lead, belongs to a test that has been marked, or was a
+            skip whose place others have taken.
     """
     rater = active_rater(tx.connection, rater_id)
     replayed = _find_replay(tx, rater_id, client_id, answer)
@@ -115,6 +119,7 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
     _refuse_held(rater)
     row = _own_judgment(tx, rater_id, judgment_id, "amend")
     _refuse_settled(tx, row.item_id)
+    refuse_marked(tx.connection, rater, judgment_id, rules.qualify)
     assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
     item = st.ITEM.one(tx.connection, item=row.item_id)
     sent, answer = answer, _within_time(tx, assignment, answer)
@@ -136,12 +141,14 @@ def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assi
     """Undo a judgment: the pair is the rater's again, with the same sides and the old answer as its draft.
 
     Raises:
-        RefusedError: it is not theirs, was already undone, was settled by a lead, or was a skip whose place others have
-            taken.
+        RefusedError: it is not theirs, was already undone, was settled by a lead, belongs to a marked test, or was a skip
+            whose place others have taken.
     """
-    _refuse_held(active_rater(tx.connection, rater_id))
+    rater = active_rater(tx.connection, rater_id)
+    _refuse_held(rater)
     row = _own_judgment(tx, rater_id, judgment_id, "undo")
     _refuse_settled(tx, row.item_id)
+    refuse_marked(tx.connection, rater, judgment_id, rules.qualify)
     judgment = read_judgment(row.record)
     item = st.ITEM.one(tx.connection, item=row.item_id)
     count_vote(tx, item, row.occasion, before=judgment, now=None)
@@ -345,16 +352,28 @@ def _own_judgment(tx: Transaction, rater_id: str, judgment_id: str, verb: str) -
 
 
 def _within_time(tx: Transaction, assignment: Any, answer: A) -> A:
-    """The answer, with no more active and idle seconds than have passed since the pair was given out."""
+    """The answer, with no more active and idle seconds than have passed since the pair was given out, less those of its
+    earlier answers: a pair whose answer is changed again and again is paid once."""
     given_ms = st.EVENT_TIME.one(tx.connection, seq=assignment.seq).at_ms
     passed = tx.seconds_since(given_ms)
-    if passed is not None:
-        passed = max(0.0, passed)  # the server's clock was set back
-    if passed is None or (answer.seconds_active or 0) + (answer.seconds_idle or 0) <= passed + CLOCK_SLACK_SECONDS:
+    if passed is None:
         return answer
-    active = min(answer.seconds_active or 0.0, passed)
-    idle = min(answer.seconds_idle or 0.0, passed - active)
+    left = max(0.0, passed) - _seconds_counted(tx, assignment)  # below 0: the server's clock was set back
+    if (answer.seconds_active or 0) + (answer.seconds_idle or 0) <= left + CLOCK_SLACK_SECONDS:
+        return answer
+    active = min(answer.seconds_active or 0.0, max(0.0, left))
+    idle = min(answer.seconds_idle or 0.0, max(0.0, left - active))
     return answer.model_copy(update={"seconds_active": round(active, 1), "seconds_idle": round(idle, 1)})
+
+
+def _seconds_counted(tx: Transaction, assignment: Any) -> float:
+    """The active and idle seconds of all answers to an assignment so far, those that were taken back too."""
+    seconds = 0.0
+    for row in st.ANSWERS_OF.all(tx.connection, item=assignment.item_id, rater=assignment.rater_id):
+        payload = json.loads(row.payload)
+        if payload["assignment"] == assignment.id:
+            seconds += (payload["judgment"].get("seconds_active") or 0.0) + (payload.get("seconds_idle") or 0.0)
+    return seconds
 
 
 def _refuse_held(rater: Any) -> None:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
+from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import ASSIGNMENTS, GOLD, ITEMS, JUDGMENTS, RATERS
 from labeling_ui.store.pairs.known import KNOWN, MAY_VOTE, outcome_of
@@ -166,6 +167,23 @@ def _assigned(connection: Connection, rater_id: str, batch: str) -> Sequence[Any
     query = sa.select(ASSIGNMENTS.c.item_id, ASSIGNMENTS.c.seq).join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id)
     which = sa.and_(ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.occasion == 0, ITEMS.c.batch == batch)
     return connection.execute(query.where(which)).all()
+
+
+def refuse_marked(connection: Connection, rater: Any, judgment_id: str, config: QualifyConfig | None) -> None:
+    """Refuse to change an answer of an attempt that has been marked, while the rater has not passed: changing one answer
+    after another until the test is passed would be easier than the test.
+
+    Raises:
+        RefusedError: the judgment is one of those answers.
+    """
+    if config is None or rater.standing != "" or not is_tested(rater):
+        return
+    which = sa.and_(JUDGMENTS.c.rater_id == rater.id, JUDGMENTS.c.occasion == 0, JUDGMENTS.c.seq > rater.standing_seq)
+    query = sa.select(JUDGMENTS.c.id).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+    query = query.join(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id).where(which, ITEMS.c.batch == config.batch)
+    answers = connection.scalars(query.order_by(JUDGMENTS.c.seq)).all()
+    if judgment_id in answers[: len(answers) // config.questions * config.questions]:
+        raise RefusedError("this answer belongs to a test that has been marked: it stays as it is")
 
 
 def _answers(connection: Connection, rater: Any, batch: str | None) -> list[bool]:

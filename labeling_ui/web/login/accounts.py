@@ -24,7 +24,7 @@ from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import IDENTITIES, INVITATIONS, RATERS, SESSIONS
-from labeling_ui.store.names import composed, mixes_scripts
+from labeling_ui.store.names import composed, mixes_scripts, pool_name
 from labeling_ui.store.raters import Rater, Role, insert_rater, move_rater
 from labeling_ui.store.store import SessionRules, Store, wall_clock_ms
 from labeling_ui.web.login import second_factor
@@ -237,7 +237,7 @@ def invite_all(
 
     A name with an e-mail address or a subject (`parse_invited`) also invites that account of the identity provider.
     """
-    tokens = [secrets.token_urlsafe(24) for _ in names]
+    tokens, pool = [secrets.token_urlsafe(24) for _ in names], pool_name(pool)
 
     def record(tx: Transaction) -> None:
         now = wall_clock_ms()

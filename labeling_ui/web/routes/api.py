@@ -589,7 +589,7 @@ async def amend(desk: DeskOf, session: JudgingSession, judgment_id: str, body: J
     def amend_it(tx: Transaction) -> judging.StoredJudgment:
         judged = st.JUDGMENT.one(tx.connection, judgment=judgment_id, rater=rater_id)
         given = completed(tx, desk, rater_id, judged.item_id, answer) if judged else answer
-        return judging.amend(tx, rater_id, judgment_id, identity, given)
+        return judging.amend(tx, desk.store.rules, rater_id, judgment_id, identity, given)
 
     return JSONResponse(_stored(await desk.write(amend_it)))
 

@@ -46,7 +46,12 @@ class Reject(BaseModel):
     again: bool = False
     """the same raters get the pairs again, unless others are faster"""
 
-    _storable = field_validator("reason")(storable)
+    @field_validator("reason")
+    @classmethod
+    def _said(cls, reason: str) -> str:
+        if not (said := (storable(reason) or "").strip()):
+            raise ValueError("say why: the rater reads it")
+        return said
 
 
 class TakeBack(BaseModel):

@@ -24,11 +24,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
 from labeling_ui.database.errors import RefusedError
+from labeling_ui.database.event_log import Transaction
 from labeling_ui.exchange.media import missing_media
 from labeling_ui.quality.agreement import PUBLISHED
 from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, Submission, storable
 from labeling_ui.store.figures.progress import BatchProgress
 from labeling_ui.store.leads import adjudication
+from labeling_ui.store.names import pool_name
 from labeling_ui.store.pairs.campaign import CONVERSATIONS, CORRECTIONS, BatchChange
 from labeling_ui.store.raters import Role
 from labeling_ui.store.store import wall_clock_ms
@@ -40,7 +42,10 @@ from labeling_ui.web.context import (
     ViewingSession,
     as_json,
     checked,
+    refuse_unasked,
+    refuse_unpublished,
     viewing_session,
+    with_passages,
 )
 from labeling_ui.web.lead_replies import (
     BatchListed,
@@ -72,7 +77,7 @@ from labeling_ui.web.login.accounts import (
 )
 from labeling_ui.web.replies import Done, JudgmentReply, replies
 from tiebreak.assessments import SingleAnswer
-from tiebreak.records import Pair
+from tiebreak.records import Judgment, Pair
 
 DAY_MS = 86_400_000
 
@@ -91,7 +96,7 @@ class RaterChange(BaseModel):
     @field_validator("pool")
     @classmethod
     def _pool(cls, name: str | None) -> str | None:
-        return None if name is None else (storable(name) or "").strip()
+        return None if name is None else pool_name(storable(name) or "")
 
 
 class Sample(BaseModel):
@@ -124,7 +129,10 @@ class Invitation(BaseModel):
     names: list[Annotated[str, Field(max_length=100)]] = Field(default=[""], min_length=1, max_length=200)
     """by which leads tell the invitations apart; one for each"""
 
-    _storable = field_validator("pool")(storable)
+    @field_validator("pool")
+    @classmethod
+    def _pool(cls, name: str) -> str:
+        return pool_name(storable(name) or "")
 
     @field_validator("names")
     @classmethod
@@ -409,10 +417,17 @@ async def adjudicate(desk: DeskOf, lead: SettlingSession, body: Annotated[dict[s
     sent = checked(Settlement, body)
     submission = Submission.model_validate(sent.model_dump(exclude={"replaces"}))
     lead_id, rules = lead.rater.id, desk.store.rules
+    refuse_unasked(desk, submission)
+    refuse_unpublished(desk, submission)
     if sent.value is not None:
         task = await to_thread.run_sync(lambda: desk.store.task_of(sent.pair_id))
         desk.page.asked.refuse_value(task or "", sent.value)
-    judgment = await desk.write(lambda tx: adjudication.adjudicate(tx, rules, lead_id, submission, sent.replaces))
+
+    def settle(tx: Transaction) -> Judgment:
+        given = with_passages(tx, desk, submission.pair_id, submission)
+        return adjudication.adjudicate(tx, rules, lead_id, given, sent.replaces)
+
+    judgment = await desk.write(settle)
     waiting = await to_thread.run_sync(lambda: desk.store.disputes(lead_id, limit=1))
     following = waiting[0].item_id if waiting else None
     return JSONResponse({"judgment": judgment.model_dump(mode="json"), "next": following})

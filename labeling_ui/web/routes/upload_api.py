@@ -62,13 +62,14 @@ async def upload(
 def _upload(
     store: Store, content: bytes, name: str, batch: str, preview: bool, classes: Sequence[str]
 ) -> dict[str, Any]:
-    pairs = _read(content, name)
+    pairs, notes = _read(content, name)
     _take_media(store, pairs, preview)
     if not classes and any(isinstance(one, SingleAnswer) and one.task == "classify" for one in pairs):
         raise RefusedError(f"{name} has answers to classify, and this campaign has no classes")
     source = Source(name, hashlib.sha256(content).hexdigest())
     new = store.upload_pairs(pairs, batch, source, preview=preview)
-    return {"pairs": len(pairs), "new": new, "shown": _as_shown(store, pairs[:SHOWN]) if preview else []}
+    shown = _as_shown(store, pairs[:SHOWN]) if preview else []
+    return {"pairs": len(pairs), "new": new, "shown": shown, "notes": notes}
 
 
 def _take_media(store: Store, pairs: Sequence[Pair], preview: bool) -> None:
@@ -94,8 +95,8 @@ def _take_media(store: Store, pairs: Sequence[Pair], preview: bool) -> None:
             raise HTTPException(422, printable(str(error))) from error
 
 
-def _read(content: bytes, name: str) -> list[Pair]:
-    """The file's pairs.
+def _read(content: bytes, name: str) -> tuple[list[Pair], list[str]]:
+    """The file's pairs, and what is to be said of how they were read: columns that were ignored, for one.
 
     Raises:
         HTTPException: 422: it cannot be read; names every bad row.
@@ -105,6 +106,7 @@ def _read(content: bytes, name: str) -> list[Pair]:
         storable(name)
     except ValueError as error:
         raise HTTPException(422, f"name: {error}") from error
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         # The uploaded name is never used as a path: only its ending counts, for the format.
         file = Path(folder) / f"upload{''.join(PurePosixPath(name).suffixes[-2:])}"
@@ -113,7 +115,7 @@ def _read(content: bytes, name: str) -> list[Pair]:
             pairs: list[Pair] = (
                 [*read_single_answers(str(file), media=True)]
                 if names_tasks(str(file))
-                else read_pairs(str(file), media=True)
+                else read_pairs(str(file), media=True, report=notes.append)
             )
         except TiebreakError as error:
             raise HTTPException(422, printable(str(error).replace(str(file), name))) from error
@@ -121,7 +123,7 @@ def _read(content: bytes, name: str) -> list[Pair]:
             raise HTTPException(422, f"{name}: the file cannot be read: rename it") from error
     if not pairs:
         raise RefusedError(f"{name} has no pairs")
-    return pairs
+    return pairs, [printable(note.replace(str(file), name)) for note in notes]
 
 
 def _as_shown(store: Store, pairs: Sequence[Pair]) -> list[dict[str, Any]]:

@@ -175,6 +175,15 @@ def test_lists_of_one_null_and_whole_values(tmp_path: Path) -> None:
     assert config.spare.seed == 7
 
 
+def test_a_list_in_two_flags_is_refused(tmp_path: Path) -> None:
+    """Only the last would count, and the rest be lost without a word; a single value can be given again."""
+    words = ["--output", str(tmp_path), "--notes", "a", "--notes=b", "--beta", "0.1", "--beta", "0.2"]
+    with pytest.raises(ConfigError, match=r"--notes: given 2 times: give all of its values at once, as --notes A B"):
+        load_config(StudyConfig, words, "study")
+    once = load_config(StudyConfig, [*words[:2], "--notes", "a", "b", *words[5:]], "study")
+    assert (once.notes, once.beta) == (["a", "b"], 0.2)
+
+
 def test_an_entry_of_a_list_is_laid_over_by_its_number(tmp_path: Path) -> None:
     text = "output: out\ndraws: [{temperature: 0.5, top_k: 3}, {top_k: 4}]\n"
     config = load(tmp_path, text, "--draws.0.top-k", "7", "--draws.2.temperature", "0.9")
