@@ -34,13 +34,8 @@ EventKind = Literal[
 ]  # fmt: skip
 
 
-HISTORY = (
-    "submitted", "skipped", "amended", "undone", "rejected", "imported", "flagged", "adjudicated", "settlement_removed",
-    "gold_set", "gold_removed", "unrejected",
-)  # fmt: skip
-"""Kinds of events that an item's history shows: those of an index."""
-HISTORY_INDEXED = ", ".join(f"'{kind}'" for kind in HISTORY)
-"""The same in the words of the index: a parameter would have SQLite read the whole log."""
+ANSWERS_INDEXED = "'submitted', 'skipped', 'amended', 'imported'"
+"""Kinds of events that contain a judgment, in the words of an index: with parameters, SQLite would read the whole log."""
 
 _HEAD = PreparedStatement(sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash).with_for_update())
 _MOVE_HEAD = PreparedStatement(sa.update(LOG_HEAD).values(seq=sa.bindparam("to_seq"), hash=sa.bindparam("to_hash")))

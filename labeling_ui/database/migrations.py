@@ -554,12 +554,13 @@ CREATE INDEX items_of_batch ON items (batch) WHERE withdrawn < 1;
 CREATE INDEX items_unfinished ON items (batch) WHERE withdrawn = 0 AND
   CASE WHEN task = 'pair' THEN for_first + for_second + for_neither < overlap ELSE taken < overlap END;
 CREATE INDEX events_of_people ON events (seq) WHERE kind IN ('invited', 'standing_changed');
+CREATE INDEX events_of_answers ON events (rater_id, at_ms) WHERE kind IN ('submitted', 'skipped', 'amended', 'imported');
 """
 
 
 def _migrate_026_batches_and_people(connection: Connection) -> None:
-    """Batches are counted without sorting all items; whether one is finished, and what the log says of a person, is read
-    without reading everything."""
+    """Batches are counted without sorting all items; whether one is finished, what the log says of a person, and what they
+    answered since a time, is read without reading everything."""
     _run_all(connection, _BATCHES_AND_PEOPLE)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from labeling_ui.database.event_log import HISTORY_INDEXED
+from labeling_ui.database.event_log import ANSWERS_INDEXED
 from labeling_ui.database.prepared import PreparedStatement
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
@@ -199,12 +199,12 @@ EVENT_TIME = PreparedStatement(sa.select(EVENTS.c.at_ms).where(EVENTS.c.seq == b
 
 # --- judging ---
 
-ANSWERS_OF = PreparedStatement(
-    sa.select(EVENTS.c.payload)
-    .where(EVENTS.c.item_id == bindparam("item"), sa.text(f"events.kind IN ({HISTORY_INDEXED})"))
-    .where(EVENTS.c.rater_id == bindparam("rater"), sa.text("events.kind IN ('submitted', 'skipped', 'amended')"))
+ANSWERS_SINCE = PreparedStatement(
+    sa.select(EVENTS.c.at_ms, EVENTS.c.payload)
+    .where(EVENTS.c.rater_id == bindparam("rater"), EVENTS.c.at_ms > bindparam("since_ms"))
+    .where(sa.text(f"events.kind IN ({ANSWERS_INDEXED}) AND events.kind <> 'imported'"))
 )
-"""The events of a rater's answers about an item, those that were taken back too."""
+"""The events of the answers that a rater gave here since a time, those that were taken back too."""
 
 SUBMISSION = PreparedStatement(
     sa.select(SUBMISSIONS).where(

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.store.pairs.campaign import Gold
-from labeling_ui.store.pairs.items import items_of
+from labeling_ui.store.pairs.items import Item, items_of
 from labeling_ui.store.pairs.known import check_value
 from tiebreak.assessments import ExportedAssessment, SingleAnswer, SingleTask
 from tiebreak.config import Section
@@ -139,29 +139,40 @@ def read_gold(path: str, pairs: Sequence[Pair], answers: Sequence[SingleAnswer] 
     """
     tasks = {answer.id: answer.task for answer in answers}
     items = {item.id: item for pair in pairs for item in items_of(pair)}
-    gold, faults = [], []
-    for where, row in read_rows(path):
-        name, preferred = str(row.get("item_id")), row.get("preferred_id")
-        item = items.get(name)
-        if name in tasks:
-            try:
-                check_value(tasks[name], row.get("value"))
-                gold.append(Gold(name, value=row.get("value")))
-            except RefusedError as error:
-                faults.append(f"{where}: value: {error}")
-        elif item is None:
-            faults.append(f"{where}: there is no pair of two completions with the id {row.get('item_id')}")
-        elif "preferred_id" not in row or preferred not in (None, item.first_id, item.second_id):
-            faults.append(f"{where}: preferred_id must be {item.first_id}, {item.second_id} or null, not {preferred}")
-        else:
-            gold.append(Gold(item.id, preferred))
     known: dict[str, Gold] = {}
-    for (where, _), one in zip(read_rows(path), gold, strict=False) if not faults else ():
+    faults = []
+    for where, row in read_rows(path):
+        try:
+            one = _gold_of(row, items, tasks)
+        except RefusedError as error:
+            faults.append(f"{where}: {error}")
+            continue
         if known.setdefault(one.item_id, one) != one:
-            faults.append(f"{where}: {one.item_id} has another known answer in a row before")
+            faults.append(f"{where}: {one.item_id} has another known answer in an earlier row")
     if faults:
         raise DataError(f"{path}: {counted(len(faults), 'error')}; nothing was made gold", faults)
     return list(known.values())
+
+
+def _gold_of(row: Mapping[str, Any], items: Mapping[str, Item], tasks: Mapping[str, SingleTask]) -> Gold:
+    """A row's item with its known answer.
+
+    Raises:
+        RefusedError: there is no such item, or it cannot have the answer.
+    """
+    name, preferred = str(row.get("item_id")), row.get("preferred_id")
+    if name in tasks:
+        try:
+            check_value(tasks[name], row.get("value"))
+        except RefusedError as error:
+            raise RefusedError(f"value: {error}") from error
+        return Gold(name, value=row.get("value"))
+    item = items.get(name)
+    if item is None:
+        raise RefusedError(f"there is no pair of two completions with the id {row.get('item_id')}")
+    if "preferred_id" not in row or preferred not in (None, item.first_id, item.second_id):
+        raise RefusedError(f"preferred_id must be {item.first_id}, {item.second_id} or null, not {preferred}")
+    return Gold(item.id, preferred)
 
 
 def read_foreign(kind: Format, pairs: str | None, judgments: str | None, names: FieldNames) -> Records:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from datetime import date
 
 from labeling_ui.exchange.export import as_cell
 from labeling_ui.store.figures import pay
+from labeling_ui.store.figures.audit import AuditEntry
 from labeling_ui.store.figures.pay import Presence, WorkDay
 from labeling_ui.store.store import Store, iso_time
 
@@ -65,12 +67,18 @@ def _day_cells(mine: Sequence[WorkDay], seen: Presence | None, rate: float) -> t
 
 
 def audit_lines(store: Store, first: date, last: date) -> Iterator[str]:
-    """The log of some days (UTC), line by line: who did what and when, without what anybody wrote."""
-    yield _as_csv([AUDIT_HEAD])
-    for entry in store.audit(first, last):
-        details = json.dumps(entry.details, ensure_ascii=False, sort_keys=True)
-        about = map(as_cell, (entry.kind, entry.rater_id, entry.item_id, details))
-        yield _as_csv([(str(entry.seq), iso_time(entry.at_ms), *about, entry.hash)])
+    """The log of some days (UTC), line by line: who did what and when, without what anybody wrote.
+
+    Raises:
+        RefusedError: the first day comes after the last.
+    """
+    return itertools.chain([_as_csv([AUDIT_HEAD])], map(_audit_line, store.audit(first, last)))
+
+
+def _audit_line(entry: AuditEntry) -> str:
+    details = json.dumps(entry.details, ensure_ascii=False, sort_keys=True)
+    about = map(as_cell, (entry.kind, entry.rater_id, entry.item_id, details))
+    return _as_csv([(str(entry.seq), iso_time(entry.at_ms), *about, entry.hash)])
 
 
 def _as_csv(rows: Sequence[Sequence[str]]) -> str:

@@ -38,6 +38,7 @@ from labeling_ui.database.schema import (
 from labeling_ui.store import contents
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.clock import iso_time as iso_time
+from labeling_ui.store.clock import period_ms
 from labeling_ui.store.clock import wall_clock_ms as wall_clock_ms
 from labeling_ui.store.figures import audit, exported
 from labeling_ui.store.figures import progress as counts
@@ -492,11 +493,18 @@ class Store(TransactionalStore):
             return documents.has_withdrawn(connection, rater_id)
 
     def audit(self, first: date, last: date) -> Iterator[AuditEntry]:
-        """Events from the first day to the last (UTC), read in parts, so that no transaction waits for the caller."""
+        """Events from the first day to the last (UTC), read in parts, so that no transaction waits for the caller.
+
+        Raises:
+            RefusedError: the first day comes after the last.
+        """
+        return self._audit(*period_ms(first, last))
+
+    def _audit(self, since: int, until: int) -> Iterator[AuditEntry]:
         after = 0
         while True:
             with self.reading() as connection:
-                part = audit.entries(connection, after, first, last)
+                part = audit.entries(connection, after, since, until)
             if not part:
                 return
             yield from part

@@ -313,7 +313,7 @@ def test_a_webhooks_start_an_erasure_and_the_batches_read_neither_the_log_nor_so
 
 
 def test_an_erasure_finds_every_text_that_a_rater_wrote(url: str) -> None:
-    """The events are looked for by the rater's items, whatever became of the judgments: the oracle reads the whole log."""
+    """Whatever became of the judgments: the oracle reads the whole log."""
     store = open_store(url, [make_pair(n) for n in range(8)], raters=2)
     whose: dict[str, str] = {}
     for n in range(7):

@@ -299,7 +299,7 @@ def test_gold_with_two_answers_for_a_pair_is_refused_and_a_removal_is_all_or_not
     gold = tmp_path / "gold.jsonl"
     rows = [{"item_id": "pair-0", "preferred_id": "0-0"}, {"item_id": "pair-1", "preferred_id": "1-0"}]
     gold.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"item_id": "pair-0", "preferred_id": None}]))
-    with pytest.raises(DataError, match=r"gold.jsonl:3: pair-0 has another known answer in a row before"):
+    with pytest.raises(DataError, match=r"gold.jsonl:3: pair-0 has another known answer in an earlier row"):
         read_gold(str(gold), store.pairs())
     gold.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
     assert [one.item_id for one in read_gold(str(gold), store.pairs())] == ["pair-0", "pair-1"]

@@ -17,7 +17,7 @@ from test_label_api import Campaign, no_pages, run  # noqa: F401
 from test_label_single import make_single
 
 from labeling_ui.database.errors import RefusedError
-from labeling_ui.store.answers import Submission
+from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.verify import verify
 from labeling_ui.store.work.asking import Questionnaire
 from labeling_ui.web.context import SESSION_COOKIE
@@ -79,7 +79,7 @@ def pair_rater(campaign: Campaign) -> str:
 
 
 def test_days_in_the_wrong_order_are_refused(campaign: Campaign) -> None:
-    for path in ("work", "work.csv", "days.csv"):
+    for path in ("work", "work.csv", "days.csv", "audit.csv"):
         reply = campaign.call("lead", "GET", f"/api/lead/{path}?first=2026-12-02&last=2026-12-01")
         assert (reply.status_code, "comes after the last" in reply.text) == (409, True), path
 
@@ -194,7 +194,7 @@ def test_a_settlement_says_what_the_campaign_asks(campaign: Campaign) -> None:
 
 
 def test_time_is_paid_once_however_often_an_answer_is_changed(campaign: Campaign, clock: Clock) -> None:
-    """All answers to a pair together have no more seconds than have passed since it was given out."""
+    """All answers to a pair together have no more active seconds than have passed since it was given out."""
     pair = campaign.call("one", "GET", "/api/next").json()["pair_id"]
     clock.now += 60_000
     body = {"client_id": "a", "pair_id": pair, "answer": 1, "seconds_active": 60}
@@ -209,7 +209,52 @@ def test_time_is_paid_once_however_often_an_answer_is_changed(campaign: Campaign
     campaign.call("one", "POST", f"/api/judgments/{judged}/undo")
     campaign.call("one", "POST", "/api/judgments", body | {"client_id": "d", "seconds_active": 9_000})
     active, idle = hours(campaign)
-    assert active + idle == pytest.approx(3 + 1 / 60, abs=0.002)
+    assert (active, idle) == (pytest.approx(3 + 1 / 60, abs=0.002), 0.0083), "active time, which is paid"
+
+
+def test_an_hour_is_paid_once_whatever_was_open_or_changed_in_it(campaign: Campaign, clock: Clock) -> None:
+    """Honest work counts in full, late answers and changes too; no rater has more active time than has passed."""
+    store = campaign.store
+    for name in ("r0", "r1"):
+        store.add_rater(name, rater_id=name)
+
+    def claim(rater: str, count: int) -> list[str]:
+        held: list[str] = []
+        while len(held) < count:
+            held.append(store.claim(rater, held).item_id)  # type: ignore[union-attr]
+        return held
+
+    def judge(rater: str, pair: str, seconds: float, *, idle: float = 0.0) -> str:
+        spent = {"seconds_active": seconds, "seconds_idle": idle}
+        about = {"value": 3} if pair.startswith("answer") else {"answer": 1}
+        client_id = f"{rater} {pair} {clock.now}"
+        return store.submit(rater, Submission(client_id=client_id, pair_id=pair, **about, **spent)).judgment_id
+
+    began = clock.now
+    first, second, third = claim("r0", 3)
+    clock.now = began + 60_000
+    changed = judge("r0", first, 60)
+    (fourth, *_) = (one for one in claim("r0", 3) if one not in (second, third))
+    clock.now = began + 180_000  # without a connection, two minutes' answers arrive together
+    ids = [changed, judge("r0", second, 60), judge("r0", third, 60)]
+    clock.now = began + 230_000
+    store.amend("r0", changed, "a", Answer(answer=2, seconds_active=30))
+    clock.now = began + 270_000
+    ids.append(judge("r0", fourth, 40))
+    assert hours(campaign)[0] == pytest.approx((60 + 60 + 60 + 30 + 40) / 3600, abs=1e-4)
+    clock.now += 8 * HOUR_MS
+    for n, judgment_id in enumerate(ids):
+        store.amend("r0", judgment_id, f"b{n}", Answer(answer=-1, seconds_active=8 * 3600))
+    for judgment_id in ids:
+        judge("r0", store.undo("r0", judgment_id).item_id, 8 * 3600)
+    assert sum(hours(campaign)) == pytest.approx(8 + 270 / 3600, abs=0.01)
+    before, held = hours(campaign), claim("r1", 3)
+    clock.now += 2 * HOUR_MS
+    for pair in held:
+        judge("r1", pair, 1_800, idle=5_400)
+    after = hours(campaign)
+    assert after[0] - before[0] == pytest.approx(1.5, abs=0.01), "half an hour at each of three pairs"
+    assert after[1] - before[1] == pytest.approx(1.5, abs=0.01), "the pauses of the first: the others' are the same"
 
 
 def hours(campaign: Campaign) -> tuple[float, float]:

@@ -99,7 +99,9 @@ def test_a_day_has_its_breaks_and_the_time_on_changed_answers(url: str) -> None:
     assert day["clock_ahead_seconds"] == "7.0"
 
 
-def test_an_audit_has_every_event_and_no_word_that_anybody_wrote(tmp_path: Path) -> None:
+def test_an_audit_has_every_event_and_no_word_that_anybody_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = open_store(tmp_path, [make_pair(n) for n in range(4)], overlap=2, raters=2)
     given = store.claim("r0")
     assert given is not None
@@ -118,6 +120,10 @@ def test_an_audit_has_every_event_and_no_word_that_anybody_wrote(tmp_path: Path)
     assert (judged["rater"], json.loads(judged["details"])["judgment"]["answer"]) == ("r0", 1)
     main(["audit", "--output", str(tmp_path / "none.csv"), "--until", "2020-01-01", *at])
     assert len((tmp_path / "none.csv").read_text().splitlines()) == 1
+    with pytest.raises(SystemExit):
+        main(["audit", "--output", str(tmp_path / "no.csv"), "--since", "2020-01-02", "--until", "2020-01-01", *at])
+    assert "the first day, 2020-01-02, comes after the last, 2020-01-01" in capsys.readouterr().err
+    assert not (tmp_path / "no.csv").exists()
     store.close()
 
 

@@ -22,7 +22,7 @@ from tiebreak.data.reading import fault_lines, is_run, read_rows, whole_rows
 from tiebreak.data.rows.preferences import PAIRS
 from tiebreak.data.shapes import answers_to_judge
 from tiebreak.data.sources import read_source
-from tiebreak.data.splits import split_of
+from tiebreak.data.splits import named_split
 from tiebreak.data.synthetic import SYNTHETIC, synthetic_marks
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted, first_names
@@ -120,7 +120,7 @@ def _pair_of(cells: Cells, stage: str, media: bool) -> tuple[str, Pair]:
         prompt_id=identity,
         messages=asked.prompt,
         completions=completions,
-        split=split_of(str(cells.get("split"))) or "train",
+        split=named_split(cells.get("split")) or "train",
         tags=_marks(cells),
         tools=asked.tools,
     )

@@ -22,7 +22,7 @@ from tiebreak.data.reading import fault_lines, is_run, read_own, whole_rows
 from tiebreak.data.rows.content import AnswerRow
 from tiebreak.data.shapes import interpret
 from tiebreak.data.sources import read_file, read_source
-from tiebreak.data.splits import split_of
+from tiebreak.data.splits import named_split
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.files import explain
@@ -133,7 +133,7 @@ def _read_row(
     if len(found) != 1 or not isinstance(found[0], AnswerRow):
         raise ValueError("it must hold one prompt with one answer")
     _require_text(found[0].prompt, text_only, found[0].image_column)
-    split = split_of(str(cells.get("split"))) or "train"
+    split = named_split(cells.get("split")) or "train"
     facts = about(cells, ("source", "tags"))
     about_it = {"origin": cells.unused(), "split": split, "tools": found[0].tools, **facts}
     return _single(found[0].prompt, found[0].answer, wanted, media=text_only is None, **about_it)

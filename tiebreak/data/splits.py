@@ -46,6 +46,19 @@ def split_of(name: str) -> Split | None:
     )
 
 
+def named_split(value: object) -> Split | None:
+    """The split that a row's cell names; None if the cell is empty.
+
+    Raises:
+        ValueError: it is not a split's name.
+    """
+    name = "" if value is None else str(value).strip()
+    split = split_of(name)
+    if name and split is None:
+        raise ValueError(f"split: {name[:60]!r} is not a split's name: write train, validation or test, or nothing")
+    return split
+
+
 def variant_of(name: str) -> str:
     """The rest of a split's name: `prefs` of `train_prefs`."""
     return name.strip().lower().partition("_")[2]

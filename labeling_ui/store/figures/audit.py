@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.database.schema import EVENTS, HOUR_MS
+from labeling_ui.database.schema import EVENTS
 
-DAY_MS = 24 * HOUR_MS
 AT_ONCE = 5_000
 TEXTS = frozenset({"text", "messages", "name", "rationale", "edited_text", "spans", "links", "reason", "redacted"})
 """Parts of events that people wrote, or that only matter to `verify`."""
@@ -34,9 +32,8 @@ class AuditEntry:
     """of the event and all before it: as the export's manifest has it"""
 
 
-def entries(connection: Connection, after: int, first: date, last: date) -> list[AuditEntry]:
-    """The next `AT_ONCE` events after the number `after`, of the days (UTC) from the first to the last."""
-    since, until = midnight_ms(first), midnight_ms(last) + DAY_MS
+def entries(connection: Connection, after: int, since: int, until: int) -> list[AuditEntry]:
+    """The next `AT_ONCE` events after the number `after`, at `since` or later, and before `until` (milliseconds)."""
     query = sa.select(EVENTS).where(EVENTS.c.seq > after, EVENTS.c.at_ms >= since, EVENTS.c.at_ms < until)
     return [_as_entry(row) for row in connection.execute(query.order_by(EVENTS.c.seq).limit(AT_ONCE))]
 
@@ -57,8 +54,3 @@ def without_texts(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return without_texts(value) if isinstance(value, dict) else value
-
-
-def midnight_ms(day: date) -> int:
-    """The beginning of a day (UTC)."""
-    return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)

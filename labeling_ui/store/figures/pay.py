@@ -10,8 +10,8 @@ from datetime import UTC, date, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.schema import EVENTS, HOUR_MS, ITEMS, JUDGMENTS, RATER_HOURS, RATERS, REJECTIONS
+from labeling_ui.store.clock import period_ms
 
 DAY_MS = 24 * HOUR_MS
 LATEST = 20
@@ -38,9 +38,7 @@ def worked(connection: Connection, first: date, last: date) -> list[WorkDay]:
     Raises:
         RefusedError: the first day comes after the last.
     """
-    if first > last:
-        raise RefusedError(f"the first day, {first}, comes after the last, {last}")
-    since, until = _midnight_ms(first), _midnight_ms(last) + DAY_MS
+    since, until = period_ms(first, last)
     sums: dict[tuple[str, int, str | None], list[int]] = {}
     for place, table in enumerate((JUDGMENTS, REJECTIONS)):
         day = table.c.at_ms // sa.literal_column(str(DAY_MS), sa.BigInteger)
@@ -101,7 +99,7 @@ class Presence:
 
 def presences(connection: Connection, first: date, last: date) -> list[Presence]:
     """Each rater's days, by day and rater. A break is a pause of five minutes or more before a judgment begins."""
-    since, until = _midnight_ms(first), _midnight_ms(last) + DAY_MS
+    since, until = period_ms(first, last)
     parts = []
     for table in (JUDGMENTS, REJECTIONS):
         spent = (table.c.active_ms + table.c.idle_ms).label("spent")
@@ -132,10 +130,6 @@ def clocks(connection: Connection) -> dict[str, float]:
         if differences := [(client - server) / 1000 for client, server in times if client is not None]:
             ahead[rater_id] = round(statistics.median(differences), 1)
     return ahead
-
-
-def _midnight_ms(day: date) -> int:
-    return round(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
 
 
 def _day(number: int) -> str:

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from labeling_ui.database.errors import RefusedError
-from labeling_ui.database.event_log import HISTORY_INDEXED, Transaction
+from labeling_ui.database.event_log import ANSWERS_INDEXED, Transaction
 from labeling_ui.database.migrations import allow_redaction, forbid_redaction
 from labeling_ui.database.schema import (
     ACCEPTANCES,
@@ -42,13 +42,11 @@ from labeling_ui.database.schema import (
     TURNS,
 )
 from labeling_ui.store.leads.notes import IS_NOTE, threads_of_rater
-from labeling_ui.store.pairs.campaign import IDS_AT_ONCE
 from labeling_ui.store.work.assigning import shown_of
 from labeling_ui.store.work.standing import lapse_open
 from tiebreak.hashing import canonical_json
 
 _WRITTEN: dict[str, Any] = {"rationale": "", "links": []}
-_WITH_TEXTS = ("submitted", "skipped", "amended", "imported")
 _PERSONAL = (SESSIONS, SECOND_FACTORS, IDENTITIES, MAIL_ADDRESSES)
 """Tables that have nothing but personal data, by rater."""
 
@@ -94,8 +92,8 @@ def conversation_pairs(connection: Connection, rater_id: str) -> list[str]:
 
 
 def events_to_redact(connection: Connection, rater_id: str, *, judgments: bool) -> dict[int, str]:
-    """The events that have a person's texts, with the payloads that they get. Reads the events about people, and those of
-    the items that the person has had."""
+    """The events that have a person's texts, with the payloads that they get. Reads the events about people, and the
+    person's own."""
     invited = sa.select(INVITATIONS.c.token_hash).where(INVITATIONS.c.used_by == rater_id)
     mine = {token[:16] for token in connection.scalars(invited)}
     found: dict[int, str] = {}
@@ -115,7 +113,7 @@ def events_to_redact(connection: Connection, rater_id: str, *, judgments: bool) 
 
 
 def _events_about(connection: Connection, rater_id: str, *, judgments: bool) -> Iterator[Any]:
-    """Events that may have a person's texts. The conditions are in the words of the indices': see `HISTORY_INDEXED`."""
+    """Events that may have a person's texts. The conditions are in the words of indices: see `ANSWERS_INDEXED`."""
     query = sa.select(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.payload)
     theirs = EVENTS.c.rater_id == rater_id
     of_people = sa.text("events.kind IN ('invited', 'standing_changed')")
@@ -123,23 +121,7 @@ def _events_about(connection: Connection, rater_id: str, *, judgments: bool) -> 
     yield from connection.execute(query.where(IS_NOTE, theirs))
     if not judgments:
         return
-    indexed = sa.text(f"events.kind IN ({HISTORY_INDEXED})")
-    written = query.where(indexed, theirs, EVENTS.c.kind.in_(_WITH_TEXTS))
-    items = _items_of(connection, rater_id)
-    for n in range(0, len(items), IDS_AT_ONCE):
-        yield from connection.execute(written.where(EVENTS.c.item_id.in_(items[n : n + IDS_AT_ONCE])))
-
-
-def _items_of(connection: Connection, rater_id: str) -> list[str]:
-    """The items that a rater has judged at any time: those of judgments, of rejected ones, and of work that waits for them
-    (again)."""
-    waiting = sa.and_(ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.state != sa.literal_column("'done'"))
-    queries = (
-        sa.select(JUDGMENTS.c.item_id).where(JUDGMENTS.c.rater_id == rater_id),
-        sa.select(REJECTIONS.c.item_id).where(REJECTIONS.c.rater_id == rater_id),
-        sa.select(ASSIGNMENTS.c.item_id).where(waiting),
-    )
-    return sorted({item_id for query in queries for item_id in connection.scalars(query)})
+    yield from connection.execute(query.where(sa.text(f"events.kind IN ({ANSWERS_INDEXED})"), theirs))
 
 
 def without_texts(judgment: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError
-from labeling_ui.database.event_log import HISTORY_INDEXED
 from labeling_ui.database.schema import ADJUDICATIONS, EVENTS, GOLD, ITEMS, JUDGMENTS, PAIRS, REJECTIONS, WITHDRAWALS
 from labeling_ui.database.words import matching
 from labeling_ui.store.answers import storable
@@ -33,6 +32,12 @@ FIRST_CHUNK = 2_000
 """Matches of a text in the first chunk; each further chunk, read until a page is full, is four times as large."""
 FEW = 500
 """Items that are looked at one by one."""
+HISTORY = (
+    "submitted", "skipped", "amended", "undone", "rejected", "imported", "flagged", "adjudicated", "settlement_removed",
+    "gold_set", "gold_removed", "unrejected",
+)  # fmt: skip
+"""Kinds of events that an item's history shows."""
+HISTORY_INDEXED = ", ".join(f"'{kind}'" for kind in HISTORY)
 _VOTES = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
 _JUDGMENTS = sa.select(sa.func.count()).where(JUDGMENTS.c.item_id == ITEMS.c.id, JUDGMENTS.c.occasion == 0)
 _ANSWERED = sa.case((ITEMS.c.second_id.is_(None), _JUDGMENTS.scalar_subquery() - ITEMS.c.skips), else_=_VOTES)

@@ -39,6 +39,7 @@ from tiebreak.messages import content_id
 from tiebreak.records import Judgment
 
 A = TypeVar("A", bound=Answer)
+DAY_SECONDS = 86_400
 CLOCK_SLACK_SECONDS = 5
 """A client's clock may run so far ahead of the server's over one pair."""
 _NOT_IN_JUDGMENT = {"client_id", "pair_id", "client_at_ms", "seconds_idle"}
@@ -352,28 +353,34 @@ def _own_judgment(tx: Transaction, rater_id: str, judgment_id: str, verb: str) -
 
 
 def _within_time(tx: Transaction, assignment: Any, answer: A) -> A:
-    """The answer, with no more active and idle seconds than have passed since the pair was given out, less those of its
-    earlier answers: a pair whose answer is changed again and again is paid once."""
+    """The answer, with no more active seconds than have passed since the pair was given out, less those of the rater's
+    answers since then: an hour is paid once, whatever was open or changed in it. Idle seconds are limited to what is left.
+    If the pair was given out more than a day ago, the last day counts."""
     given_ms = st.EVENT_TIME.one(tx.connection, seq=assignment.seq).at_ms
     passed = tx.seconds_since(given_ms)
-    if passed is None:
+    active, idle = answer.seconds_active or 0.0, answer.seconds_idle or 0.0
+    if passed is None or active + idle == 0:
         return answer
-    left = max(0.0, passed) - _seconds_counted(tx, assignment)  # below 0: the server's clock was set back
-    if (answer.seconds_active or 0) + (answer.seconds_idle or 0) <= left + CLOCK_SLACK_SECONDS:
+    passed = min(max(0.0, passed), DAY_SECONDS)  # below 0: the server's clock was set back
+    counted_active, counted = _seconds_counted(tx, assignment.rater_id, tx.now() - round(passed * 1000))
+    most_active, most = passed - counted_active, passed - counted
+    if active <= most_active + CLOCK_SLACK_SECONDS and active + idle <= most + CLOCK_SLACK_SECONDS:
         return answer
-    active = min(answer.seconds_active or 0.0, max(0.0, left))
-    idle = min(answer.seconds_idle or 0.0, max(0.0, left - active))
+    active = min(active, max(0.0, most_active))
+    idle = min(idle, max(0.0, most - active))
     return answer.model_copy(update={"seconds_active": round(active, 1), "seconds_idle": round(idle, 1)})
 
 
-def _seconds_counted(tx: Transaction, assignment: Any) -> float:
-    """The active and idle seconds of all answers to an assignment so far, those that were taken back too."""
-    seconds = 0.0
-    for row in st.ANSWERS_OF.all(tx.connection, item=assignment.item_id, rater=assignment.rater_id):
+def _seconds_counted(tx: Transaction, rater_id: str, since_ms: int) -> tuple[float, float]:
+    """The active seconds, and all seconds, of a rater's answers since a time, those that were taken back too. An answer
+    counts with no more than have passed from then until it: work on it may have begun before."""
+    active = both = 0.0
+    for row in st.ANSWERS_SINCE.all(tx.connection, rater=rater_id, since_ms=since_ms):
         payload = json.loads(row.payload)
-        if payload["assignment"] == assignment.id:
-            seconds += (payload["judgment"].get("seconds_active") or 0.0) + (payload.get("seconds_idle") or 0.0)
-    return seconds
+        seconds, passed = payload["judgment"].get("seconds_active") or 0.0, (row.at_ms - since_ms) / 1000
+        active += min(seconds, passed)
+        both += min(seconds + (payload.get("seconds_idle") or 0.0), passed)
+    return active, both
 
 
 def _refuse_held(rater: Any) -> None:

@@ -15,7 +15,9 @@ from support import write_rows
 
 from tiebreak.content import ImagePart, TextPart
 from tiebreak.data.pairs import read_pairs
+from tiebreak.data.single import read_single_answers
 from tiebreak.errors import DataError
+from tiebreak.records import Pair
 
 QUESTIONS = [("Why is it pale?", "Iron.", "Unclear."), ("How often?", "Daily, at dawn.", 'It, "depends"\non much.')]
 NAMES = ("prompt", "response_a", "response_b")
@@ -188,6 +190,22 @@ def test_what_is_missing_is_one_line(row: dict[str, Any], fault: str, tmp_path: 
     assert str(caught.value).startswith(f"{file}: 5 of 5 rows contain no pair\n  every row: ")
     (line,) = caught.value.faults
     assert fault in line
+
+
+@pytest.mark.parametrize("label", [False, True])
+def test_a_split_that_is_none_is_refused_by_its_row(label: bool, tmp_path: Path) -> None:
+    """Its pair would be trained on, held out or not as the author meant it."""
+    names = ["dev", "held-out", "", None, "test_prefs"]
+    answers = {"response": "good", "task": "review"} if label else {"response_a": "good", "response_b": "bad"}
+    rows = [{"prompt": f"q{n}", **answers, "split": name} for n, name in enumerate(names)]
+    read: Callable[[str], Sequence[Pair]] = read_single_answers if label else read_pairs  # type: ignore[assignment]
+    with pytest.raises(DataError) as caught:
+        read(str(write_rows(tmp_path / "rows.jsonl", rows)))
+    (line,) = caught.value.faults
+    assert "rows.jsonl:2: split: 'held-out' is not a split's name: write train, validation or test, or nothing" in line
+    del rows[1]
+    splits = [pair.split for pair in read(str(write_rows(tmp_path / "right.jsonl", rows)))]
+    assert splits == ["validation", "train", "train", "test"]
 
 
 def test_a_broken_record_is_one_line_a_row(tmp_path: Path) -> None:
