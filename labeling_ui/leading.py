@@ -16,8 +16,8 @@ from pydantic import Field
 
 from labeling_ui.configuration import read_store_arguments
 from labeling_ui.exchange.worksheets import audit_lines, days_table, work_table
-from labeling_ui.steering import find_by_name_or_id
 from labeling_ui.store.leads.documents import MAX_VERSION_CHARACTERS, Document
+from labeling_ui.store.raters import find_rater
 from labeling_ui.store.store import Store, iso_time
 from labeling_ui.store.work.standing import Standing
 from tiebreak.assessments import ExportedAssessment
@@ -141,8 +141,8 @@ def standing(words: Sequence[str]) -> None:
     """`tiebreak label standing`"""
     arguments = read_store_arguments(StandingArguments, words, "label standing")
     store = Store.open(arguments.store)
-    chosen = find_by_name_or_id(store, arguments.rater)
-    found = [one for one in store.raters() if arguments.rater == "" or one.id == chosen]
+    chosen = find_rater(store.raters(), arguments.rater)
+    found = store.raters() if arguments.rater == "" else [chosen] if chosen else []
     if not found:
         raise ConfigError(f"label standing: no rater {arguments.rater!r}; 'tiebreak raters list' lists them")
     if arguments.to is None:

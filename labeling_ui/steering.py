@@ -34,6 +34,7 @@ from labeling_ui.exchange.media import MediaConfig, add_media, refuse_missing_me
 from labeling_ui.store.backup import back_up, restore_backup
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import Batch, BatchChange
+from labeling_ui.store.raters import find_rater
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import Verification
 from tiebreak.config import Section
@@ -271,13 +272,13 @@ def reject(words: Sequence[str]) -> None:
     """`tiebreak label reject`"""
     arguments = read_store_arguments(RejectArguments, words, "label reject")
     store = Store.open(arguments.store)
-    rater_id = find_by_name_or_id(store, arguments.rater)
-    if rater_id is None:
+    rater = find_rater(store.raters(), arguments.rater)
+    if rater is None:
         raise ConfigError(
             f"label reject: {store.url} has no rater {arguments.rater!r}; 'tiebreak raters list' lists them"
         )
     selection = Selection(
-        rater_id=rater_id,
+        rater_id=rater.id,
         since_ms=None if arguments.since is None else _midnight_ms(arguments.since),
         until_ms=None if arguments.until is None else _midnight_ms(arguments.until) + DAY_MS,
         batch=arguments.batch,
@@ -291,14 +292,6 @@ def reject(words: Sequence[str]) -> None:
         f"{'would reject' if arguments.preview else 'rejected'} {counted(effect.judgments, 'judgment')} of "
         f"{counted(effect.items, 'pair')}: {effect.requeued} given out again, {effect.unjudged} without a vote, "
         f"{effect.turned} with another majority, {effect.settled} settled"
-    )
-
-
-def find_by_name_or_id(store: Store, name: str) -> str | None:
-    """The id of the rater who has this id; if nobody has, of the one with this name."""
-    raters = store.raters()
-    return next(
-        (one.id for one in raters if one.id == name), next((one.id for one in raters if one.name == name), None)
     )
 
 

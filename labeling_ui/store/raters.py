@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -42,6 +43,12 @@ class Rater:
 
 class NameTakenError(StoreError):
     """Another rater has the name, or one that looks like it."""
+
+
+def find_rater(raters: Iterable[Rater], name: str) -> Rater | None:
+    """The rater who has this id; if nobody has, the one with this name."""
+    ranked = sorted((one for one in raters if name in (one.id, one.name)), key=lambda one: one.id != name)
+    return ranked[0] if ranked else None
 
 
 def as_rater(row: Any) -> Rater:

@@ -13,9 +13,8 @@ from label_support import make_pair, open_store, tiebreak
 from labeling_ui.exchange.export import build_edits
 from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_gold, read_objects, read_own
 from labeling_ui.exchange.importing import import_records
-from labeling_ui.steering import find_by_name_or_id
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.raters import NameTakenError
+from labeling_ui.store.raters import NameTakenError, find_rater
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.errors import DataError
@@ -288,9 +287,10 @@ def test_a_rater_id_that_is_a_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NameTakenError, match="'r0' is the pseudonym of a rater"):
         store.add_rater("r0")
     store.add_rater("aardvark", rater_id="rater 0")  # as an older store may have it: an id that is another's name
-    assert find_by_name_or_id(store, "rater 0") == "rater 0"
-    assert find_by_name_or_id(store, "aardvark") == "rater 0"
-    assert find_by_name_or_id(store, "nobody") is None
+    ids = {"r0": "r0", "rater 0": "rater 0", "aardvark": "rater 0", "nobody": None}
+    for name, rater_id in ids.items():
+        found = find_rater(store.raters(), name)
+        assert (found.id if found else None) == rater_id
     store.close()
 
 
