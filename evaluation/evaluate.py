@@ -26,7 +26,10 @@ from evaluation.benchmarks import find_tasks, run_benchmarks
 from evaluation.canaries import find_canaries, measure_canaries
 from evaluation.configuration import EvaluateConfig
 from evaluation.gate import read_gate, require_gate
-from evaluation.measuring import (
+from evaluation.slices import figures_by_slice
+from evaluation.trained_on import leave_out_trained_on
+from evaluation.yardstick_figures import figures_of, gaps_of
+from evaluation.yardstick_scores import (
     add_yardsticks,
     facts,
     find_measures,
@@ -34,9 +37,6 @@ from evaluation.measuring import (
     pairs_to_judge,
     read_references,
 )
-from evaluation.slices import figures_by_slice
-from evaluation.trained_on import leave_out_trained_on
-from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.chat.chat import Chat
 from tiebreak.chat.rows import encode_each
 from tiebreak.command.launch import stage_main

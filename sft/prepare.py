@@ -43,10 +43,10 @@ from sft.duplicates import (
     prompt_number,
 )
 from sft.licences import licences_of
-from sft.measuring import Lengths, drop_long
 from sft.pii.vault import secret_of
 from sft.reading import ReadRows, file_names, read_sources
 from sft.report.page import SourceFacts, build_page
+from sft.row_lengths import Lengths, drop_long
 from sft.steps.running import KINDS, Journal, run_steps
 from sft.steps.step import build_steps
 from sft.store import WORK, RowFiles, RowPart, Store, Summary

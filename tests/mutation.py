@@ -104,7 +104,7 @@ TESTS = {
     "tiebreak/measures/statistics.py": ["tests/tiebreak/measures/test_statistics.py"],
     **{
         f"evaluation/{name}.py": [*_EVALUATION, "tests/evaluation/test_evaluate_yardsticks.py"]
-        for name in ("evaluate", "measuring", "yardstick_figures")
+        for name in ("evaluate", "yardstick_scores", "yardstick_figures")
     },
     "tiebreak/measures/yardstick.py": [
         "tests/tiebreak/measures/test_yardstick.py",

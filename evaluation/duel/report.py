@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.duel.configuration import DuelReportConfig
-from evaluation.duel.figures import Program, build_figures, judge_of, programs_of
 from evaluation.duel.page import build_page, claim_of
+from evaluation.duel.win_rates import Program, build_figures, judge_of, programs_of
 from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records

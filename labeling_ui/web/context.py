@@ -17,7 +17,7 @@ from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.pages import PageConfig
-from labeling_ui.pages.figures import render_answer, render_message
+from labeling_ui.pages.media_markup import render_answer, render_message
 from labeling_ui.pages.passages import show_passage
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Answer, Draft
@@ -114,7 +114,7 @@ class Desk:
     page: PageConfig
     write: Writer
     figures: Callable[[], dict[str, Any]]
-    """the lead's latest figures, from `measuring`"""
+    """the lead's latest figures, from `figures_process`"""
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     """how an export from the page makes votes into preferences"""
     limit: LoginLimit = field(default_factory=LoginLimit)

@@ -26,13 +26,13 @@ from labeling_ui.database.errors import RefusedError, StoreError
 from labeling_ui.pages import FILES, PageConfig, mount_pages, typesetting
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.quality.duels import LiveDuels
-from labeling_ui.quality.measuring import LatestFigures
+from labeling_ui.quality.figures_process import LatestFigures
 from labeling_ui.quality.pulls import LivePulls
 from labeling_ui.store.store import Store
 from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer
 from labeling_ui.web.login.accounts import LoginLimit, needs_login
 from labeling_ui.web.mail.sending import Mailer
-from labeling_ui.web.memory import share_arenas
+from labeling_ui.web.malloc_arenas import share_arenas
 from labeling_ui.web.metrics import Metrics, may_read
 from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.refusals import malformed, refused, unavailable

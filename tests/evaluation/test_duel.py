@@ -11,9 +11,9 @@ import pytest
 from support import read_rows, run_here, write_rows
 
 from evaluation.duel.configuration import DuelReportConfig
-from evaluation.duel.figures import build_figures, programs_of
 from evaluation.duel.pairs import Evaluated, describe
 from evaluation.duel.report import judged_in_part, judges_of, people_of, read_judgments
+from evaluation.duel.win_rates import build_figures, programs_of
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.messages import Message
 from tiebreak.records import Completion, ExportedJudgment, Pair

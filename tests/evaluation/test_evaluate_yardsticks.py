@@ -20,7 +20,8 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaForSequence
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.evaluate import means_by_prompt, seed_of, yardsticks_table
-from evaluation.measuring import (
+from evaluation.yardstick_figures import figures_of, gaps_of
+from evaluation.yardstick_scores import (
     Failure,
     _encode,
     _file_name,
@@ -33,7 +34,6 @@ from evaluation.measuring import (
     leave_out_unmeasured,
     read_references,
 )
-from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.config import StageConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.measures.compared import answer_id
@@ -162,7 +162,10 @@ def test_several_yardsticks_by_hand_and_one_more_samples_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("sampled anew")
 
-    for function in ("evaluation.evaluate.sample_completions", "evaluation.measuring.completion_logps_in_batches"):
+    for function in (
+        "evaluation.evaluate.sample_completions",
+        "evaluation.yardstick_scores.completion_logps_in_batches",
+    ):
         monkeypatch.setattr(function, refuse)
     second = tmp_path / "second"
     status, printed = evaluate(bench, second, yardsticks=["rubric", *names, "length"], **given)
@@ -579,7 +582,7 @@ def test_a_models_values_are_kept_by_model_label_and_text(
             def measure(self, text: str, wanted: object) -> float:
                 return value
 
-        monkeypatch.setattr("evaluation.measuring.build_reader", lambda *_: Stub())
+        monkeypatch.setattr("evaluation.yardstick_scores.build_reader", lambda *_: Stub())
         source = f"toxicity:{bench / 'sft'}#{label}"
         answers: dict[str, list[dict[str, Any]]] = {"sft": [{"text": text, "yardsticks": {}}]}
         inputs = {f"yardstick_model_{bench / 'sft'}": str(bench / "sft")}

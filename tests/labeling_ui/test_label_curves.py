@@ -10,7 +10,7 @@ from label_support import answer, make_pair, open_store
 
 from labeling_ui.quality.agreement import gwet_ac, krippendorff_alpha, percent_agreement
 from labeling_ui.quality.curves import drift, items_to_halve, learning_curves
-from labeling_ui.quality.measuring import StoreFigures
+from labeling_ui.quality.figures_process import StoreFigures
 from labeling_ui.quality.votes import Integers, Votes, votes_of_columns
 from labeling_ui.store.pairs.campaign import BatchChange
 

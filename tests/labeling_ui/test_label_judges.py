@@ -12,8 +12,8 @@ from support import read_rows, run_here
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.label import status_lines
 from labeling_ui.quality.aggregate import AggregationConfig, KnownAnswers, Vote, build_preferences, group_judgments
+from labeling_ui.quality.figures_process import StoreFigures
 from labeling_ui.quality.judges import judge_weights, measure_judges
-from labeling_ui.quality.measuring import StoreFigures
 from labeling_ui.store.leads.rejecting import Selection, preview
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify

@@ -14,7 +14,7 @@ from labeling_ui.web.login import accounts
 
 THREADS_THAT_FREE = """
 import re, sys, threading
-from labeling_ui.web.memory import share_arenas
+from labeling_ui.web.malloc_arenas import share_arenas
 if sys.argv[1] == "shared":
     assert share_arenas()
 turn, done, over = threading.Lock(), threading.Semaphore(0), threading.Event()

@@ -24,10 +24,10 @@ from tiebreak.messages import Message, assistant
 from tiebreak.records import Completion, ExportedJudgment, Judgment, Pair, Preference
 from tiebreak.rounds import loop, rivals
 from tiebreak.rounds.configuration import RoundsConfig, StopConfig
-from tiebreak.rounds.figures import read_evaluation, read_label
 from tiebreak.rounds.joining import Judged, join_config, join_labels, preferences_of_judge, rows_of, share_pairs
 from tiebreak.rounds.loop import State, run_round
 from tiebreak.rounds.page import build_page
+from tiebreak.rounds.results import read_evaluation, read_label
 from tiebreak.rounds.rivals import across, rivals_of, write_pool
 from tiebreak.rounds.stopping import why_distrust, why_stop, why_undecided
 from tiebreak.runs.run import start_run

@@ -17,7 +17,7 @@ from tiebreak.chat.chat import Chat
 from tiebreak.chat.templates import in_parts, render_messages
 from tiebreak.chat.turns import with_fixed_date
 from tiebreak.errors import HandoffError
-from tiebreak.export.origin import Origin, Probe
+from tiebreak.export.model_to_export import ModelToExport, Probe
 from tiebreak.messages import Message
 
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25, "q8_0": 0.5}
@@ -46,7 +46,7 @@ class Comparison:
 
 
 def ask_alone(
-    origin: Origin,
+    origin: ModelToExport,
     probe: Probe,
     folder: Path,
     *,
@@ -94,7 +94,7 @@ def messages_of(chat: Chat) -> list[list[dict[str, Any]]]:
     return [[in_parts(one) if chat.content_in_parts else dict(one) for one in many] for many in CONVERSATIONS]
 
 
-def compare(origin: Origin, probe: Probe, answer: Mapping[str, Any], dtype: str) -> Comparison:
+def compare(origin: ModelToExport, probe: Probe, answer: Mapping[str, Any], dtype: str) -> Comparison:
     """The export's answers beside the run's.
 
     Raises:
@@ -109,7 +109,7 @@ def compare(origin: Origin, probe: Probe, answer: Mapping[str, Any], dtype: str)
     return found
 
 
-def require_same_text(origin: Origin, answer: Mapping[str, Any]) -> None:
+def require_same_text(origin: ModelToExport, answer: Mapping[str, Any]) -> None:
     """Refuse an export that would read conversations otherwise, or not stop where the run does.
 
     Raises:
@@ -128,7 +128,7 @@ def require_same_text(origin: Origin, answer: Mapping[str, Any]) -> None:
         raise HandoffError(f"{name}: the export would not stop at {', '.join(texts)}, at which the run stops")
 
 
-def expected_ids(origin: Origin, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
+def expected_ids(origin: ModelToExport, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
     """A conversation's ids by the run, checked to be those of the exported template; None: the template refuses it.
 
     Raises:

@@ -13,7 +13,7 @@ from tiebreak import __version__
 from tiebreak.card.forms import NAMES
 from tiebreak.export.answers import Comparison
 from tiebreak.export.configuration import ExportArguments
-from tiebreak.export.origin import Origin, base_for_others
+from tiebreak.export.model_to_export import ModelToExport, base_for_others
 from tiebreak.models.scores import read_score_scale
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.stages import STAGES
@@ -46,7 +46,12 @@ print(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).lo
 
 
 def write_card(
-    folder: Path, origin: Origin, arguments: ExportArguments, dtype: str, comparison: Comparison, how_to: str = ""
+    folder: Path,
+    origin: ModelToExport,
+    arguments: ExportArguments,
+    dtype: str,
+    comparison: Comparison,
+    how_to: str = "",
 ) -> None:
     """Write the card of an export.
 
@@ -80,7 +85,7 @@ def write_card(
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _copied_cards(folder: Path, origin: Origin) -> Iterator[str]:
+def _copied_cards(folder: Path, origin: ModelToExport) -> Iterator[str]:
     """Copy the cards that `tiebreak card` wrote into the run folder, and link them."""
     run = Path(origin.source.name)
     found = (
@@ -95,12 +100,14 @@ def _copied_cards(folder: Path, origin: Origin) -> Iterator[str]:
         yield from ["", "## Documents", "", *(f"- [{name}]({name})" for name in names)]
 
 
-def folder_title(origin: Origin) -> str:
+def folder_title(origin: ModelToExport) -> str:
     """A name for the model: its run folder's, or the base's."""
     return Path(origin.source.name).name if origin.source.stage else origin.source.base.rpartition("/")[2]
 
 
-def _front_matter(origin: Origin, arguments: ExportArguments, manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _front_matter(
+    origin: ModelToExport, arguments: ExportArguments, manifests: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     base = base_for_others(origin.source)
     on_hub = not Path(base).is_absolute()
     relation = "adapter" if arguments.writes_adapter else "finetune"
@@ -112,7 +119,7 @@ def _front_matter(origin: Origin, arguments: ExportArguments, manifests: Sequenc
     }
 
 
-def _first_sentence(origin: Origin, manifests: Sequence[Mapping[str, Any]]) -> str:
+def _first_sentence(origin: ModelToExport, manifests: Sequence[Mapping[str, Any]]) -> str:
     what = "A reward model" if origin.kind == "reward" else "A policy"
     base = base_for_others(origin.source)
     if not manifests:
@@ -169,7 +176,7 @@ def _results(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _scale(origin: Origin) -> Iterator[str]:
+def _scale(origin: ModelToExport) -> Iterator[str]:
     if origin.kind != "reward" or origin.source.probed is None:
         return
     scale = read_score_scale(origin.source.probed)
@@ -194,7 +201,7 @@ def _scale(origin: Origin) -> Iterator[str]:
         ]
 
 
-def _code(origin: Origin, arguments: ExportArguments, name: str) -> list[str]:
+def _code(origin: ModelToExport, arguments: ExportArguments, name: str) -> list[str]:
     if arguments.writes_adapter:
         form = f"{origin.weights.name}{', double quantisation' * origin.weights.double}" if origin.weights else ""
         held = f" The base was held in {form} (bitsandbytes) in training: load it so." if form else ""
@@ -206,6 +213,6 @@ def _code(origin: Origin, arguments: ExportArguments, name: str) -> list[str]:
     return ["```python", *code.format(name=place, cut=cut).splitlines(), "```"]
 
 
-def _stops(origin: Origin) -> Iterator[str]:
+def _stops(origin: ModelToExport) -> Iterator[str]:
     if origin.kind == "policy":
         yield from [f"It stops at {', '.join(f'`{one}`' for one in origin.end_texts)}.", ""]

@@ -76,7 +76,7 @@ def write_export(name: str, arguments: ExportArguments) -> Path:
     """
     folder = output_of(name, arguments)
     with while_importing():
-        from tiebreak.export.origin import find_origin, kind_of
+        from tiebreak.export.model_to_export import find_model_to_export, kind_of
         from tiebreak.export.weights import stored_dtype
     if kind_of(name) == "reward" and arguments.to in OF_POLICIES:
         raise HandoffError(
@@ -85,7 +85,7 @@ def write_export(name: str, arguments: ExportArguments) -> Path:
     if arguments.to == "hub" and is_finished(folder, name, arguments):
         return folder
     require_free(folder)
-    origin = find_origin(name, arguments.trust_remote_code)
+    origin = find_model_to_export(name, arguments.trust_remote_code)
     chosen = arguments.dtype
     if chosen == "auto":
         chosen = "fp16" if arguments.to in IN_GGUF else stored_dtype(origin.source)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tiebreak.errors import HandoffError
 from tiebreak.export.configuration import Dtype
-from tiebreak.export.origin import Origin
+from tiebreak.export.model_to_export import ModelToExport
 from tiebreak.export.vocabulary import read_vocabulary
 from tiebreak.terminal import say
 
@@ -85,7 +85,7 @@ def require_supported(config: Any, name: str) -> Shape:
     )
 
 
-def write_gguf(origin: Origin, model: Any, path: Path, dtype: Dtype) -> None:
+def write_gguf(origin: ModelToExport, model: Any, path: Path, dtype: Dtype) -> None:
     """Write a merged model.
 
     Raises:

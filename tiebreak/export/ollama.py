@@ -16,7 +16,7 @@ from typing import Any
 from tiebreak.chat.templates import in_parts, render_messages
 from tiebreak.errors import HandoffError
 from tiebreak.export.go_template import render_go
-from tiebreak.export.origin import Origin
+from tiebreak.export.model_to_export import ModelToExport
 
 MODELFILE = "Modelfile"
 _SYSTEM, _USER, _ANSWER, _NEXT = "Qs7", "Qu7", "Qa7", "Qn7"
@@ -37,7 +37,7 @@ class Pieces:
     """around a thought"""
 
 
-def modelfile_of(origin: Origin, file: str) -> str:
+def modelfile_of(origin: ModelToExport, file: str) -> str:
     """The text of the Modelfile.
 
     Raises:
@@ -52,7 +52,7 @@ def modelfile_of(origin: Origin, file: str) -> str:
     return f'FROM ./{file}\nTEMPLATE """{template}"""\n{stops}\n'
 
 
-def go_template_of(origin: Origin) -> str:
+def go_template_of(origin: ModelToExport) -> str:
     """The chat template in Go's form, equal to the original on conversations of up to four messages.
 
     Raises:
@@ -86,7 +86,7 @@ def _conversations(with_system: bool) -> list[list[dict[str, str]]]:
     return found
 
 
-def _render(origin: Origin, messages: Sequence[Mapping[str, str]], prompt: bool = True) -> str:
+def _render(origin: ModelToExport, messages: Sequence[Mapping[str, str]], prompt: bool = True) -> str:
     """The original's text, less a beginning-of-sequence token that llama.cpp adds itself."""
     chat = origin.chat
     taken: list[Mapping[str, Any]] = [in_parts(one) if chat.content_in_parts else one for one in messages]
@@ -96,7 +96,7 @@ def _render(origin: Origin, messages: Sequence[Mapping[str, str]], prompt: bool 
     return text.removeprefix(bos) if bos and adds else text
 
 
-def read_pieces(origin: Origin) -> Pieces:
+def read_pieces(origin: ModelToExport) -> Pieces:
     """Read a template's pieces off conversations of one and two turns.
 
     Raises:

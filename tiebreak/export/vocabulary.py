@@ -11,7 +11,7 @@ import gguf
 
 from tiebreak.errors import HandoffError
 from tiebreak.export.alone import STOPS_BY_TEXT
-from tiebreak.export.origin import Origin
+from tiebreak.export.model_to_export import ModelToExport
 
 _LATER = "use --to safetensors and llama.cpp's convert_hf_to_gguf.py"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -52,7 +52,7 @@ class Vocabulary:
         writer.add_chat_template(self.template)
 
 
-def read_vocabulary(origin: Origin, size: int) -> Vocabulary:
+def read_vocabulary(origin: ModelToExport, size: int) -> Vocabulary:
     """A run's tokenizer.
 
     Args:
@@ -85,7 +85,7 @@ def read_vocabulary(origin: Origin, size: int) -> Vocabulary:
     )
 
 
-def _ends(origin: Origin) -> dict[str, int]:
+def _ends(origin: ModelToExport) -> dict[str, int]:
     """The end tokens, that of the template first. llama.cpp stops at those that the file names, and at some by their text.
 
     Raises:

@@ -18,7 +18,7 @@ from torch import nn
 from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.export.configuration import Dtype
-from tiebreak.export.origin import Origin, Probe, base_for_others
+from tiebreak.export.model_to_export import ModelToExport, Probe, base_for_others
 from tiebreak.files import write_json
 from tiebreak.models.adapters.adapter import Adapter, merge, probe_ids
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
@@ -41,7 +41,7 @@ def stored_dtype(source: ModelSource) -> Dtype:
     return NAMES.get(getattr(torch, str(name), torch.float32), "fp32")
 
 
-def load_merged(origin: Origin) -> nn.Module:
+def load_merged(origin: ModelToExport) -> nn.Module:
     """The whole model in float32 on the CPU, its adapter in its weights.
 
     Raises:
@@ -66,14 +66,14 @@ def load_merged(origin: Origin) -> nn.Module:
     return model.to("cpu")
 
 
-def _merged(origin: Origin, model: Any) -> nn.Module | None:
+def _merged(origin: ModelToExport, model: Any) -> nn.Module | None:
     if not hasattr(model.base_model, "merge_and_unload"):
         method = getattr(model.active_peft_config.peft_type, "value", "its method")
         raise HandoffError(f"{origin.source.name}: {method} adds no weights that could be merged: {_ADAPTER_ALONE}")
     return merge(model)
 
 
-def _merged_dequantised(origin: Origin) -> nn.Module | None:
+def _merged_dequantised(origin: ModelToExport) -> nn.Module | None:
     """Quantised weights as numbers, and the adapter added to them."""
     source = origin.source
     if source.folder is None:
@@ -89,7 +89,7 @@ def _merged_dequantised(origin: Origin) -> nn.Module | None:
     return _merged(origin, Adapter.load(base, source.folder, source.name, trains=False).model)
 
 
-def probe_of(origin: Origin, model: nn.Module | None) -> Probe:
+def probe_of(origin: ModelToExport, model: nn.Module | None) -> Probe:
     """The run's probe; of a model without a run, its outputs now.
 
     Raises:
@@ -113,7 +113,7 @@ def probe_of(origin: Origin, model: nn.Module | None) -> Probe:
     return Probe(saved["input_ids"], saved["values"], saved["dtype"], allowed)
 
 
-def write_weights(origin: Origin, model: Any, folder: Path, dtype: Dtype, shard_size: str) -> None:
+def write_weights(origin: ModelToExport, model: Any, folder: Path, dtype: Dtype, shard_size: str) -> None:
     """A plain model folder.
 
     Raises:
@@ -137,7 +137,7 @@ def require_finite(model: nn.Module) -> None:
             raise HandoffError(f"fp16 cannot hold {name}, which has a value beyond 65504: use --dtype bf16 or fp32")
 
 
-def write_adapter(origin: Origin, folder: Path) -> None:
+def write_adapter(origin: ModelToExport, folder: Path) -> None:
     """The adapter as PEFT's folder, whose base others can find.
 
     Raises:
@@ -161,13 +161,13 @@ def write_adapter(origin: Origin, folder: Path) -> None:
     write_beside(origin, folder)
 
 
-def write_ends(origin: Origin, generation: Any) -> None:
+def write_ends(origin: ModelToExport, generation: Any) -> None:
     """All end tokens, into the configuration that generation reads."""
     generation.eos_token_id = origin.ends
     generation.pad_token_id = origin.chat.pad_id
 
 
-def write_beside(origin: Origin, folder: Path) -> None:
+def write_beside(origin: ModelToExport, folder: Path) -> None:
     """Tokenizer and template; how conversations were read; a reward model's scale; code of the model's own."""
     tokenizer = origin.chat.tokenizer
     before, tokenizer.chat_template = tokenizer.chat_template, origin.template

@@ -27,9 +27,9 @@ from tiebreak.process.limit import limited_to
 from tiebreak.process.settings import quiet_upstream
 from tiebreak.process.stopping import heeding_signals
 from tiebreak.rounds.configuration import RoundsConfig
-from tiebreak.rounds.figures import held_out_accuracy, read_evaluation, read_label
 from tiebreak.rounds.joining import Judged, join_config, join_labels, share_pairs
 from tiebreak.rounds.page import build_page
+from tiebreak.rounds.results import held_out_accuracy, read_evaluation, read_label
 from tiebreak.rounds.rivals import COMPLETIONS, rivals_of, write_pool
 from tiebreak.rounds.stopping import Round, why_distrust, why_stop, why_undecided
 from tiebreak.terminal import rule, say, tick

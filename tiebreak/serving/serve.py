@@ -129,8 +129,8 @@ def served_folder(name: str, arguments: ServeArguments) -> Path:
         return _named(folder.resolve())
     with while_importing():
         from tiebreak.chat.turns import model_end_tokens
-        from tiebreak.export.origin import find_origin
-    origin = find_origin(name, arguments.trust_remote_code)
+        from tiebreak.export.model_to_export import find_model_to_export
+    origin = find_model_to_export(name, arguments.trust_remote_code)
     if origin.source.folder is not None:
         raise HandoffError(
             f"{name} is an adapter: write whole weights first, with 'tiebreak export {name} --to safetensors'"

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from labeling_ui.pages.figures import render_answer, render_message
+from labeling_ui.pages.media_markup import render_answer, render_message
 from labeling_ui.store.answers import storable
 from labeling_ui.store.leads.finding import JudgmentEntry, Search
 from labeling_ui.store.leads.rejecting import Selection

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.exchange.media import MediaConfig, add_media, missing_media
-from labeling_ui.pages.figures import render_answer, render_message
+from labeling_ui.pages.media_markup import render_answer, render_message
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.campaign import Source
 from labeling_ui.store.pairs.media import ShownMedia, media_of

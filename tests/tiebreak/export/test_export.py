@@ -18,7 +18,7 @@ from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError, RunError
 from tiebreak.export import answers
 from tiebreak.export.folder import written_whole
-from tiebreak.export.origin import find_origin
+from tiebreak.export.model_to_export import find_model_to_export
 from tiebreak.export.weights import load_merged, require_finite
 from tiebreak.library import load_reward_model, score
 from tiebreak.models.find import find_model, format_of
@@ -73,7 +73,7 @@ def test_merged_weights_answer_as_base_and_adapter(exported: Path, runs: Path, b
 
 def test_an_export_keeps_ends_template_and_origin(exported: Path, runs: Path) -> None:
     generation = json.loads((exported / "generation_config.json").read_text())
-    assert set(generation["eos_token_id"]) == set(find_origin(str(runs / "dpo")).chat.stop_ids)
+    assert set(generation["eos_token_id"]) == set(find_model_to_export(str(runs / "dpo")).chat.stop_ids)
     assert (exported / "chat_template.jinja").read_text() == (runs / "dpo/final/chat_template.jinja").read_text()
     record = json.loads((exported / "export.json").read_text())
     assert record["id"] == json.loads((runs / "dpo" / "manifest.json").read_text())["id"]
@@ -120,14 +120,14 @@ def test_an_adapter_over_4_bit_weights_is_merged_into_those(runs: Path, tmp_path
     final = tmp_path / "final"
     shutil.copytree(runs / "dpo" / "final", final)
     (final / "model.json").write_text(json.dumps({"quantized": True}))
-    origin = find_origin(str(final))
+    origin = find_model_to_export(str(final))
     assert origin.quantized
     merged = load_merged(origin).eval()
     base = load_base(origin.source, LoadingConfig(precision="float32"), weights=format_of(origin.source, None))
     ids = prompt_of(final)
     wanted = logps(PeftModel.from_pretrained(base, final).eval(), ids)
     assert (logps(merged, ids) - wanted).abs().max() < 1e-3
-    whole = load_merged(find_origin(str(runs / "dpo"))).eval()
+    whole = load_merged(find_model_to_export(str(runs / "dpo"))).eval()
     assert (logps(whole, ids) - wanted).abs().max() > 0.05
 
 
@@ -139,7 +139,7 @@ def test_template_arguments_become_the_templates_defaults(runs: Path, tmp_path: 
     (final / "chat_template.jinja").write_text(template)
     del pinned["chat_template_sha256"]
     (final / "model.json").write_text(json.dumps(pinned | {"chat": {"template_arguments": {"loud": True}}}))
-    origin = find_origin(str(final))
+    origin = find_model_to_export(str(final))
     wanted = origin.chat.encode_prompt([answers.Message.model_validate(ASK[0])])
     text = origin.chat.tokenizer.apply_chat_template(
         ASK, chat_template=origin.template, tokenize=False, add_generation_prompt=True
@@ -149,7 +149,7 @@ def test_template_arguments_become_the_templates_defaults(runs: Path, tmp_path: 
 
 
 def test_a_lost_template_or_end_is_an_error(runs: Path) -> None:
-    origin = find_origin(str(runs / "dpo"))
+    origin = find_model_to_export(str(runs / "dpo"))
     right = {
         "conversations": [answers.expected_ids(origin, many) for many in answers.CONVERSATIONS],
         "ends": list(origin.chat.stop_ids),
@@ -162,7 +162,7 @@ def test_a_lost_template_or_end_is_an_error(runs: Path) -> None:
 
 
 def test_a_difference_that_no_format_explains_is_an_error(runs: Path) -> None:
-    origin = find_origin(str(runs / "dpo"))
+    origin = find_model_to_export(str(runs / "dpo"))
     probe = answers.Probe([1, 2, 3], [-1.0, -2.0], "float32", 1e-3)
     assert answers.compare(origin, probe, {"values": [-1.0, -2.2]}, "bf16").largest == pytest.approx(0.2)
     with pytest.raises(HandoffError, match=r"exported as fp32, its outputs differ .* 0\.2 nats"):

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Mistr
 from tiebreak.errors import HandoffError
 from tiebreak.export import gguf_file, ollama, vocabulary
 from tiebreak.export.go_template import render_go
-from tiebreak.export.origin import Origin, find_origin
+from tiebreak.export.model_to_export import ModelToExport, find_model_to_export
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -35,8 +35,8 @@ def runs(finished_recipe: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def origin(runs: Path) -> Origin:
-    return find_origin(str(runs / "dpo"))
+def origin(runs: Path) -> ModelToExport:
+    return find_model_to_export(str(runs / "dpo"))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_file_answers_as_the_run(exported: Path, runs: Path, tmp_path: Path)
     """f16 of the command, and q8_0 of the same weights, through transformers' reader."""
     merged = AutoModelForCausalLM.from_pretrained(runs / "sft" / "final" / "merged")
     ids = AutoTokenizer.from_pretrained(runs / "sft" / "final")("Why are my basil leaves pale?")["input_ids"]
-    sft = find_origin(str(runs / "sft"))
+    sft = find_model_to_export(str(runs / "sft"))
     gguf_file.write_gguf(sft, merged, tmp_path / "q8.gguf", "q8_0")
     read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="q8.gguf", dtype=torch.float32)
     apart = (logps(read, ids) - logps(merged, ids)).abs().max()
@@ -75,7 +75,7 @@ def test_the_file_answers_as_the_run(exported: Path, runs: Path, tmp_path: Path)
     assert 0 < record["largest_difference"] < 0.05
 
 
-def test_the_file_has_words_template_and_ends(exported: Path, origin: Origin) -> None:
+def test_the_file_has_words_template_and_ends(exported: Path, origin: ModelToExport) -> None:
     file = gguf.GGUFReader(exported / "model-f16.gguf")
     fields = {name: field.contents() for name, field in file.fields.items()}
     tokenizer = origin.chat.tokenizer
@@ -92,7 +92,7 @@ def test_the_file_has_words_template_and_ends(exported: Path, origin: Origin) ->
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_a_modelfile_says_what_the_template_says(exported: Path, origin: Origin) -> None:
+def test_a_modelfile_says_what_the_template_says(exported: Path, origin: ModelToExport) -> None:
     found = read_modelfile(exported / "Modelfile")
     assert found["FROM"] == ["./model-f16.gguf"]
     assert found["PARAMETER"] == [f'stop "{text}"' for text in origin.end_texts]
@@ -122,7 +122,7 @@ print(json.dumps([rows, server.handle_chat_completions(chat)["usage"]["prompt_to
 @pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp, a build of llama.cpp, is not installed"
 )
-def test_llama_cpp_answers_as_the_run(exported: Path, runs: Path, origin: Origin) -> None:
+def test_llama_cpp_answers_as_the_run(exported: Path, runs: Path, origin: ModelToExport) -> None:
     """All log-probabilities after two texts, and the length of a rendered conversation."""
     probe = json.loads((runs / "dpo/final/probe.json").read_text())["input_ids"]
     prompts, file = [probe[:3], probe[:-1]], str(exported / "model-f16.gguf")
@@ -226,13 +226,13 @@ def test_llama_cpps_name_for_a_split_is_found_by_what_it_does() -> None:
         split({"type": "Metaspace"})
 
 
-def with_stops(origin: Origin, *tokens: int) -> Origin:
+def with_stops(origin: ModelToExport, *tokens: int) -> ModelToExport:
     from dataclasses import replace
 
     return replace(origin, chat=replace(origin.chat, stop_ids=(origin.chat.end_id, *tokens)))
 
 
-def test_an_end_token_that_a_file_cannot_name_is_an_error(origin: Origin) -> None:
+def test_an_end_token_that_a_file_cannot_name_is_an_error(origin: ModelToExport) -> None:
     assert vocabulary.read_vocabulary(with_stops(origin, 0, 7), 50000).special["eom"] == 7
     assert vocabulary.read_vocabulary(with_stops(origin, 0, 7), 50000).tokens[-1] == "[PAD49999]"
     with pytest.raises(HandoffError, match=r"llama\.cpp would not stop at .*: use --to ollama"):
@@ -243,10 +243,10 @@ def test_an_end_token_that_a_file_cannot_name_is_an_error(origin: Origin) -> Non
 # --- Go's templates
 
 
-def with_template(origin: Origin, template: str) -> Origin:
+def with_template(origin: ModelToExport, template: str) -> ModelToExport:
     from dataclasses import replace
 
-    return Origin(origin.source, replace(origin.chat), template)
+    return ModelToExport(origin.source, replace(origin.chat), template)
 
 
 LLAMA_3 = (
@@ -255,7 +255,7 @@ LLAMA_3 = (
 )
 
 
-def test_templates_of_one_text_a_role_are_derived(origin: Origin) -> None:
+def test_templates_of_one_text_a_role_are_derived(origin: ModelToExport) -> None:
     template = ollama.go_template_of(with_template(origin, LLAMA_3))
     assert render_go(
         template, CHAT[:2]
@@ -278,7 +278,7 @@ def test_templates_of_one_text_a_role_are_derived(origin: Origin) -> None:
         LLAMA_3.replace("m.content", "messages[-1].content"),
     ],
 )
-def test_templates_that_do_more_are_refused(origin: Origin, template: str) -> None:
+def test_templates_that_do_more_are_refused(origin: ModelToExport, template: str) -> None:
     with pytest.raises(HandoffError, match=r"cannot be put into Ollama's form .*: use --to gguf with llama\.cpp"):
         ollama.go_template_of(with_template(origin, template))
 

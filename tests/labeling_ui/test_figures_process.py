@@ -19,10 +19,10 @@ from label_support import make_pair, open_store
 from labeling_ui.database.errors import StoreError
 from labeling_ui.exchange.export import read_known_answers
 from labeling_ui.exchange.importing import import_records
-from labeling_ui.quality import measuring
+from labeling_ui.quality import figures_process
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import measure_agreement
-from labeling_ui.quality.measuring import LatestFigures, StoreFigures
+from labeling_ui.quality.figures_process import LatestFigures, StoreFigures
 from labeling_ui.quality.reliability import Ballots, describe_reliability
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.store.answers import Submission
@@ -84,8 +84,8 @@ def test_judges_that_came_too_early_are_measured_without_a_further_judgment(
 ) -> None:
     """Reliability takes 1 s, so it rests for 10. A judge's verdicts arrive meanwhile, and then nothing more."""
     clock = [100.0]
-    monkeypatch.setattr(measuring, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(measuring, "describe_reliability", lambda *_, **__: {})  # another test's matter
+    monkeypatch.setattr(figures_process, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(figures_process, "describe_reliability", lambda *_, **__: {})  # another test's matter
     figures, computing, asked = LatestFigures(store), StoreFigures(store), []
 
     def measure_here() -> None:
@@ -119,16 +119,16 @@ def test_judges_that_came_too_early_are_measured_without_a_further_judgment(
 
 
 def test_a_large_store_is_measured_at_the_start_and_nobody_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "LARGE_STORE", 1)
+    monkeypatch.setattr(figures_process, "LARGE_STORE", 1)
     figures = LatestFigures(store)
-    start, started = measuring._start, []
+    start, started = figures_process._start, []
 
     def start_stopped(store: Store) -> subprocess.Popen[str]:
         started.append(start(store))
         started[-1].send_signal(signal.SIGSTOP)
         return started[-1]
 
-    monkeypatch.setattr(measuring, "_start", start_stopped)
+    monkeypatch.setattr(figures_process, "_start", start_stopped)
     figures.begin()
     assert figures() == {"measuring": True, "age_seconds": None}, "the process answers nothing yet"
     started[-1].send_signal(signal.SIGCONT)
@@ -143,7 +143,9 @@ def test_a_process_that_died_is_told_and_started_again(store: Store, monkeypatch
     first = figures._process
     assert first is not None
     session = Path(f"/proc/{first.pid}/autogroup")
-    assert not session.exists() or session.read_text().split()[-1] == str(measuring.NICE), "it yields to the server"
+    assert not session.exists() or session.read_text().split()[-1] == str(figures_process.NICE), (
+        "it yields to the server"
+    )
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     store.add_pairs([make_pair(50)], overlap=3, seed=0, source="test", source_id="more")
@@ -151,7 +153,7 @@ def test_a_process_that_died_is_told_and_started_again(store: Store, monkeypatch
     assert wait_for(figures, lambda one: one["judgments"] == 21)["items"] == 7
     assert figures._process is not first
     figures.close()
-    monkeypatch.setattr(measuring, "_start", lambda _store: start("import sys; sys.exit('no figures today')"))
+    monkeypatch.setattr(figures_process, "_start", lambda _store: start("import sys; sys.exit('no figures today')"))
     with pytest.raises(StoreError, match="could not be computed"):
         LatestFigures(store)()
 

@@ -29,7 +29,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelToExport:
     """The model to export."""
 
     source: ModelSource
@@ -63,7 +63,7 @@ class Origin:
         return [str(self.chat.tokenizer.decode([one], skip_special_tokens=False)) for one in self.ends]
 
 
-def find_origin(name: str, trust_remote_code: bool = False) -> Origin:
+def find_model_to_export(name: str, trust_remote_code: bool = False) -> ModelToExport:
     """A run folder, checkpoint, path, hub id or bundled model, with its chat template.
 
     Raises:
@@ -73,7 +73,7 @@ def find_origin(name: str, trust_remote_code: bool = False) -> Origin:
     if source.kind == "reward":
         _require_own_classifier(source)
     chat = load_chat(source, None, trust_remote_code)
-    return Origin(source, chat, _with_defaults(chat))
+    return ModelToExport(source, chat, _with_defaults(chat))
 
 
 def kind_of(name: str) -> ModelKind:

@@ -1,6 +1,6 @@
 """The lead's figures, computed in a separate process, so that raters never wait for them.
 
-    python -m labeling_ui.quality.measuring             (started by the server; reads requests from standard input)
+    python -m labeling_ui.quality.figures_process             (started by the server; reads requests from standard input)
 
 With a million judgments, agreement takes seconds to compute, and reliability longer. In the server's process, that
 would delay every request, since Python runs one thread at a time. So the server requests figures, shows the latest ones,
@@ -143,7 +143,7 @@ class LatestFigures:
 
 
 def _start(store: Store) -> subprocess.Popen[str]:
-    command, pipe = [sys.executable, "-m", "labeling_ui.quality.measuring"], subprocess.PIPE
+    command, pipe = [sys.executable, "-m", "labeling_ui.quality.figures_process"], subprocess.PIPE
     # A separate session: Ctrl-C reaches only the server.
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8", start_new_session=True)
     # Not an argument, where every user of the machine could read its password.
@@ -222,7 +222,7 @@ class StoreFigures:
 
 
 def main() -> None:
-    """`python -m labeling_ui.quality.measuring`: reads the store's URL, then one line per request."""
+    """`python -m labeling_ui.quality.figures_process`: reads the store's URL, then one line per request."""
     os.nice(NICE)
     with contextlib.suppress(
         OSError
