@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
-from tiebreak.card.content import Blank, Fact, Part
+from tiebreak.card.content import Blank, Change, Entry, Fact, Manifest, Part
 from tiebreak.card.forms import BLANKS, FORMS, NAMES, NOTES, TITLES
 from tiebreak.card.subject import Subject
 from tiebreak.command.help import print_help, wants_help
@@ -29,8 +30,7 @@ from tiebreak.errors import ConfigError, HandoffError, MachineError, counted
 from tiebreak.files import write_text_atomically
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
-from tiebreak.page.numbers import short
-from tiebreak.page.tables import note
+from tiebreak.page.tables import cell, heading, note, table
 from tiebreak.process.ending import exit_with_message
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.run import read_manifest
@@ -42,7 +42,8 @@ PRINT_SECONDS = 300
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _STYLE = (
     ".blank{border-left:3px solid #c90;padding-left:.6em;list-style:none}.from{opacity:.65;font-size:.85em}"
-    "li{overflow-wrap:anywhere}h4{font-size:14px;margin:16px 0 4px}"
+    "li,td{overflow-wrap:anywhere}.of-facts td:first-child{width:30%}"
+    ".of-facts td:last-child{width:11em;opacity:.65;font-size:.85em}h4{font-size:14px;margin:16px 0 4px}"
 )
 
 
@@ -59,6 +60,8 @@ class CardArguments(Section):
     """pdf needs an installed Chromium or Chrome"""
     evaluation: str | None = None
     """a finished evaluate run that measured the model"""
+    previous: str | None = None
+    """the run of the version before: the card lists the settings, data and packages that changed"""
     answers: str | None = None
     """a YAML file with answers for blanks, as NAME: answer; tiebreak card prints the names"""
     output: str | None = None
@@ -75,7 +78,7 @@ def _card(words: list[str]) -> None:
     if not words or words[0].startswith("-"):
         raise ConfigError("card takes one run: tiebreak card runs/quickstart/ppo [--evaluation RUN] [--form annex_iv]")
     folder, given = words[0], load_config(CardArguments, words[1:], "card")
-    subject = read_subject(folder, given.evaluation, of_data=given.form == "data_sheet")
+    subject = read_subject(folder, given.evaluation, given.previous, of_data=given.form == "data_sheet")
     answers = read_answers(given.answers) if given.answers else {}
     parts = FORMS[given.form](subject)
     title = f"{TITLES[given.form]}: {Path(folder).resolve().name}"
@@ -91,12 +94,13 @@ def _card(words: list[str]) -> None:
     show(f"{file}: {counted(len(names), 'blank')} to fill in" + (f" ({', '.join(names)})" if names else ""))
 
 
-def read_subject(folder: str, evaluation: str | None, *, of_data: bool = False) -> Subject:
-    """The manifest of the model or the data, those behind it, and the evaluation's.
+def read_subject(folder: str, evaluation: str | None, previous: str | None = None, *, of_data: bool = False) -> Subject:
+    """The manifest of the model or the data, those behind it and behind its version before, and the evaluation's.
 
     Raises:
         RunError: a run is not finished or not found.
-        HandoffError: the run made no model (or no data), or the evaluation did not measure it.
+        HandoffError: the run made no model (or no data), the evaluation did not measure it, or the version before is
+            of another kind, or the same.
     """
     manifest = read_manifest(folder)
     if of_data:
@@ -105,14 +109,14 @@ def read_subject(folder: str, evaluation: str | None, *, of_data: bool = False) 
                 f"{folder} is a run of {manifest['stage']}: a data sheet is of a run that made data (prepare, synthesise, "
                 "label), and takes no evaluation; use --form hub for a model"
             )
-        return Subject(manifest, [one for _, one in manifest_chain(folder, as_far_as_known=True)])
-    if not find_stage(str(manifest["stage"])).trains:
+    elif not find_stage(str(manifest["stage"])).trains:
         raise HandoffError(
             f"{folder} is a run of {manifest['stage']}, which makes no model: name one of sft, reward, dpo, ppo"
         )
-    chain = [one for _, one in manifest_chain(folder, as_far_as_known=True)]
+    chain = _chain(folder)
+    before = _read_previous(manifest, previous) if previous else None
     if evaluation is None:
-        return Subject(manifest, chain)
+        return Subject(manifest, chain, previous=before)
     measured = read_manifest(evaluation)
     if measured["stage"] != "evaluate":
         raise HandoffError(f"evaluation: {evaluation} is a run of {measured['stage']}, not of evaluate")
@@ -123,7 +127,23 @@ def read_subject(folder: str, evaluation: str | None, *, of_data: bool = False) 
         raise HandoffError(
             f"evaluation: {evaluation} did not measure {folder}: name one that has it among its policies"
         )
-    return Subject(manifest, chain, measured, names[0].removeprefix("policy_"))
+    return Subject(manifest, chain, measured, names[0].removeprefix("policy_"), before)
+
+
+def _chain(folder: str) -> list[Manifest]:
+    return [one for _, one in manifest_chain(folder, as_far_as_known=True)]
+
+
+def _read_previous(manifest: Manifest, previous: str) -> list[Manifest]:
+    before = read_manifest(previous)
+    kinds = [find_stage(str(one["stage"])).makes for one in (before, manifest)]
+    if kinds[0] != kinds[1]:
+        raise HandoffError(
+            f"previous: {previous} is a run of {before['stage']}, which makes {kinds[0] or 'no model'}, not {kinds[1]}"
+        )
+    if before["id"] == manifest["id"]:
+        raise HandoffError(f"previous: {previous} is the run that the card is about: name the version before it")
+    return _chain(previous)
 
 
 def read_answers(file: str) -> dict[str, str]:
@@ -154,19 +174,41 @@ def as_markdown(title: str, parts: Sequence[Part], subject: Subject, answers: Ma
 
 
 def as_sections(parts: Sequence[Part], answers: Mapping[str, str]) -> str:
-    """The card's parts in Markdown, without title."""
+    """The card's parts in Markdown, without title: tables of facts and of changes, and lists of questions."""
     lines: list[str] = []
     for part in parts:
         lines += [f"{'#' * part.level} {part.title}", ""]
-        for entry in part.entries:
-            if isinstance(entry, Fact):
-                lines.append(f"- {entry.name}: {_plain(entry.shown)} *(from {entry.stage} {short(entry.run)})*")
-            elif entry.id in answers:
-                lines.append(f"- {entry.question} {_plain(answers[entry.id])} *(stated by the provider)*")
-            else:
-                lines.append(f"- **[blank: {entry.id}]** {entry.question}")
-        lines += [""] if part.entries else []
+        for kind, entries in groupby(part.entries, type):
+            rows = [_line(entry, answers) for entry in entries]
+            head = _HEADINGS.get(kind)
+            lines += [*([_row(head), _row(["---"] * len(head))] if head else ()), *rows, ""]
     return "\n".join(lines)
+
+
+_HEADINGS: Mapping[type, Sequence[str]] = {
+    Fact: ("fact", "value", "run"),
+    Change: ("changed", "before", "now", "run before", "run now"),
+}
+
+
+def _line(entry: Entry, answers: Mapping[str, str]) -> str:
+    if isinstance(entry, Blank):
+        if entry.id in answers:
+            return f"- {entry.question} {_plain(answers[entry.id])} *(stated by the provider)*"
+        return f"- **[blank: {entry.id}]** {entry.question}"
+    return _row([_plain(text) for text in _cells(entry)])
+
+
+def _cells(entry: Fact | Change) -> list[str]:
+    """The texts of a table's row."""
+    if isinstance(entry, Fact):
+        return [entry.name, entry.shown, entry.source]
+    sides = (entry.before, entry.now)
+    return [entry.name, *(one.shown if one else "–" for one in sides), *(one.source if one else "–" for one in sides)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _plain(text: str) -> str:
@@ -188,7 +230,7 @@ def as_page(title: str, parts: Sequence[Part], answers: Mapping[str, str], form:
     header = el("div", el("h1", title), note(NOTES[form]) if NOTES[form] else None)
     sections: list[tuple[str, str, Markup]] = []
     for n, part in enumerate(parts):
-        body = el("ul", [_item(entry, answers) for entry in part.entries]) if part.entries else Markup()
+        body = join(*(_group(kind, list(entries), answers) for kind, entries in groupby(part.entries, type)))
         if part.level > 2 and sections:
             name, above, before = sections[-1]
             sections[-1] = (name, above, join(before, el(f"h{part.level}", part.title), body))
@@ -197,10 +239,20 @@ def as_page(title: str, parts: Sequence[Part], answers: Mapping[str, str], form:
     return build_document(title, header, sections, {}, style=_STYLE)
 
 
-def _item(entry: Fact | Blank, answers: Mapping[str, str]) -> Markup:
-    if isinstance(entry, Fact):
-        where = el("span", f" from {entry.stage} {short(entry.run)}", cls="from")
-        return el("li", f"{entry.name}: ", el("b", entry.shown), where)
+def _group(kind: type, entries: Sequence[Entry], answers: Mapping[str, str]) -> Markup:
+    """Facts or changes as a table, questions as a list."""
+    names = _HEADINGS.get(kind)
+    if names is None:
+        return el("ul", [_question(entry, answers) for entry in entries if isinstance(entry, Blank)])
+    rows = [
+        el("tr", [cell(name, text, absent=text == "–") for name, text in zip(names, _cells(entry), strict=True)])
+        for entry in entries
+        if not isinstance(entry, Blank)
+    ]
+    return table([heading(name) for name in names], rows, cls=f"stack of-{kind.__name__.lower()}s")
+
+
+def _question(entry: Blank, answers: Mapping[str, str]) -> Markup:
     if entry.id in answers:
         return el(
             "li", entry.question, " ", el("b", answers[entry.id]), el("span", " stated by the provider", cls="from")

@@ -6,9 +6,11 @@ can know, such as the purpose of a model, is a blank: its answer comes from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from tiebreak.page.numbers import duration, memory, short
 
 Manifest = Mapping[str, Any]
 
@@ -27,7 +29,21 @@ class Fact:
 
     @property
     def shown(self) -> str:
-        return shown(self.value)
+        return shown(self.value, self.key)
+
+    @property
+    def source(self) -> str:
+        """The run as cards name it: its stage and the beginning of its id."""
+        return f"{self.stage} {short(self.run)}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A value that is another one in the version before; None where that version, or this one, has none."""
+
+    name: str
+    before: Fact | None
+    now: Fact | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Blank:
     question: str
 
 
-Entry = Fact | Blank
+Entry = Fact | Change | Blank
 
 
 @dataclass(frozen=True)
@@ -50,14 +66,18 @@ class Part:
     level: int = 2
 
 
-def shown(value: Any) -> str:
-    """A value as a card prints it.
+def shown(value: Any, key: str = "") -> str:
+    """A value as a card prints it; its key says whether it is a time or a size.
 
     >>> shown(0.123456), shown({"train": 1200, "test": 3}), shown([0.25, 0.5]), shown(True)
     ('0.1235', 'train 1,200, test 3', '0.25 to 0.5', 'yes')
     >>> shown({"prompts": {"train": 9, "test": 3}, "cut_off": 0})
     'prompts (train 9, test 3), cut off 0'
+    >>> shown(706.2, "seconds"), shown(2147483648, "peak_memory_bytes")
+    ('11 min 46 s', '2.0 GiB')
     """
+    if key in _UNITS:
+        return _UNITS[key](value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -70,6 +90,9 @@ def shown(value: Any) -> str:
         numbers = len(value) == 2 and all(isinstance(one, float) for one in value)
         return (" to " if numbers else ", ").join(shown(one) for one in value)
     return " ".join(str(value).split())
+
+
+_UNITS: Mapping[str, Callable[[float], str]] = {"seconds": duration, "peak_memory_bytes": memory}
 
 
 def _within(value: Any) -> str:

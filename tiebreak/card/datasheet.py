@@ -89,14 +89,14 @@ def _sources(subject: Subject) -> Iterator[Fact]:
     for one in subject.chain:
         for name, source in one["inputs"].items():
             if source.get("kind") in ("file", "data", "name"):
-                yield from fact(one, f"{one['stage']}: {name}", f"inputs/{name}/source")
-                yield from fact(one, f"{one['stage']}: {name}, sha256 or version", f"inputs/{name}/id")
-        yield from fact(one, f"{one['stage']}: licences", "licences")
+                yield from fact(one, name.replace("_", " "), f"inputs/{name}/source")
+                yield from fact(one, f"{name.replace('_', ' ')}, sha256 or version", f"inputs/{name}/id")
+        yield from fact(one, "licences", "licences")
 
 
 def _synthetic(subject: Subject) -> Iterator[Fact]:
     for one in subject.chain:
-        yield from fact(one, f"{one['stage']}: synthetic rows", "synthetic")
+        yield from fact(one, "synthetic rows", "synthetic")
 
 
 def _cleaning(subject: Subject) -> Iterator[Fact]:

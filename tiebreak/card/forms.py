@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tiebreak.card import datasheet
+from tiebreak.card.changes import changes
 from tiebreak.card.content import Blank, Entry, Fact, Part, fact, facts
 from tiebreak.card.subject import Subject
 from tiebreak.stages import find_stage
@@ -20,6 +21,7 @@ _SETTINGS = (
 )  # fmt: skip
 _FIGURES = {
     "yardstick_mean": "yardstick, mean",
+    "criteria": "yardstick, by criterion",
     "yardstick_interval": "yardstick, 95% interval",
     "win_rate_vs_baseline": "win rate against the baseline",
     "win_rate_interval": "win rate, 95% interval",
@@ -38,17 +40,34 @@ _FIGURES = {
 # --- groups of facts ---
 
 
+_BASE = (("base model", "source"), ("base model, id", "id"))
+
+
 def _base(subject: Subject) -> list[Fact]:
     first = subject.trained[:1] or [subject.manifest]
-    return [*facts(first, "base model", "inputs/policy/source"), *facts(first, "base, id", "inputs/policy/id")]
+    source, identity = (facts(first, name, f"inputs/policy/{key}") for name, key in _BASE)
+    named_alike = [one.value for one in source] == [one.value for one in identity]
+    return [
+        *source,
+        *(() if named_alike else identity),
+        *facts(first, "base model's weights, sha256", "model/base_sha256"),
+    ]
+
+
+def _weights(subject: Subject) -> list[Fact]:
+    return [
+        *fact(subject.manifest, "weights that were trained, sha256", "model/adapter_sha256"),
+        *fact(subject.manifest, "tokenizer, sha256", "model/tokenizer_sha256"),
+        *fact(subject.manifest, "chat template, sha256", "model/chat_template_sha256"),
+    ]
 
 
 def _steps(subject: Subject) -> list[Fact]:
     found: list[Fact] = []
     for one in subject.trained:
-        found += fact(one, f"{one['stage']}: run", "id")
+        found += fact(one, "run", "id")
         for key in _SETTINGS:
-            found += fact(one, f"{one['stage']}: {key.rpartition('/')[2].replace('_', ' ')}", f"config/{key}")
+            found += fact(one, key.rpartition("/")[2].replace("_", " "), f"config/{key}")
     return found
 
 
@@ -57,10 +76,10 @@ def _data(subject: Subject) -> list[Fact]:
     for one in subject.chain:
         for name, source in one["inputs"].items():
             if source.get("kind") in ("file", "data", "name") and find_stage(str(one["stage"])).makes == "data":
-                found += fact(one, f"{one['stage']}: {name}", f"inputs/{name}/source")
-                found += fact(one, f"{one['stage']}: {name}, sha256 or version", f"inputs/{name}/id")
-        found += fact(one, f"{one['stage']}: rows", "counts")
-        found += fact(one, f"{one['stage']}: licences", "licences")
+                found += fact(one, name.replace("_", " "), f"inputs/{name}/source")
+                found += fact(one, f"{name.replace('_', ' ')}, sha256 or version", f"inputs/{name}/id")
+        found += fact(one, "rows", "counts")
+        found += fact(one, "licences", "licences")
     return found
 
 
@@ -76,7 +95,7 @@ def _cleaning(subject: Subject) -> list[Fact]:
             ("config/near_duplicate", "near-duplicates, threshold"),
             ("counts/dropped", "rows dropped"),
         )
-        for entry in fact(one, f"{one['stage']}: {name}", key)
+        for entry in fact(one, name, key)
     ]
 
 
@@ -95,7 +114,7 @@ def _labelling(subject: Subject) -> list[Fact]:
                 ("agreement", "agreement"),
                 ("event_log_head", "hash of the last judgment's event"),
             ):
-                found += fact(one, f"label: {name}", key)
+                found += fact(one, name, key)
     return found
 
 
@@ -105,9 +124,7 @@ def _metrics(subject: Subject) -> list[Fact]:
         for key, title in find_stage(str(one["stage"])).metrics.items():
             value = (one.get("metrics") or {}).get(key)
             if value is not None:  # a metric's name may have a slash
-                found.append(
-                    Fact(f"{one['stage']}: {title}", value, str(one["id"]), str(one["stage"]), f"metrics/{key}")
-                )
+                found.append(Fact(title, value, str(one["id"]), str(one["stage"]), f"metrics/{key}"))
     return found
 
 
@@ -135,11 +152,19 @@ def _evaluated(subject: Subject) -> list[Fact]:
     return found
 
 
+_MACHINE = {
+    "machine": "machine",
+    "processes": "processes",
+    "seconds": "time",
+    "peak_memory_bytes": "peak memory of a process",
+}
+
+
 def _machine(subject: Subject) -> list[Fact]:
     found: list[Fact] = []
     for one in subject.trained:
-        for key in ("machine", "processes", "seconds", "peak_memory_bytes"):
-            found += fact(one, f"{one['stage']}: {key.replace('_', ' ')}", key)
+        for key in _MACHINE:
+            found += fact(one, _MACHINE[key], key)
     return found
 
 
@@ -153,7 +178,7 @@ def _energy(subject: Subject) -> list[Entry]:
             ("measured", "energy, measured"),
             ("not_measured", "energy, not measured"),
         )
-        for entry in fact(one, f"{one['stage']}: {name}", f"energy/{key}")
+        for entry in fact(one, name, f"energy/{key}")
     ]
     complete = all((one.get("energy") or {}).get("kwh") is not None for one in subject.trained)
     return [*found, *(() if complete and found else (_blank("energy"),))]
@@ -169,8 +194,14 @@ def _versions(subject: Subject) -> list[Fact]:
         entry
         for one in subject.chain
         for key, name in (("id", "run"), ("git_commit", "commit"), ("finished_at", "finished"))
-        for entry in fact(one, f"{one['stage']}: {name}", key)
+        for entry in fact(one, name, key)
     ]
+
+
+def _changes(subject: Subject) -> Sequence[Entry]:
+    if subject.previous is None:
+        return (_blank("changes"),)
+    return changes(subject.previous, subject.chain)
 
 
 # --- blanks ---
@@ -190,6 +221,10 @@ BLANKS = {
     "raters": "Who were the raters (expertise, country), how were they paid, and what did they consent to?",
     "personal_data": "Is there personal data in the sources, on which legal basis, and for how long is it kept?",
     "design": "Why was this method chosen, and what was given up for it?",
+    "hardware": "On which hardware is it meant to run?",
+    "product": "Is it part of a product? Of which, and where are pictures, markings and layout of it?",
+    "input_data": "Which input data does it expect, and what happens with other input?",
+    "changes": "What changed since the last version? Name that version's run with --previous; if there is none, say so.",
     "oversight": "Who watches its answers, and how can they stop or correct it?",
     "changes_planned": "Which changes are planned, and how will they be checked?",
     "security": "What protects it against attacks, such as injected instructions and poisoned data?",
@@ -237,6 +272,7 @@ def hub(subject: Subject) -> list[Part]:
     unmeasured = "Which evaluation measured it? Name one with --evaluation."
     return [
         Part("Model Details", (_blank("provider"), _blank("name_version"), _blank("licence"), *_base(subject))),
+        Part("Changes since the last version", tuple(_changes(subject)), 3),
         Part("Uses", (_blank("purpose"), _blank("out_of_scope"))),
         Part("Bias, Risks, and Limitations", (_blank("limits"), _blank("affected"))),
         Part("Training Details", ()),
@@ -250,23 +286,32 @@ def hub(subject: Subject) -> list[Part]:
     ]
 
 
+_IDENTITY = ("purpose", "provider", "name_version", "languages", "licence")
+_CONTROL = ("limits", "affected", "input_data", "marking")
+"""blanks of two parts of Annex IV"""
+
+
 def annex_iv(subject: Subject) -> list[Part]:
     """A technical file under the headings of Annex IV."""
     unmeasured = "Which evaluation measured it? Name one with --evaluation."
     blank = _blank
     return [
-        Part(
-            "1. General description",
-            (
-                *(blank(name) for name in ("purpose", "provider", "name_version", "integration", "forms", "interface")),
-                *(blank(name) for name in ("languages", "licence")),
-                *_software(subject),
-                *_machine(subject),
-            ),
-        ),
+        Part("1. General description", ()),
+        Part("1 (a) Purpose, provider, version", (*(blank(name) for name in _IDENTITY),), 3),
+        Part("1 (b) Interaction with hardware and software", (blank("integration"),), 3),
+        Part("1 (c) Versions of software", tuple(_software(subject)), 3),
+        Part("1 (d) Forms in which it is placed on the market", (blank("forms"),), 3),
+        Part("1 (e) Hardware it is meant to run on", (blank("hardware"),), 3),
+        Part("1 (f) Products that it is part of", (blank("product"),), 3),
+        Part("1 (g), (h) User interface, instructions for use", (blank("interface"),), 3),
         Part("2. Elements and process of development", ()),
         Part("2 (a) Methods and steps, pre-trained models", (*_base(subject), *_steps(subject)), 3),
         Part("2 (b) Design and its reasons", (blank("design"),), 3),
+        Part(
+            "2 (c) Architecture, computing resources",
+            (*_weights(subject), blank("architecture"), *_machine(subject), *_energy(subject)),
+            3,
+        ),
         Part("2 (d) Data: sources, labelling, cleaning", (*_data(subject), blank("data_licences")), 3),
         Part("Labelling", (*_labelling(subject), blank("raters")), 4),
         Part("Cleaning", (*_cleaning(subject), blank("personal_data")), 4),
@@ -278,10 +323,10 @@ def annex_iv(subject: Subject) -> list[Part]:
             3,
         ),
         Part("2 (h) Cybersecurity", (blank("security"),), 3),
-        Part("3. Monitoring, functioning and control", (blank("limits"), blank("affected"), blank("marking"))),
+        Part("3. Monitoring, functioning and control", tuple(blank(name) for name in _CONTROL)),
         Part("4. Appropriateness of the metrics", (blank("metrics_fit"),)),
         Part("5. Risk management", (blank("risks"),)),
-        Part("6. Changes through the lifecycle", tuple(_versions(subject))),
+        Part("6. Changes through the lifecycle", (*_changes(subject), *_versions(subject))),
         Part("7. Standards", (blank("standards"),)),
         Part("8. Declaration of conformity", (blank("declaration"),)),
         Part("9. Monitoring after release", (blank("monitoring"), blank("log_keeping"))),
@@ -358,12 +403,12 @@ def _lengths(subject: Subject) -> list[Fact]:
     return [
         entry
         for one in subject.trained
-        for entry in fact(one, f"{one['stage']}: longest sequence in tokens", "config/training/max_length_tokens")
+        for entry in fact(one, "longest sequence in tokens", "config/training/max_length_tokens")
     ]
 
 
 def _synthetic(subject: Subject) -> list[Fact]:
-    return [entry for one in subject.chain for entry in fact(one, f"{one['stage']}: synthetic rows", "synthetic")]
+    return [entry for one in subject.chain for entry in fact(one, "synthetic rows", "synthetic")]
 
 
 FORMS: dict[str, Callable[[Subject], list[Part]]] = {

@@ -18,6 +18,8 @@ class Subject:
     evaluation: Manifest | None = None
     policy: str = ""
     """its name in the evaluation"""
+    previous: Sequence[Manifest] | None = None
+    """the runs that made the version before; None: none was named"""
 
     @property
     def trained(self) -> list[Manifest]:

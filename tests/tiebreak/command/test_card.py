@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tiebreak.card.datasheet import QUESTIONS, data_sheet
 from tiebreak.card.forms import BLANKS, FORMS
 from tiebreak.card.subject import Subject
 
-FACT = re.compile(r"^- (?P<name>.*?): (?P<value>.*) \*\(from (?P<stage>\w+) (?P<run>\w+)\)\*$")
+FACT = re.compile(r"^\| (?P<name>.*?) \| (?P<value>.*) \| (?P<stage>\w+) (?P<run>\w+) \|$")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_a_data_sheet_states_what_its_manifests_state_and_asks_the_rest(runs: Pa
     text = (runs / "prepare" / "data-sheet.md").read_text()
     subject = read_subject(str(runs / "prepare"), None, of_data=True)
     stated = [entry for part in data_sheet(subject) for entry in part.entries if isinstance(entry, Fact)]
-    assert all(shown(look_up(manifest, one.key)) == one.shown for one in stated)
+    assert all(shown(look_up(manifest, one.key), one.key) == one.shown for one in stated)
     assert len([line for line in text.splitlines() if FACT.match(line)]) == len(stated)
     for wanted in ("1,234", "4,321", "EMAIL 17", "read 9, changed 3", "prompts.jsonl"):
         assert wanted in text, wanted
@@ -85,12 +86,12 @@ def test_a_card_claims_nothing_that_no_manifest_says(runs: Path, form: str) -> N
         metric = one.key.removeprefix("metrics/")  # whose name may have a slash
         value = (manifest.get("metrics") or {}).get(metric, look_up(manifest, one.key))
         assert value is not None, one
-        assert shown(value) == one.shown
+        assert shown(value, one.key) == one.shown
         assert manifest["stage"] == one.stage
     lines = text.splitlines()
     facts = [found for line in lines if (found := FACT.match(line))]
     whole = form in ("hub", "annex_iv", "annex_xi")
-    assert len(facts) == len(stated) > (20 if whole else 6)
+    assert len(facts) == len(stated) > (20 if whole else 5)
     everywhere = ("1,234", "org/base")
     for wanted in (*everywhere, "0.6789", "0.55 to 0.78", "human 77", "1.235", "0.625") if whole else everywhere:
         assert any(wanted in found["value"] for found in facts), wanted
@@ -99,10 +100,44 @@ def test_a_card_claims_nothing_that_no_manifest_says(runs: Path, form: str) -> N
     bare = as_markdown("T", FORMS[form](Subject(empty, [empty])), Subject(empty, [empty]), {}, form).splitlines()
     constant = {line for line in bare if not FACT.match(line)}
     constant |= {f"- **[blank: {name}]** {question}" for name, question in BLANKS.items()}
+    constant |= {"| fact | value | run |", "| --- | --- | --- |"}
     front = lines.index("---", 1) if form == "hub" else -1
     claimed = {line for line in lines[front + 1 :] if not FACT.match(line)} - constant
     claimed = {line for line in claimed if not line.startswith("# ")}  # the title has the run folder's name
     assert claimed == set()
+
+
+def test_changes_since_the_version_before_are_those_of_its_manifests(runs: Path, tmp_path: Path) -> None:
+    """Another beta, rows, and preferences of a further run; what is the same, and where the runs lie, is no change."""
+    sft = str(runs / "sft")
+    other = tmp_path / "others.jsonl"
+    other.write_text('{"prompt": "How?"}\n')
+    before = finished(tmp_path / "dpo-1", "dpo", {"policy": sft, "preferences": str(other)}, keys={"beta": 0.1})
+    label = finished(tmp_path / "label", "label", {"pairs": str(runs / "prepare")}, kinds={"human": 5})
+    now = finished(
+        tmp_path / "dpo-2", "dpo", {"policy": sft, "preferences": label}, keys={"beta": 0.3}, counts={"train": 9}
+    )
+    ids = {name: json.loads((Path(name) / "manifest.json").read_text())["id"][:10] for name in (before, now, label)}
+    status, message = run_here("card", now, "--previous", before, "--output", tmp_path / "card.md")
+    assert status == 0, message
+    lines = (tmp_path / "card.md").read_text().splitlines()
+    first = lines.index("| changed | before | now | run before | run now |")
+    rows = list(takewhile(lambda line: line.startswith("| "), lines[first + 2 :]))
+    both = f"dpo {ids[before]} | dpo {ids[now]}"
+    made = json.loads((Path(label) / "manifest.json").read_text())["id"]
+    assert rows == [
+        f"| label: run | – | {made} | – | label {ids[label]} |",
+        f"| dpo: beta | 0.1 | 0.3 | {both} |",
+        f"| dpo: rows | – | train 9 | – | dpo {ids[now]} |",
+    ]
+    for words, expected in (
+        ([now, "--previous", now], "is the run that the card is about"),
+        ([now, "--previous", label], "is a run of label, which makes data, not policy"),
+        ([now, "--previous", tmp_path / "none"], "no finished run in"),
+    ):
+        status, message = run_here("card", *words)
+        assert status == 1
+        assert expected in message, message
 
 
 def test_answers_fill_blanks_and_are_marked_as_the_providers(runs: Path) -> None:
