@@ -33,10 +33,6 @@ EventKind = Literal[
     "inspection_planned", "inspection_decided", "standing_changed", "review_sampled", "note",
 ]  # fmt: skip
 
-
-ANSWERS_INDEXED = "'submitted', 'skipped', 'amended', 'imported'"
-"""Kinds of events that contain a judgment, in the words of an index: with parameters, SQLite would read the whole log."""
-
 _HEAD = PreparedStatement(sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash).with_for_update())
 _MOVE_HEAD = PreparedStatement(sa.update(LOG_HEAD).values(seq=sa.bindparam("to_seq"), hash=sa.bindparam("to_hash")))
 _ADD_EVENT = PreparedStatement(sa.insert(EVENTS))

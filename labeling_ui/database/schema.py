@@ -334,6 +334,8 @@ EVENTS = Table(
     Column("previous", String),
     Column("hash", String),
 )
+ANSWERS_INDEXED = "'submitted', 'skipped', 'amended', 'imported'"
+"""Kinds of events that contain a judgment, in the words of an index: with parameters, SQLite would read the whole log."""
 LOG_HEAD = Table(
     "log_head",
     METADATA,

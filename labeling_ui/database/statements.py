@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from labeling_ui.database.event_log import ANSWERS_INDEXED
 from labeling_ui.database.prepared import PreparedStatement
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
+    ANSWERS_INDEXED,
     ASSIGNMENTS,
     BATCHES,
     DRAFTS,

@@ -21,10 +21,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from labeling_ui.database.errors import RefusedError
-from labeling_ui.database.event_log import ANSWERS_INDEXED, Transaction
+from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.migrations import allow_redaction, forbid_redaction
 from labeling_ui.database.schema import (
     ACCEPTANCES,
+    ANSWERS_INDEXED,
     ASSIGNMENTS,
     DRAFTS,
     EVENTS,
