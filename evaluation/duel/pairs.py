@@ -36,7 +36,7 @@ class Evaluated:
     """An evaluation's answers: the first of each policy to each prompt."""
 
     id: str
-    """of its run"""
+    """id of its run"""
     policies: list[str]
     report: Row
     answers: dict[str, dict[str, Row]]

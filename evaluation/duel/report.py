@@ -104,7 +104,7 @@ def read_judgments(source: str, pairs: Sequence[Pair]) -> list[ExportedJudgment]
 
 
 def people_of(judgments: Sequence[ExportedJudgment]) -> list[ExportedJudgment]:
-    """Those of people; of simulated raters only where nobody else judged."""
+    """People's judgments; those of simulated raters only if no person judged."""
     human = [one for one in judgments if one.kind == "human"]
     return human or [one for one in judgments if one.kind != "model"]
 

@@ -108,7 +108,7 @@ def build_figures(
 
 
 def _as_completed(judgments: Sequence[ExportedJudgment]) -> list[ExportedJudgment]:
-    """In the order in which the pairs got their last judgments, as the sequence of a duel that is still judged has them."""
+    """Judgments by the time of their pair's last one: the order in which a running duel's confidence sequence gets them."""
     last: dict[str, str] = {}
     for one in judgments:
         last[one.pair_id] = max(last.get(one.pair_id, ""), one.at or "")
@@ -162,7 +162,7 @@ def _beside(program: Program, contest: Contest, people: Mapping[str, float]) -> 
 
 
 def _ratings(votes: Sequence[Vote], policies: Sequence[str]) -> list[dict[str, Any]]:
-    """The best first, on Elo's scale, the mean of all policies being 0."""
+    """Ratings on Elo's scale, the best first; the mean of all policies is 0."""
     met = [name for name in policies if any(name in vote.policies for vote in votes)]
     if len({vote.prompt_id for vote in votes}) < 2:
         return []

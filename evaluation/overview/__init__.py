@@ -6,7 +6,7 @@
 
 Writes `report.html`, which opens without a network, and `report.json` (evaluation/overview/schema.json is its schema).
 Runs of one configuration with other seeds are grouped. Evaluations are compared where prompts, yardstick and sampling
-are the same; others stand apart, with the reason.
+are the same; others are shown separately, with the reason.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tiebreak.page.numbers import number
 
 Points = Sequence[tuple[float, float]]
 SMOOTHING = 0.6
-"""of the page as it opens; page.js has the same formula"""
+"""the page's initial smoothing; page.js has the same formula"""
 BAND_STEPS = 60
 WIDTH, HEIGHT = 340, 190
 

@@ -11,7 +11,7 @@ from evaluation.overview.reading import RunRecord
 from tiebreak.page.numbers import short
 
 POINTS, LEAST_POINTS = 60_000, 24
-"""of all curves together, and of one: a page of 200 runs stays small"""
+"""most points of all curves together, and fewest of one curve: a page of 200 runs stays small"""
 TRAIL_POINTS = 60
 _BASES: Mapping[str, tuple[str, ...]] = {
     "loss": ("demonstrations", "preferences"),
@@ -28,7 +28,7 @@ _BASES: Mapping[str, tuple[str, ...]] = {
     "scores": ("reward_model", "rewards."),
     "rlhf_reward": ("reward_model", "rewards.", "policy"),
 }
-"""A figure's last name → the inputs that set its level: with others, a higher value says nothing"""
+"""Last part of a figure's name → the inputs that set its level. Levels of runs with different ones cannot be compared."""
 
 
 def overlay(records: Sequence[RunRecord], names: Mapping[str, str]) -> list[Panel]:
@@ -74,7 +74,7 @@ def overlay(records: Sequence[RunRecord], names: Mapping[str, str]) -> list[Pane
 
 
 def _by_figure(panels: Sequence[one_run.Panel]) -> Iterator[tuple[str, one_run.Panel, list[one_run.Curve]]]:
-    """(title, panel, curves): a figure and its held-out twin each, since runs already differ by colour."""
+    """(title, panel, curves), each for one figure and its held-out twin, since colours already distinguish runs."""
     for panel in panels:
         trained = [one_run.base_name(curve.key) for curve in panel.curves if not curve.held_out]
         figures: dict[str, list[one_run.Curve]] = {}

@@ -148,7 +148,7 @@ def _rank(key: str) -> tuple[int, bool]:
 
 
 def _with_seeds_merged(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Seeds of several stages that differ alike, as `tiebreak run --seed` sets them, in one row."""
+    """Merge the rows of seeds that are the same in several stages, as `tiebreak run --seed` sets them."""
     merged: dict[str, list[Any]] = {}
     seeds: dict[str, list[str]] = {}
     for key, values in rows.items():
@@ -183,7 +183,7 @@ def make_groups(records: Sequence[RunRecord], names: Mapping[str, str], groups: 
 
 
 def spread_of(values: Iterable[float]) -> Spread:
-    """Mean, ends and sample standard deviation."""
+    """Mean, smallest and largest value, and sample standard deviation."""
     rows = list(values)
     mean = sum(rows) / len(rows)
     deviation = (sum((v - mean) ** 2 for v in rows) / (len(rows) - 1)) ** 0.5 if len(rows) > 1 else None

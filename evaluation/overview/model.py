@@ -27,16 +27,16 @@ class Cost(Part):
     """A run's time, memory, tokens and labels."""
 
     seconds: float | None = None
-    """its own"""
+    """of the run itself"""
     seconds_in_all: float | None = None
-    """with all runs that it was made from"""
+    """of the run and of all runs that it was made from"""
     peak_memory_bytes: int | None = None
     energy_kwh: float | None = None
-    """its own, by counters of its machine; None: not measured"""
+    """of the run itself, by its machine's counters; None: not measured"""
     tokens: float | None = None
     """trained on"""
     judgments: int | None = None
-    """that it, or what it was made from, learned from"""
+    """judgments that it, or a run that it was made from, learned from"""
     machine: str | None = None
 
 
@@ -308,7 +308,7 @@ class Overview(Part):
     nodes: list[Node] = []
     edges: list[Edge] = []
     comparisons: int = 0
-    """that p-values are corrected for: all pairs of policies, and all of further yardsticks"""
+    """number of comparisons for which p-values are corrected: all pairs of policies, and those of further yardsticks"""
     left_out: dict[str, str] = {}
     """folder → why"""
 

@@ -372,7 +372,7 @@ def noise_of(members: Sequence[Member], prompts: Sequence[str]) -> list[Noise]:
 def choose_samples(
     teams: Mapping[str, Sequence[Member]], scores: Mapping[str, Array], prompts: Sequence[str], most: int
 ) -> list[Sample]:
-    """At most `most` prompts: those on which policies differ most, by turns with random ones (by a hash: their id)."""
+    """At most `most` prompts: those on which policies differ most, alternating with random ones (ids are hashes)."""
     spread = np.ptp(np.stack([one.mean(axis=0) for one in scores.values()]), axis=0)
     apart = sorted(range(len(prompts)), key=lambda at: (-spread[at], prompts[at]))
     order = dict.fromkeys(at for pair in zip(range(len(prompts)), apart, strict=True) for at in pair)

@@ -50,7 +50,7 @@ class RunRecord:
     every_held_out: int = 1
     """of those with held-out figures"""
     ancestors: dict[str, RunRecord] = field(default_factory=dict)
-    """input's name → the run that it is, where that was found"""
+    """input's name → the run that it names, if that was found"""
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -44,7 +44,7 @@ from tiebreak.stages import STAGES
 from tiebreak.tracking.contents import read_rows as read_table
 
 PACED_BY = 20
-"""last steps by which the time left is estimated"""
+"""number of last steps from which the time left is estimated"""
 MOST_NODES = 40
 """of the lineage graph; with more, it shows groups instead"""
 
@@ -131,7 +131,7 @@ def further_measures(name: str, evaluation: Evaluation, corrected: Corrected) ->
 
 
 def _corrected(name: str, policy: str, yardstick: str, evaluation: Evaluation, corrected: Corrected) -> dict[str, Any]:
-    """A yardstick's figures with the report's verdict; of the first, whose verdicts are the matches', without one."""
+    """A yardstick's figures with the report's verdict; the first has none here, since its verdicts are in the matches."""
     row = evaluation.yardstick_rows(policy)[yardstick]
     p_value = corrected.further.get((name, policy, yardstick))
     if p_value is None:
@@ -385,7 +385,7 @@ def sentence(match: Match, prompts: int) -> str:
 
 
 def verdict_words(match: Match) -> str:
-    """better, no worse, worse, or how many more prompts would tell."""
+    """better, no worse, worse, or how many more prompts would decide."""
     return {
         "better": "better",
         "worse": "worse",

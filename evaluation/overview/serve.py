@@ -1,6 +1,6 @@
 """The overview of runs in progress, served on this machine alone.
 
-The run folders are looked at every few seconds. The page is made anew when a record, a row of metrics or an evaluation
+The run folders are checked every few seconds. The page is made again when a record, a row of metrics or an evaluation
 has been added, and an open page then loads it again.
 """
 

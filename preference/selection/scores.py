@@ -149,7 +149,7 @@ def mean_states(
 
 
 def _answers(candidates: Iterable[Candidate]) -> dict[Answer, tuple[Candidate, Completion]]:
-    """Every answer of the candidates, once a pair."""
+    """Every answer of the candidates, once per pair."""
     return {(one.pair.id, side.id): (one, side) for one in candidates for side in (one.first, one.second)}
 
 

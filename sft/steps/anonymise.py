@@ -1,6 +1,6 @@
 """The step `anonymise`: puts tags, invented values or hashes in place of personal data.
 
-Unsure findings stay in the text, and their rows are flagged for people to check. Nothing that the step removes is
+Uncertain matches stay in the text, and their rows are flagged for people to check. Nothing that the step removes is
 written to the run folder: its entries in changed.jsonl have no text from before, and the other steps' entries pass
 through it as well. Names of speakers (`name` of a message) count as personal data; sources and tags of rows are searched
 as their texts are.

@@ -22,7 +22,7 @@ MOST_TOPICS = 24
 WORDS_IN_NAME = 3
 EXAMPLES = 3
 MANY_ROWS = 20_000
-"""From here on, k-means looks at mini-batches (Sculley 2010)."""
+"""From this number of rows on, k-means uses mini-batches (Sculley 2010)."""
 _STOP_WORDS = frozenset(
     """a about am an and any are as at be but by can could do does for from had has have hello her his how i if in into
     is it its just me my no not of on or our please so than thanks that the their them then there they this to

@@ -68,7 +68,7 @@ def words_of(text: str) -> list[str]:
 
 
 _UNSEEN = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
-"""soft hyphens and characters of no width, which part words"""
+"""soft hyphens and zero-width characters, which would split words"""
 
 
 def runs_of(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:

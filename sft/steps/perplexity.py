@@ -30,10 +30,10 @@ FEWEST_ROWS = 20
 SCALE = 1.4826
 """times the median distance from the median is the standard deviation of a normal distribution"""
 EDGES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 4096)
-"""between the bins of the picture"""
+"""edges of the histogram's bins"""
 BATCH_ROWS = 500
 DIGITS = 4
-"""of a logarithm; further ones depend on how rows are put together"""
+"""decimal places of a logarithm; further ones depend on how rows are batched"""
 
 
 class Perplexity(Step):

@@ -224,7 +224,7 @@ def rules_of(names: Sequence[str]) -> list[Rule]:
 
 
 class Quality(RowStep):
-    """The step. Prompt and answer are looked at separately."""
+    """The step. Prompt and answer are checked separately."""
 
     def __init__(self, config: PrepareConfig) -> None:
         super().__init__(config)

@@ -25,7 +25,7 @@ class Journal:
     gaps: list[dict[str, Any]] = field(default_factory=list)
     """what the step `balance` found to be rare"""
     protect: Change | None = None
-    """removes personal data from what was entered before the step that does so in rows"""
+    """removes personal data from entries made before the step `anonymise`"""
 
     def lines(self, kind: Kind) -> Iterator[dict[str, str]]:
         """The entries of a kind, as written."""

@@ -1,7 +1,7 @@
 """A step of `tiebreak prepare`, the rows that it works on, and the ledger of what it did.
 
 A step has the name of its entry in sft.configuration.STEPS, is built from the configuration, and either looks at the
-rows one by one (`RowStep`) or at some thousand of them (`Step`). It returns the rows to keep; what it changes, drops and
+rows one by one (`RowStep`) or a few thousand at a time (`Step`). It returns the rows to keep; what it changes, drops and
 flags goes to the ledger, and from there to changed.jsonl, dropped.jsonl and flagged.jsonl (sft.steps.running).
 """
 
@@ -163,7 +163,7 @@ class Entry:
     """as it was; None: it must not be written"""
     after: str | None = None
     is_clean: bool = False
-    """entered by the step that removes personal data, or after it"""
+    """entered by the step `anonymise`, or after it"""
 
     def line(self, protect: Change) -> dict[str, str]:
         """As written: after an `anonymise` step, none of these files has what it removed."""
@@ -189,7 +189,7 @@ class Ledger:
     gaps: list[dict[str, Any]] = field(default_factory=list)
     """what the step `balance` found to be rare"""
     protect: Change | None = None
-    """removes personal data; set after the step that does so in rows"""
+    """removes personal data; set once the step `anonymise` has run"""
 
     def change(self, before: Row, after: Row, reasons: Sequence[str]) -> None:
         """A row was changed."""
@@ -218,7 +218,7 @@ Order = Literal["any", "in order", "all at once"]
 
 
 class Step(ABC):
-    """A step. By default it works on some thousand rows at a time, whatever the others are."""
+    """A step. By default it gets a few thousand rows at a time, and a row's result does not depend on the others."""
 
     name: ClassVar[str] = ""
     order: Order = "any"

@@ -37,7 +37,7 @@ _GERMAN = re.compile(r"\b(?:der|die|das|und|ist|nicht|ein|eine|Sie|mit|auf)\b")
 
 @dataclass(frozen=True)
 class Draft:
-    """A row on its way."""
+    """A row to be written by a model, or made by rules."""
 
     method: str
     number: int

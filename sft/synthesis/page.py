@@ -13,7 +13,7 @@ from tiebreak.page.numbers import number
 from tiebreak.page.tables import cell, heading, note, table
 
 EXAMPLES = 3
-"""of each method"""
+"""examples shown of each method"""
 
 
 def build_page(report: Mapping[str, Any]) -> str:

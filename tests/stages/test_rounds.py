@@ -137,7 +137,7 @@ def test_three_rounds(tmp_path: Path, finished_recipe: Path) -> None:
     assert manifest["inputs"]["policy"]["source"].endswith("round-2/dpo")
     assert manifest["kinds"] == ["simulated"]
     page = (root / "rounds.html").read_text()
-    assert "The labels are of simulated raters" in page
+    assert "The labels come from simulated raters" in page
     assert page.count("<polyline") >= 3
     # everything is there: the same command does nothing more
     assert run_here("rounds", "--config", config)[0] == 0
@@ -589,7 +589,7 @@ def test_the_page_names_simulated_raters_and_unlike_starts() -> None:
     }
     report = {"name": "r", "start": "s", "budget": 9, "bought": 3, "stopped": "", "rounds": [figures]}
     page, with_cycles = (html.unescape(build_page(one)) for one in (report, {**report, "judge_cycles": 1}))
-    assert "Part of the labels are of simulated raters" in page
+    assert "Part of the labels come from simulated raters" in page
     assert "a higher score alone" in page
-    assert "has had no judge's cycles" not in page
-    assert "has had no judge's cycles" in with_cycles
+    assert "had no judge cycles" not in page
+    assert "had no judge cycles" in with_cycles

@@ -1,5 +1,5 @@
-"""The labels that a round trains on, as one run folder: those of several label runs, and a judge's on the training pairs
-that people did not get. Held-out pairs have people's labels alone: a judge's would measure agreement with the judge."""
+"""The labels that a round trains on, as one run folder: those of several label runs, and a judge's on training pairs that
+people were not given. Held-out pairs have only people's labels: a judge's would measure agreement with the judge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Judged(Section):
     pool: str
     """the pairs that it judged"""
     selected: str = ""
-    """the select run whose pairs people got; empty: none"""
+    """the select run whose pairs people were given; empty: none"""
 
 
 class JoinConfig(StageConfig):
@@ -37,9 +37,9 @@ class JoinConfig(StageConfig):
     labels: list[str]
     """label runs"""
     judged: list[Judged] = []
-    """judges' verdicts on the pairs that people did not get"""
+    """judges' verdicts on pairs that people were not given"""
     apart: bool = Field(default=False, exclude_if=lambda apart: not apart)
-    """the label runs are exports of one store: of each, leave out the pairs of those before it"""
+    """the label runs are exports of one store: leave out of each the pairs that an earlier one has"""
     earlier: list[str] = Field(default_factory=list, exclude_if=lambda runs: not runs)
     """with apart, the label runs before the first one"""
 

@@ -38,7 +38,7 @@ from tiebreak.terminal.bars import duration
 BY_SCORES = ("disagreement", "margin", "largest_gap")
 """strategies that read the reward model of the round before; the first round selects at random"""
 SEEDS_APART = 1_000
-"""between the seeds of the samples of two cycles"""
+"""difference between the sampling seeds of two cycles"""
 AT_RANDOM: dict[str, Any] = {
     "strategy": "random", "reward_model": None, "diverse": False, "candidates": 3.0, "random_share": 0.2, "policy": None
 }  # fmt: skip
@@ -142,7 +142,7 @@ class RoundRunner:
 
 
 def run_round(config: RoundsConfig, number: int, state: State, pairs: int, group: str) -> str:
-    """One round; returns why no other follows, or nothing."""
+    """Run one round; returns why no other follows, or an empty string."""
     runner, previous = RoundRunner(config, number, group), state.policy
     pool = make_pool(runner, state)
     judge = runner.run("judge", pairs=pool) if config.has("judge") else None
@@ -189,7 +189,7 @@ def make_pool(runner: RoundRunner, state: State) -> str:
 
 
 def train(runner: RoundRunner, state: State, preferences: str) -> str | None:
-    """Train the round's policy, and the one from the other start if both are compared; returns that one."""
+    """Train the round's policy. If starts are compared, also train from the other start; returns that run's folder."""
     config = runner.config
     learns_from = {"preferences": preferences} if config.trainer == "dpo" else {"reward_model": state.reward_model}
     starts = {"current": state.policy, "start": config.policy}
@@ -266,7 +266,7 @@ def own_keys(config: RoundsConfig, stage: str) -> dict[str, Any]:
 
 
 def pairs_within_budget(config: RoundsConfig, bought: int) -> int:
-    """The number of pairs that the next round may select: the file's, or the rest of the budget."""
+    """The number of pairs that the next round may select: the file's, or fewer if the budget has fewer left."""
     wanted = int(own_keys(config, "select").get("selected_pairs", 0)) or config.budget
     overlap = int(own_keys(config, "label").get("overlap", 1))
     return min(wanted, (config.budget - bought) // overlap)

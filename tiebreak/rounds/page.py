@@ -32,7 +32,7 @@ def build_page(report: Row) -> str:
 
 
 def with_bought(rounds: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rounds with the labels bought up to and with each."""
+    """Rounds, each with the number of labels bought by its end."""
     found, total = [], 0
     for one in rounds:
         total += one["labels"]
@@ -50,7 +50,7 @@ def _head(report: Row, trained: Sequence[Row]) -> Markup:
     kinds = sorted({kind for one in report["rounds"] for kind in one["kinds"]})
     caveat = ""
     if "simulated" in kinds:
-        caveat = f"{'The' if len(kinds) == 1 else 'Part of the'} labels are of simulated raters, not of people."
+        caveat = f"{'The' if len(kinds) == 1 else 'Part of the'} labels come from simulated raters, not from people."
     return join(
         el("p", f"Rounds: {report['name']}", cls="eyebrow"),
         el("h1", _claim(trained)),
@@ -148,7 +148,7 @@ def _policies(trained: Sequence[Row], judge_cycles: int) -> Markup | None:
     """The figures of every round's policy.
 
     Args:
-        judge_cycles: of each round, which the policy from the other start does not have.
+        judge_cycles: number per round; the policy from the other start has none.
     """
     compared = any("other_over_start" in one for one in trained)
     title = "From the other start"
@@ -171,7 +171,7 @@ def _policies(trained: Sequence[Row], judge_cycles: int) -> Markup | None:
         for one in trained
     ]
     apart = (
-        note("The policy from the other start has had no judge's cycles: the two differ in both.")
+        note("The policy from the other start had no judge cycles, so it differs in its start and in these.")
         if compared and judge_cycles
         else None
     )

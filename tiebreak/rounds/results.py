@@ -22,8 +22,8 @@ from tiebreak.rounds.joining import judged_in
 def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[str, Any]:
     """The round's judgments by arm and by kind, the number of preferences, and the raters' agreement.
 
-    A store that several rounds share has those of other rounds and of duels too. The round's are those of the selected
-    pairs, and of preferences that are new since the earlier label runs, such as those of corrected pairs.
+    A store that several rounds share also has judgments of other rounds and of duels. The round's own are those on the
+    selected pairs, and on pairs with preferences that no earlier label run has, such as corrected pairs.
     """
     judgments = read_records(label / "final" / "judgments.jsonl", ExportedJudgment)
     pairs = {pair.id: pair for pair in read_records(select / "final" / "pairs.jsonl", Pair)}
@@ -45,10 +45,11 @@ def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[s
 
 
 def agreement(judgments: Sequence[ExportedJudgment], prompts: Mapping[str, str]) -> Figure:
-    """Of any two raters' decided votes on one comparison, the share that prefers the same side. Chance is ½.
+    """Share of pairs of decided votes (two raters, one comparison) that prefer the same side. Chance is ½.
 
     Args:
-        prompts: pair's id → its prompt's. Comparisons of one prompt are not independent; a pair without one stands alone.
+        prompts: pair's id → its prompt's. Comparisons of one prompt are not independent, so the interval is clustered by
+            prompt; a pair without one is a cluster of its own.
     """
     sides: dict[tuple[str, str, str], dict[str, int]] = defaultdict(dict)
     for judgment in judgments:
@@ -105,7 +106,7 @@ def _win_rate(values: Mapping[str, float], others: Mapping[str, float]) -> dict[
 
 
 def held_out_accuracy(reward: Path) -> dict[str, Any] | None:
-    """The reward model's accuracy on held-out preferences, where it was measured."""
+    """The reward model's accuracy on held-out preferences; None if it was not measured."""
     file = reward / "final" / "report.json"
     if not file.is_file():
         return None

@@ -18,7 +18,7 @@ from tiebreak.runs.run import start_run
 
 STAGE = "pool"
 COMPLETIONS = 2
-"""drawn of each rival for a prompt"""
+"""completions sampled from each rival per prompt"""
 
 
 class PoolConfig(StageConfig):
@@ -74,7 +74,7 @@ def write_pool(output: Path, samples: Sequence[str], replace: bool = False) -> s
 
 
 def across(own: Sequence[Pair], rival: Sequence[Pair]) -> Iterator[Pair]:
-    """Each completion of the newest policy beside each one of a rival's to the same prompt, unless the texts are equal."""
+    """Pairs of a completion by the newest policy and one by a rival to the same prompt, unless their texts are equal."""
     by_prompt: Mapping[str, Pair] = {pair.prompt_id: pair for pair in rival}
     for pair in own:
         other = by_prompt.get(pair.prompt_id)

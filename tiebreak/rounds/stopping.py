@@ -13,7 +13,7 @@ Round = dict[str, Any]
 
 
 def why_undecided(figures: Round) -> str:
-    """Why a round's labels cannot be trained on; empty if they can: some pair has a preferred answer."""
+    """Why a round's labels cannot be trained on; empty if they can, that is, if some pair has a preferred answer."""
     if figures["decided"]:
         return ""
     return (
@@ -22,7 +22,8 @@ def why_undecided(figures: Round) -> str:
 
 
 def why_distrust(agreement: dict[str, Any], stop: StopConfig) -> str:
-    """Why a round's labels are not trained on; empty if they are: the agreement of its raters is not above chance."""
+    """Why a round's labels are not trusted: its raters' agreement is not above chance. Empty if they are, and if too few
+    pairs were judged twice to tell."""
     value, n, interval = agreement["value"], agreement["n"], agreement["interval"]
     if value is None or n < stop.judged_twice or interval[0] > 0.5:
         return ""
