@@ -233,7 +233,8 @@ def say_report(run: Run, report: Mapping[str, Any]) -> None:
     counts, people = report["counts"], report["people"]
     lines = [
         f"{counted(counts['judgments'], 'judgment')} of {counted(counts['pairs'], 'pair')}: "
-        f"{counted(counts['ties'], 'tie')}, {counts['turned']} of them because the verdict changed with the order; {counts['skipped']} skipped"
+        f"{counted(counts['ties'], 'tie')}, {counts['turned']} of them because the verdict changed with the order; "
+        f"{counts['skipped']} skipped"
     ]
     if people is not None:
         accuracy, kappa = people["accuracy"], people["kappa"]
