@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -169,14 +170,54 @@ def test_labelling_is_measured_in_every_way(
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     import labeling
 
-    monkeypatch.setattr(labeling, "KILLS", 1)
     monkeypatch.setattr(labeling, "MANY", 2_000)
-    rows = {part: labeling.measure(part, made_folder(tmp_path / part), 0.2) for part in ("store", "kills", "million")}
+    rows = {
+        part: labeling.measure(part, made_folder(tmp_path / part), 0.2, 1) for part in ("store", "kills", "million")
+    }
     (store,), (kills,), (following, dashboard) = rows.values()
     assert store.measured.keys() == {"claims and submissions a second", "of one process"}  # else faults are among them
     assert kills.measured.keys() == {"kills", "acknowledged judgments"}
+    assert kills.reached
     assert following.measured["n"] // 20 == dashboard.measured["n"] > 0
     assert "the first dashboard after a start took" in capsys.readouterr().out
+
+
+def test_a_server_is_killed_only_after_it_has_acknowledged_a_judgment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while raters log in, it could lose nothing, and the benchmark would find nothing lost."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import labeling
+
+    load = labeling.Load("http://127.0.0.1:1")
+    living: list[subprocess.Popen[bytes]] = []
+    starts: list[int] = []
+
+    def start(*_: Any) -> subprocess.Popen[bytes]:
+        starts.append(len(load.acknowledged))
+        return subprocess.Popen(["sleep", "60"])
+
+    async def acknowledge() -> None:
+        for n in range(3):
+            await asyncio.sleep(0.1)
+            assert len(starts) == n + 1, "nothing is killed before the next judgment"
+            load.acknowledged.add(f"judgment {n}")
+            while len(starts) < n + 2:
+                await asyncio.sleep(0.01)
+
+    async def both() -> None:
+        await asyncio.gather(labeling.kill_now_and_then(load, tmp_path, living, 1, 3), acknowledge())
+
+    monkeypatch.setattr(labeling, "start_server", start)
+    monkeypatch.setattr(labeling.random, "uniform", lambda *_: 0.0)
+    living.append(start())
+    try:
+        asyncio.run(both())
+        assert starts == [0, 1, 2, 3]
+        assert [one.poll() for one in living] == [-9, -9, -9, None]
+    finally:
+        living[-1].kill()
+        living[-1].wait()
 
 
 def made_folder(path: Path) -> Path:
