@@ -227,8 +227,9 @@ def processes(module: str, about: str) -> list[int]:
 
 
 def wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
-    """Wait for a server that has been started."""
-    for _ in range(1_200):
+    """Wait for a server that has been started, on a busy machine too."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended: {process.communicate()}")
         try:
