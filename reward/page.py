@@ -158,7 +158,7 @@ def _calibration(report: Report) -> Markup:
             "what it was fitted on."
         )
         if found["after"]["nll"] >= found["before"]["nll"]:
-            remark += " It did not help here: the raw scores are as well calibrated."
+            remark += " It did not help here: the raw scores are calibrated at least as well."
     return join(el("div", panels, cls="panels"), note(remark))
 
 
@@ -219,7 +219,7 @@ def _garbage(report: Report) -> Markup | None:
 def _garbage_card(row: Row) -> Markup:
     return _card(
         row["prompt"],
-        _answer(f"Garbage: {row['kind']}", _GARBAGE, row["score"], row["text"]),
+        _answer(f"Adversarial: {row['kind']}", _GARBAGE, row["score"], row["text"]),
         _answer(
             "Chosen",
             _MODEL,
