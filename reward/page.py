@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tiebreak.errors import counted
 from tiebreak.page.calibration import reliability_diagram
 from tiebreak.page.charts import Scale, swatch
 from tiebreak.page.document import build_document
@@ -64,7 +65,11 @@ def _head(report: Report, made_from: Mapping[str, str]) -> Markup:
 
 
 def _share_headings(first: str, what: str = "Right about", of: str = "Pairs") -> list[Markup]:
-    return [heading(first), heading(what, "share, 95% interval", scale=_SHARE), heading(of, "of prompts", numeric=True)]
+    return [
+        heading(first),
+        heading(what, "share, 95% interval", scale=_SHARE),
+        heading(of, "and prompts", numeric=True),
+    ]
 
 
 def _share_row(
@@ -74,7 +79,7 @@ def _share_row(
         "tr",
         el("th", name, scope="row"),
         measured(what, row["accuracy"], row["interval"], _SHARE, percent, tone),
-        cell(of, el("span", number(row["n"]), el("small", f" of {number(row['prompts'])}")), cls="n"),
+        cell(of, el("span", number(row["n"]), el("small", f" of {counted(row['prompts'], 'prompt')}")), cls="n"),
     )
 
 

@@ -229,6 +229,7 @@ def test_the_page_is_inert_and_fits(tmp_path: Path) -> None:
         assert page.locator("img").count() == 0
         sections = page.locator("section").evaluate_all("all => all.map(one => one.id)")
         assert sections == ["accuracy", "slices", "raters", "calibration", "garbage", "mistakes"]
+        assert "5 of 5 prompts" in page.text_content("#accuracy")
         assert "Adversarial: repeated" in page.text_content("#garbage"), "the name of the section"
         assert page.locator("#mistakes article").count() == 2
         assert hostile[:40] in page.locator("#mistakes article .prompt").all_inner_texts()[1]
