@@ -35,25 +35,26 @@ def line_chart(panel: Panel, tones: Sequence[str], kept: float | None = None) ->
     x_axis = (first, last) if first < last else (first - 1, last + 1)
     frame = Frame(340, 180, 46, 10, 20, 32, x_axis, spread(ys))
     body = axes(frame, "optimizer step", panel.unit, _whole_ticks(first, last))
+    names: list[Markup] = []  # over the curves, so that these do not cross them out
     if panel.reference is not None:
         y = frame.py(panel.reference)
         body.append(line(frame.left, y, frame.end, y, "reference"))
-        body.append(text(frame.end, y - 4, panel.reference_name, "note", "end"))
+        names.append(text(frame.end, y - 4, panel.reference_name, "note", "end"))
     if kept is not None and first <= kept <= last:
-        body += _kept_line(frame, kept)
+        body.append(line(frame.px(kept), frame.top - 4, frame.px(kept), frame.base, "reference"))
+        names.append(_kept_label(frame, frame.px(kept)))
     for curve, tone in zip(panel.curves, tones, strict=True):
         body.append(_curve(frame, curve.points, f"tone-{tone}" + (" held-out" if curve.held_out else "")))
+    body += names
     body.append(line(0.0, frame.top, 0.0, frame.base, "cursor"))
     series = [{"name": curve.key, "points": [[x, round(y, 9)] for x, y in curve.points]} for curve in panel.curves]
     scale = f"{frame.left},{frame.end},{frame.x[0]},{frame.x[1]},{frame.width}"
     return svg(340, 180, body, cls="plot", label=_described(panel), data_scale=scale, data_series=json.dumps(series))
 
 
-def _kept_line(frame: Frame, at: float) -> list[Markup]:
-    x = frame.px(at)
+def _kept_label(frame: Frame, x: float) -> Markup:
     left = x > (frame.left + frame.end) / 2  # the label goes where there is room
-    label = text(x + (-4 if left else 4), frame.top + 3, "kept", "note", "end" if left else "start")
-    return [line(x, frame.top - 4, x, frame.base, "reference"), label]
+    return text(x + (-4 if left else 4), frame.top + 3, "kept", "note", "end" if left else "start")
 
 
 def _described(panel: Panel) -> str:
@@ -97,28 +98,22 @@ def kl_chart(path: Sequence[tuple[float, float, float]], spots: Sequence[Spot], 
     x_name = f"KL from {baseline}, nats per answer"
     body = axes(frame, x_name, "score of the reward model", ticks(*frame.x, 5))
     boxes: list[Box] = []
-    body += _path(frame, path, boxes)
+    places = [(frame.px(kl), frame.py(score)) for _, kl, score in path]
+    body += _trail(places, "ppo", boxes) if path else []
     for spot in spots:
         x, y = frame.px(spot.kl), frame.py(spot.score)
         if spot.interval:
             ends = frame.py(spot.interval[1]), frame.py(spot.interval[0])
             body.append(line(x, ends[0], x, ends[1], f"whisker tone-{spot.tone}"))
+            boxes.append((x - 1, ends[0], x + 1, ends[1]))
         body.append(mark(spot.shape, x, y, f"mark ring tone-{spot.tone}", 5.5))
         boxes.append((x - 8, y - 8, x + 8, y + 8))
     for spot in spots:
         body.append(place_label(frame, boxes, (frame.px(spot.kl), frame.py(spot.score)), spot.name, "spot"))
+    for at in sorted({0, len(path) - 1}) if path else ():
+        body.append(place_label(frame, boxes, places[at], f"step {path[at][0]:.0f}", "note"))
     points = "; ".join(f"{s.name}: KL {number(s.kl)}, score {number(s.score)}" for s in spots)
     return svg(460, 320, body, cls="plot wide", label=f"Score against KL from {baseline}. {points}")
-
-
-def _path(frame: Frame, path: Sequence[tuple[float, float, float]], boxes: list[Box]) -> list[Markup]:
-    if not path:
-        return []
-    places = [(frame.px(kl), frame.py(score)) for _, kl, score in path]
-    parts = _trail(places, "ppo", boxes)
-    for at in dict.fromkeys((0, len(places) - 1)):
-        parts.append(place_label(frame, boxes, places[at], f"step {path[at][0]:.0f}", "note"))
-    return parts
 
 
 def _trail(places: Sequence[Point], tone: str, boxes: list[Box]) -> list[Markup]:

@@ -79,12 +79,10 @@ def overlay_chart(panel: Panel, at: int, group_of: Mapping[str, str], styles: Ma
     steps = [v for v in ticks(*ends, 4) if float(v).is_integer()] if first < last else [first]
     body = axes(frame, "optimizer step", panel.unit, steps or [first, last])
     if panel.reference is not None:
-        y = frame.py(panel.reference)
-        body += [
-            line(frame.left, y, frame.end, y, "reference"),
-            text(frame.end, y - 4, panel.reference_name, "note", "end"),
-        ]
+        body.append(line(frame.left, frame.py(panel.reference), frame.end, frame.py(panel.reference), "reference"))
     body.append(el("g", drawn_curves(frame, panel, group_of, styles), cls="curves"))
+    if panel.reference is not None:  # over the curves, so that these do not cross it out
+        body.append(text(frame.end, frame.py(panel.reference) - 4, panel.reference_name, "note", "end"))
     body.append(line(0.0, frame.top, 0.0, frame.base, "cursor"))
     scale = ",".join(f"{v:g}" for v in (frame.left, frame.end, frame.top, frame.base, *frame.x, *frame.y, frame.width))
     return svg(WIDTH, HEIGHT, body, cls="plot", label=_described(panel), data_panel=str(at), data_scale=scale)

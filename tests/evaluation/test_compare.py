@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.compare import CompareConfig, compare, judge_by_hand, summary_table
-from evaluation.compare.charts import line_chart
+from evaluation.compare.charts import Spot, kl_chart, line_chart
 from evaluation.compare.curves import MAX_POINTS, read_panels, reward_against_kl, thin
 from evaluation.compare.reading import read_chain
 from evaluation.compare.summary import distinct_names, guard_decision, verdict
@@ -765,6 +765,22 @@ def test_any_figures_can_be_drawn_inside_their_panel(rows: list[dict[str, Any]])
             for x, y in (map(float, pair.split(",")) for pair in points.split()):
                 assert 46 - 0.1 <= x <= 330.1
                 assert 20 - 0.1 <= y <= 148.1
+
+
+def test_names_in_charts_are_not_crossed_out() -> None:
+    """SVG draws in the order of the text. A step's label avoids the whisker of a policy beside the path."""
+    rows = [{"step": step, "rewards/accuracies": 0.4 + step / 50} for step in range(1, 21)]
+    (panel,) = (one for one in read_panels(rows, "dpo")[0] if one.reference_name)
+    drawn = line_chart(panel, ["dpo"], kept=10)
+    assert drawn.index("polyline") < drawn.index(f">{panel.reference_name}<") < drawn.index("cursor")
+    assert drawn.index("polyline") < drawn.index(">kept<")
+    path = [(8.0, 0.0, 0.12), (40.0, 2.3, 0.39)]
+    spots = [Spot("SFT", 0.0, -0.33, (-0.67, 0.0), "sft", "square"), Spot("base", 25.1, -0.88, None, "base", "circle")]
+    drawn = kl_chart(path, spots, "SFT")
+    [ends] = re.findall(r'whisker tone-sft" x1="(.+?)" y1="(.+?)" x2=".+?" y2="(.+?)"', drawn)
+    [place] = re.findall(r'x="([^"]+)" y="([^"]+)">step 8<', drawn)
+    (x, top, base), (left, bottom) = map(float, ends), map(float, place)
+    assert not (left < x < left + 6.6 * len("step 8") and top < bottom + 3 and bottom - 10 < base)
 
 
 @settings(max_examples=300, deadline=None)
