@@ -22,6 +22,7 @@ from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import DOCUMENTS, INVITATIONS, JUDGMENTS, SESSIONS
 from labeling_ui.pages import PageConfig
+from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.raters import Role
 from labeling_ui.store.store import SessionRules, Store, wall_clock_ms
 from labeling_ui.store.verify import verify
@@ -167,6 +168,42 @@ FOR_LEADS = {
 }
 FOR_REVIEWERS = {"/api/lead/adjudications", "/api/lead/disputes/sample", "/api/lead/notes"}
 JUDGING = {"/api/next", "/api/judgments", "/api/drafts/pair-0"}
+
+
+def test_replies_to_raters_say_nothing_of_models_gold_batches_and_others(tmp_path: Path) -> None:
+    """Whatever a rater asks for: a judgment must depend on the two answers alone, and colleagues are nobody's business."""
+    marks = {"source": "the-source", "round": 7, "purpose": "evaluation"}
+    pairs = [make_pair(n).model_copy(update=marks) for n in range(4)]
+    campaign = Campaign(open_store(tmp_path, pairs, overlap=2, raters=0))
+    store = campaign.store
+    store.move_pairs([pair.id for pair in pairs], "the-batch")
+    ids = {name: session.rater.id for name, session in campaign.sessions.items()}
+    judged: dict[str, list[Any]] = {"one": [], "other": []}
+    for name, found in judged.items():
+        for n in range(2):
+            written = {"rationale": f"{name} wrote", "flags": [], "client_id": f"{name} {n}", "answer": 2}
+            found.append(campaign.judge(name, **written).json())  # type: ignore[arg-type]
+    pair_ids = [one["judgment"]["pair_id"] for one in judged["one"]]
+    store.set_gold(pair_ids[0], f"{pair_ids[0].removeprefix('pair-')}-0")
+    for name in judged:
+        note = {"item_id": pair_ids[1], "text": f"{name} asked"}
+        assert campaign.call(name, "POST", "/api/notes", note).status_code == 200
+    settle = {"client_id": "s", "pair_id": pair_ids[1], "answer": -2, "rationale": "the lead's reason"}
+    assert campaign.call("lead", "POST", "/api/lead/adjudications", settle).status_code == 200
+    store.reject(Selection(judgment_ids=(judged["one"][0]["judgment_id"],)), "too fast", ids["lead"])
+    secrets = [
+        "secret-model", "the-source", "the-batch", "evaluation", '"gold"', "other wrote", "other asked", "overlap",
+        *(ids[name] for name in ids if name != "one"), *(one["judgment_id"] for one in judged["other"]),
+        *(f'"{one.id}"' for pair in pairs for one in pair.completions),
+    ]  # fmt: skip
+    own, others = judged["one"][1]["judgment_id"], judged["other"][1]["judgment_id"]
+    paths = [path for method, path in routes() if method == "GET" and not path.startswith("/api/lead/")]
+    paths += [f"/api/judgments/{own}", f"/api/judgments/{others}", "/api/hours?since_ms=0"]
+    replies = {path: campaign.call("one", "GET", path).text for path in paths}
+    assert [(path, one) for path, text in replies.items() for one in secrets if one in text] == []
+    assert all("one wrote" in replies[path] for path in ("/api/own-data", f"/api/judgments/{own}"))
+    assert "too fast" in replies["/api/rejections"]
+    store.close()
 
 
 def test_reviewers_settle_and_roles_change(campaign: Campaign) -> None:
