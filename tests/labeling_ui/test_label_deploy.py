@@ -32,6 +32,16 @@ from tiebreak.config import load_config
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
+PASSWORD = "a long enough password"
+FAKED = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Host": "evil.example"}
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+OURS = "x-tiebreak"
+"""a header of the server's own replies, which a proxy's lack"""
 
 
 def test_the_image_has_all_that_it_copies_and_runs_without_root() -> None:
@@ -104,8 +114,12 @@ def test_a_dump_restores_to_the_same_store(postgres: Callable[[], str], tmp_path
 
 
 @contextmanager
-def behind_nginx(folder: Path, upstream: int) -> Iterator[str]:
-    """deploy/nginx.conf as it is shipped, with this machine's ports and a certificate of the test's own."""
+def behind_nginx(folder: Path, upstream: int, location: str = "/label/") -> Iterator[str]:
+    """deploy/nginx.conf as it is shipped, with this machine's ports and a certificate of the test's own.
+
+    Args:
+        location: another one, as the file's first lines explain.
+    """
     program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
     if program is None or shutil.which("openssl") is None:
         pytest.skip("deploy/nginx.conf is not tested here: no nginx (Debian: apt install nginx-light), or no openssl")
@@ -116,7 +130,7 @@ def behind_nginx(folder: Path, upstream: int) -> Iterator[str]:
     for there, here in (
         ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"), ("labels.example.org;", "localhost;"),
         ("/etc/ssl/labels.example.org.pem", str(certificate)), ("/etc/ssl/private/labels.example.org.key", str(key)),
-        ("http://127.0.0.1:7860", f"http://127.0.0.1:{upstream}"),
+        ("http://127.0.0.1:7860", f"http://127.0.0.1:{upstream}"), ("location /label/ {", f"location {location} {{"),
     ):  # fmt: skip
         assert there in shipped
         shipped = shipped.replace(there, here)
@@ -131,18 +145,26 @@ def behind_nginx(folder: Path, upstream: int) -> Iterator[str]:
 
 
 @contextmanager
-def behind_caddy(folder: Path, upstream: int) -> Iterator[str]:
-    """deploy/Caddyfile as it is shipped, without a certificate."""
+def behind_caddy(folder: Path, upstream: int, path: str = "") -> Iterator[str]:
+    """deploy/Caddyfile as it is shipped, without a certificate.
+
+    Args:
+        path: the only one that is passed on, as the file's first lines explain.
+    """
     program = shutil.which("caddy")
     if program is None:
         pytest.skip("deploy/Caddyfile is not tested here: no caddy")
-    port = free_port()
+    port, file = free_port(), REPOSITORY / "deploy/Caddyfile"
+    if path:
+        before, block, after = re.split(r"(\n\treverse_proxy .*?\n\t}\n)", file.read_text(), flags=re.DOTALL)
+        file = folder / "Caddyfile"
+        file.write_text(f"{before}\n\thandle {path} {{{block}\t}}\n{after}")
     site = f"http://localhost:{port}"
     environment = {
         **os.environ, "DOMAIN": site, "LABEL_SERVER": f"127.0.0.1:{upstream}",
         "CADDY_ADMIN": f"127.0.0.1:{free_port()}", "HOME": str(folder), "XDG_DATA_HOME": str(folder),
     }  # fmt: skip
-    command = [program, "run", "--adapter", "caddyfile", "--config", str(REPOSITORY / "deploy/Caddyfile")]
+    command = [program, "run", "--adapter", "caddyfile", "--config", str(file)]
     with proxy(port, command, environment):
         yield site
 
@@ -168,33 +190,74 @@ def upload_pairs(client: httpx.Client) -> None:
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     assert len(content) > 1_100_000
     address = "/label/api/lead/pairs/upload?name=pairs.jsonl&batch=&preview=true"
-    login = {"username": "lead", "password": "a long enough password"}
+    login = {"username": "lead", "password": PASSWORD}
     reply = client.post("/label/api/login", json=login)
     headers = {"X-CSRF-Token": reply.json()["csrf_token"], "Content-Type": "application/octet-stream"}
     found = client.post(address, content=content, headers=headers)
     assert (found.status_code, found.json()["new"]) == (200, len(rows))
 
 
+def a_client_sets_no_forwarded_header(site: str, log: Path) -> None:
+    """The server believes the proxy, and the proxy nobody: neither an address, a host nor a scheme that a client names."""
+    elsewhere = httpx.HTTPTransport(local_address="127.0.0.2", verify=False)
+    https = site.startswith("https://")
+    headers = {**FAKED, "X-Forwarded-Proto": "http" if https else "https"}
+    with httpx.Client(base_url=site, transport=elsewhere, headers=headers, timeout=600) as client:
+        login = {"username": "anna", "password": PASSWORD}
+        reply = client.post("/label/api/login", json=login, headers={"Origin": site})
+        assert reply.status_code == 200
+        cookies = reply.headers.get_list("set-cookie")
+        assert cookies
+        assert all(("secure" in one.lower()) is https and "path=/label/" in one.lower() for one in cookies)
+        assert reply.headers.get("strict-transport-security") == ("max-age=31536000" if https else None)
+        assert json.loads(log.read_text().splitlines()[-1])["address"] == "127.0.0.2"
+        settings = client.get("/label/login/config")
+        assert settings.json()["root"] == f"{site}/label/login"
+        assert "evil.example" not in settings.text
+
+
+def the_rest_passes_as_it_is(site: str, direct: str) -> None:
+    """Pages, and a reply that is written bit by bit; not large bodies that no lead sends, and nothing is upgraded."""
+    with httpx.Client(base_url=site, verify=False, timeout=600) as client, httpx.Client(base_url=direct) as server:
+        for one in (client, server):
+            assert one.post("/label/api/login", json={"username": "lead", "password": PASSWORD}).status_code == 200
+        page = client.get("/label/lead/")
+        assert (page.status_code, page.headers["content-encoding"], "</html>" in page.text) == (200, "gzip", True)
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+        rows = client.get("/label/api/lead/audit.csv")
+        assert rows.text.splitlines()[0] == server.get("/label/api/lead/audit.csv").text.splitlines()[0]
+        assert len(rows.text.splitlines()) > 3
+        assert client.get("/label/lead/", headers=UPGRADE).status_code in (200, 403)
+        body = b"x" * 1_200_000
+        assert client.post("/label/api/judgments", content=body).status_code == 413
+        with httpx.Client(base_url=site, verify=False, timeout=600) as stranger:
+            upload = stranger.post("/label/api/lead/media?name=a.png", content=body)
+        assert (upload.status_code, OURS in upload.headers) == (413, True), "the server refuses it, not the proxy"
+
+
 @pytest.mark.slow
 def test_logins_and_uploads_work_behind_the_proxies_as_they_are_shipped(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite", create=True)
     for name, role in (("anna", "rater"), ("lead", "lead")):
-        add_account(store, name, role, "a long enough password")
+        add_account(store, name, role, PASSWORD)
     store.close()
-    words = ("--prefix", "/label", "--hosts", "labels.example.org")
+    log = tmp_path / "security.jsonl"
+    words = ("--prefix", "/label", "--hosts", "labels.example.org", "--security-log", str(log))
     with serving(tmp_path, [make_pair(0)], *words) as (address, _):
         upstream = int(address.rsplit(":", 1)[1])
         with behind_caddy(tmp_path, upstream) as site, httpx.Client(base_url=site, timeout=600) as client:
             upload_pairs(client)
+            a_client_sets_no_forwarded_header(site, log)
+            the_rest_passes_as_it_is(site, address)
+        with behind_caddy(tmp_path, upstream, "/label/*") as site, httpx.Client(base_url=site, timeout=600) as client:
+            assert [OURS in client.get(path).headers for path in ("/label/login/", "/login/")] == [True, False]
         with behind_nginx(tmp_path, upstream) as site, httpx.Client(base_url=site, verify=False, timeout=600) as client:
             first = client.get("/label/rate/")
             assert (first.status_code, first.headers["location"]) == (303, "/label/login/")
-            assert first.headers["strict-transport-security"] == "max-age=31536000"
-            login = {"username": "anna", "password": "a long enough password"}
+            assert OURS not in client.get("/rate/").headers, "only the path is passed on"
+            login = {"username": "anna", "password": PASSWORD}
             reply = client.post("/label/api/login", json=login, headers={"Origin": site})
             assert reply.status_code == 200
-            cookies = reply.headers.get_list("set-cookie")
-            assert all("secure" in one.lower() and "path=/label/" in one.lower() for one in cookies)
             assert client.get("/label/rate/").status_code == 200
             pair = client.get("/label/api/next").json()
             body = {"client_id": "c", "pair_id": pair["pair_id"], "answer": 1}
@@ -202,10 +265,12 @@ def test_logins_and_uploads_work_behind_the_proxies_as_they_are_shipped(tmp_path
             assert client.post("/label/api/judgments", json=body, headers={**token, "Origin": site}).status_code == 200
             foreign = {**token, "Origin": "https://evil.example"}
             assert client.post("/label/api/judgments", json=body, headers=foreign).status_code == 403
-            faked = client.get("/label/login/config", headers={"X-Forwarded-Host": "evil.example"})
-            assert "evil.example" not in faked.text
-            assert faked.json()["root"] == f"{site}/label/login"
             upload_pairs(client)
+            a_client_sets_no_forwarded_header(site, log)
+            the_rest_passes_as_it_is(site, address)
+        with behind_nginx(tmp_path, upstream, "/") as site, httpx.Client(base_url=site, verify=False) as client:
+            upload = client.post("/api/lead/media?name=a.png", content=b"x" * 1_200_000, timeout=600)
+            assert (upload.status_code, OURS in upload.headers) == (413, True)
 
 
 def test_caddy_takes_its_file() -> None:
