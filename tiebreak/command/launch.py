@@ -209,8 +209,11 @@ def _of_several(file: Path, flags: LaunchFlags) -> list[str]:
 
 
 def _device_settings(file: Path) -> dict[str, str]:
-    """accelerate's own variable for `use_cpu`, which it leaves out for several processes."""
-    return {"ACCELERATE_USE_CPU": "true"} if read_yaml(file).get("use_cpu") else {}
+    """accelerate's own variable for `use_cpu`, which it leaves out for several processes. Not for DeepSpeed's: with it,
+    accelerate trains them under DDP."""
+    values = read_yaml(file)
+    on_cpu = values.get("use_cpu") and values.get("distributed_type") != "DEEPSPEED"
+    return {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
 
 
 def _free_port(file: Path, flags: LaunchFlags) -> list[str]:

@@ -34,15 +34,25 @@ class Placement:
 
 
 def of_process() -> Placement:
-    """This process's placement."""
+    """This process's placement.
+
+    Raises:
+        ConfigError: accelerate would ignore what its file asks for.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        if on_cpu:
+            raise ConfigError(
+                "ACCELERATE_USE_CPU is set, with which accelerate trains under DDP, not under DeepSpeed: unset it; "
+                "`use_cpu: true` in the accelerate file says the same"
+            )
         file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
         stage = _zero_stage_of(Path(file)) if file not in ("", "None") else None
         named = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         return Placement(processes, f"zero{stage if stage is not None else named if named.isdigit() else 2}")
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
+        if on_cpu:
             raise ConfigError(f"distributed_type FSDP: {FSDP_ON_CPU}")
         return Placement(processes, "fsdp")
     return Placement(processes, "ddp" if processes > 1 else "none")
@@ -73,6 +83,25 @@ def global_batch_of(config: StageConfig, placement: Placement) -> int | None:
         return None
     training = config.training  # type: ignore[attr-defined] # every configuration that trains has it
     return int(training.per_device_batch_size * training.gradient_accumulation_steps * placement.processes)
+
+
+def require_placed(*, deepspeed: bool, fsdp: bool) -> None:
+    """Refuse a trainer that computes under another kind of sharding than the launch asked for, and than the run records.
+
+    Args:
+        deepspeed: whether the trainer has DeepSpeed.
+        fsdp: whether it has FSDP.
+
+    Raises:
+        ConfigError: it does.
+    """
+    placement = of_process()
+    if (placement.distributed.startswith("zero"), placement.distributed == "fsdp") != (deepspeed, fsdp):
+        found = "DeepSpeed" if deepspeed else "FSDP" if fsdp else "neither DeepSpeed nor FSDP"
+        raise ConfigError(
+            f"this stage was launched as {placement}, but its trainer uses {found}: launch it with --accelerate NAME, "
+            "or unset accelerate's variables (ACCELERATE_…) in the environment"
+        )
 
 
 def require_own_pace(what: str) -> None:

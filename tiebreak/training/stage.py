@@ -30,7 +30,7 @@ from tiebreak.process.limit import leave_in_time
 from tiebreak.process.stopping import StepStopped, Stopped, check, deferring
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import MARKER
-from tiebreak.runs.placement import require_agreement
+from tiebreak.runs.placement import require_agreement, require_placed
 from tiebreak.runs.reports import SAMPLES, Reports
 from tiebreak.runs.run import Run, read_metrics
 from tiebreak.stages import find_stage
@@ -166,6 +166,7 @@ def _train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     trainer.add_callback(EncoderWeights(trainer))
     callback = RunCallback(recorder, trainer)
     trainer.add_callback(callback)
+    require_placed(deepspeed=trainer.is_deepspeed_enabled, fsdp=trainer.is_fsdp_enabled)
     checkpoint = run.checkpoint
     if checkpoint:
         say(f"resuming from {checkpoint}")

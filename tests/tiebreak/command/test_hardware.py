@@ -11,12 +11,13 @@ import pytest
 import yaml
 from support import REPOSITORY, run_here, write_config
 
+from tiebreak.command import launch
 from tiebreak.command.cli import main
 from tiebreak.command.hardware import LaunchFlags, take_launch_flags
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import ConfigError
 from tiebreak.runs.agreement import require_same_values
-from tiebreak.runs.placement import of_process, require_agreement, require_own_pace
+from tiebreak.runs.placement import of_process, require_agreement, require_own_pace, require_placed
 from tiebreak.stages import STAGES, Stage
 
 SFT = ("sft", "--config", "configs/quickstart/sft.yaml")
@@ -162,6 +163,29 @@ def test_fsdp_on_the_cpu_is_refused_since_accelerate_would_not_shard(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     with pytest.raises(ConfigError, match="distributed_type FSDP: accelerate shards with FSDP on accelerators only"):
+        of_process()
+
+
+@pytest.mark.parametrize(("name", "variable"), [("cpu_zero1", None), ("cpu_zero3", None), ("cpu", "true")])
+def test_deepspeed_on_the_cpu_is_not_replaced_by_ddp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, variable: str | None
+) -> None:
+    """accelerate 1.15 leaves DeepSpeed out where ACCELERATE_USE_CPU is set, and takes DDP."""
+    started: dict[str, str] = {}
+    monkeypatch.setattr(launch, "run_launched", lambda _, environment: started.update(environment) or 0)
+    monkeypatch.chdir(REPOSITORY)
+    run_here(*SFT, "--output", tmp_path / "sft", "--accelerate", name, "--num_processes", "2")
+    assert started
+    assert started.get("ACCELERATE_USE_CPU") == variable
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    require_placed(deepspeed=True, fsdp=False)
+    with pytest.raises(
+        ConfigError, match=r"launched as 1 process \(zero3\), but its trainer uses neither DeepSpeed nor F"
+    ):
+        require_placed(deepspeed=False, fsdp=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ConfigError, match="ACCELERATE_USE_CPU is set, with which accelerate trains under DDP"):
         of_process()
 
 
