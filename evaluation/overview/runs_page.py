@@ -58,7 +58,7 @@ def runs_part(report: Overview, styles: Styles) -> Markup:
         search,
         parts,
         note(f"One run each, or no difference: {', '.join(quiet)}.") if quiet else None,
-        el("details", el("summary", f"{len(left)} folders left out"), el("ul", left)) if left else None,
+        el("details", el("summary", f"Folders left out: {len(left)}"), el("ul", left)) if left else None,
     )
 
 

@@ -15,7 +15,7 @@ function threadOf(thread, withLink) {
     }
   });
   return make('article', { class: 'thread' },
-    withLink ? make('p', { class: 'about note', dir: 'auto' }, thread.prompt, ' ', make('button', { type: 'button', class: 'plain', 'data-thread-item': thread.item_id }, words['notes.open'])) : null,
+    withLink ? make('p', { class: 'about note' }, make('bdi', {}, thread.prompt), ' ', make('button', { type: 'button', class: 'plain', 'data-thread-item': thread.item_id }, words['notes.open'])) : null,
     ...thread.notes.map((note) => make('p', { class: note.by_rater ? 'theirs' : 'mine' },
       make('span', { class: 'who' }, say('notes.by', { name: nameOf(note.by_id), at: new Date(note.at_ms).toLocaleString(words.language, { dateStyle: 'short', timeStyle: 'short' }) })),
       make('span', { dir: 'auto' }, note.text))),

@@ -164,7 +164,10 @@ function answerFlags() {
 
 // --- fields that grow with their text
 
+const LONG = 60; // characters: a longer text gets a line of its own, instead of a high and narrow field
+
 function grow(field) {
+  field.parentElement.classList.toggle('long', field.value.length > LONG);
   field.style.height = 'auto';
   if (field.value) field.style.height = `${field.scrollHeight + 2}px`;
 }

@@ -4,6 +4,7 @@ const REFRESH_MS = 20000;
 const MEASURING_MS = 2000;
 const OLD_SECONDS = 90; // figures older than this show their age
 const MOST_COUNTED = 500; // open disagreements
+const MOST_IDLE_DAYS = 30; // on the chart, after the last judgment
 const MOST_IN_MATRIX = 12; // raters; with more, the lowest κ are listed
 
 const plain = (value) => value.toFixed(3).replace('-', '−');
@@ -53,7 +54,7 @@ function showExport(since, judged) {
 // Cumulative judgments by day, and a dashed line to the day when all will be in at last week's mean pace.
 function showProgress(byDay, judged, wanted) {
   const days = fillDays(Object.entries(byDay));
-  const week = days.slice(-7);
+  const week = days.slice(-7); // with days without any judgment, such as those since the last one
   const pace = week.reduce((sum, [, n]) => sum + n, 0) / Math.max(1, week.length);
   const togo = Math.max(0, wanted - judged);
   const ahead = pace ? Math.ceil(togo / pace) : 0;
@@ -62,17 +63,19 @@ function showProgress(byDay, judged, wanted) {
   else if (!togo) note.textContent = words['lead.finished'];
   else {
     const date = new Date(Date.now() + ahead * 86400000).toLocaleDateString(words.language, { day: 'numeric', month: 'long', year: 'numeric', timeZone: 'UTC' });
-    note.textContent = pace ? say('lead.forecast', { pace: whole(Math.round(pace)), date }) : '';
+    note.textContent = pace ? say('lead.forecast', { pace: pace < 1 ? pace.toFixed(1) : whole(Math.round(pace)), date }) : words['lead.idle'];
   }
   find('.chart').replaceChildren(...(days.length ? [progressChart(days, wanted, ahead)] : []));
 }
 
-// [day, n] for every day from the first to the last; 0 for days without judgments.
+// [day, n] for every UTC day from the first judgment to today, but at most a month from the last one; 0 for days without any.
 function fillDays(entries) {
   if (!entries.length) return [];
   const counts = Object.fromEntries(entries);
   const filled = [];
-  for (let at = Date.parse(entries[0][0]); at <= Date.parse(entries[entries.length - 1][0]); at += 86400000) {
+  const last = Date.parse(entries[entries.length - 1][0]);
+  const end = Math.max(last, Math.min(Date.now(), last + MOST_IDLE_DAYS * DAY_MS));
+  for (let at = Date.parse(entries[0][0]); at <= end; at += DAY_MS) {
     const day = new Date(at).toISOString().slice(0, 10);
     filled.push([day, counts[day] || 0]);
   }

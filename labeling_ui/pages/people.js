@@ -83,7 +83,9 @@ async function showPay(form) {
 function breaksOf(days) {
   const count = days.reduce((total, day) => total + day.breaks, 0);
   const minutes = days.reduce((total, day) => total + day.break_seconds, 0) / 60;
-  return count ? `${whole(count)} · ${say('time.minutes', { minutes: whole(Math.round(minutes)) })}` : '–';
+  const rounded = Math.round(minutes);
+  const long = rounded < 60 ? say('time.minutes', { minutes: rounded }) : say('time.hours', { hours: whole(Math.floor(rounded / 60)), minutes: rounded % 60 });
+  return count ? `${whole(count)} · ${long}` : '–';
 }
 
 desk.addEventListener('submit', (event) => {

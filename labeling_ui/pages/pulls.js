@@ -15,13 +15,13 @@ function pullReport(one) {
     one.pairs ? make('p', {}, counted) : '',
     one.rows.length ? make('div', { class: 'scroll', tabindex: '0', role: 'group', 'aria-label': words.pulls }, table) : '',
     one.raters.length ? make('h3', {}, words['pulls.by']) : '',
-    ...one.raters.map((rater) => interval(nameOf(rater.rater), rater, percent)));
+    ...[...one.raters].sort((a, b) => b.value - a.value || b.n - a.n).map((rater) => interval(nameOf(rater.rater), rater, percent)));
 }
 
 function pullRow({ item_id: id, prompt, pull, raters }) {
-  const open = make('button', { type: 'button', class: 'link', 'data-pulled': id, title: say('pulls.open', { id }) }, prompt || id);
+  const open = make('button', { type: 'button', class: 'link', dir: 'auto', 'data-pulled': id, title: say('pulls.open', { id }) }, prompt || id);
   return make('tr', {},
-    make('th', { scope: 'row', dir: 'auto' }, open),
+    make('th', { scope: 'row' }, open),
     make('td', {}, pull.toFixed(1).replace('-', '−')),
     make('td', {}, raters.map(nameOf).join(', ')));
 }

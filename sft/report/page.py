@@ -168,7 +168,7 @@ def _kept(report: Report) -> Markup:
     lengths = [
         el(
             "tr",
-            el("th", name.removesuffix("_tokens"), scope="row"),
+            el("th", name.removesuffix("_tokens"), scope="row", data_name="Length in tokens:"),
             [cell(quantile, number(values[quantile]), cls="n") for quantile in ("min", "median", "p95", "max")],
         )
         for name, values in report["lengths"].items()

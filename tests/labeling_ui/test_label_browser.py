@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
+from time import gmtime, monotonic, sleep, strftime, time
 from typing import Any
 
 import pytest
@@ -1255,6 +1255,17 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
             press(page, "Enter")
         page.wait_for_selector(f"[data-rater='{rater_id}']:not([data-disabled={off}]):focus")
         assert [one.disabled for one in site.store.raters() if one.id == rater_id] == [off == "true"]
+    long_ago = strftime("%Y-%m-%d", gmtime(time() - 10 * 86400))
+    idle = {**site.store.status(), "by_day": {long_ago: judged}, "judgments_wanted": judged + 70}
+    page.route("**/api/lead/status", lambda route: route.fulfill(json=idle))
+    for _ in range(2):
+        press(page, "Enter")
+    page.wait_for_selector(f"[data-rater='{rater_id}'][data-disabled=false]:focus")  # then the page is refreshed
+    page.wait_for_function("document.querySelector('.forecast').textContent === 'No judgment in the last seven days.'")
+    assert page.locator(".panel:has(.forecast) .column").count() == 11, "the days since the last judgment are days too"
+    page.unroute("**/api/lead/status")
+    press(page, "Enter")
+    page.wait_for_selector(f"[data-rater='{rater_id}'][data-disabled=true]:focus")
     page.click("[data-invite=rater]")
     page.wait_for_selector(".invitation input:visible")
     link = page.input_value(".invitation input")

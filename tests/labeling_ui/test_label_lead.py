@@ -335,7 +335,7 @@ def test_a_lead_finds_a_bad_raters_work_and_has_it_done_again(site: Site) -> Non
     page.click("[data-form=upload] button")
     page.wait_for_selector(".looked .sample")
     page.click("[data-upload]")
-    page.wait_for_selector(".looked >> text=1 pairs added")
+    page.wait_for_selector(".looked >> text=Pairs added: 1")
     assert len(site.store.pairs_in_batch(AGAIN)) == 1
     page.click("button[data-view=items]")
     page.wait_for_function("document.querySelectorAll('.found button').length === 9")

@@ -131,7 +131,7 @@ def _labels(rounds: Sequence[Row]) -> Markup | None:
     rows = [
         el(
             "tr",
-            el("th", number(one["round"]), scope="row"),
+            el("th", number(one["round"]), scope="row", data_name="Round"),
             cell("Labels", number(one["labels"]), cls="n"),
             cell(
                 "By arm", ", ".join(f"{number(n)} {name.replace('_', ' ')}" for name, n in one["arms"].items()) or "–"
@@ -162,7 +162,7 @@ def _policies(trained: Sequence[Row], judge_cycles: int) -> Markup | None:
     rows = [
         el(
             "tr",
-            el("th", number(one["round"]), scope="row"),
+            el("th", number(one["round"]), scope="row", data_name="Round"),
             _share("Over the start", one["over_start"], _START),
             _share("Over the previous", one["over_previous"], _START),
             figure("KL", one["kl"], one_digit),
