@@ -21,9 +21,11 @@ function duelRow(duel, several) {
 
 function showJudges() {
   const judges = measured.judges || [];
-  find('.judges').hidden = !judges.length;
+  const awaited = !measured.judges && [measured.kind, ...Object.keys(measured.other_kinds || {})].includes('model');
+  find('.judges').hidden = !judges.length && !awaited;
   const people = judges.length && measured.kind !== 'model' && measured.percent_with_ties && measured.percent_with_ties.value !== null ? [peopleRow()] : [];
-  refill(find('.judges tbody'), ...people, ...judges.map(judgeRow));
+  const computing = make('tr', {}, make('td', { class: 'note', colspan: 8 }, words['lead.measuring']));
+  refill(find('.judges tbody'), ...people, ...(awaited ? [computing] : judges.map(judgeRow)));
 }
 
 function peopleRow() {

@@ -62,7 +62,7 @@ function showProgress(byDay, judged, wanted) {
   if (!days.length) note.textContent = words['lead.novotes'];
   else if (!togo) note.textContent = words['lead.finished'];
   else {
-    const date = new Date(Date.now() + ahead * 86400000).toLocaleDateString(words.language, { day: 'numeric', month: 'long', year: 'numeric', timeZone: 'UTC' });
+    const date = new Date(Date.now() + ahead * DAY_MS).toLocaleDateString(words.language, { day: 'numeric', month: 'long', year: 'numeric', timeZone: 'UTC' });
     note.textContent = pace ? say('lead.forecast', { pace: pace < 1 ? pace.toFixed(1) : whole(Math.round(pace)), date }) : words['lead.idle'];
   }
   find('.chart').replaceChildren(...(days.length ? [progressChart(days, wanted, ahead)] : []));
@@ -221,8 +221,8 @@ const COLUMNS = {
   gold: shareColumn((row) => row.gold),
   agrees: shareColumn((row) => row.agrees),
   self: shareColumn((row) => row.self_consistency),
-  dawid_skene: shareColumn((row) => row.dawid_skene),
-  bradley_terry: shareColumn((row) => row.bradley_terry),
+  dawid_skene: estimateColumn('dawid_skene'),
+  bradley_terry: estimateColumn('bradley_terry'),
   left: shareColumn((row) => row.left_side),
   longer: shareColumn((row) => row.longer_side),
   seconds: { by: (row) => row.median_seconds, show: (row) => [row.median_seconds ?? '–', row.speed.hasty ? say('lead.hasty', { share: `${Math.round(100 * row.speed.hasty)}%` }) : ''] },
@@ -239,6 +239,12 @@ function shareColumn(of) {
     return [percent(figure.value), `${edges}n ${whole(figure.n)}${p}`];
   };
   return { by: (row) => of(row)?.value ?? null, show };
+}
+
+// A share that a reliability model estimates: computed after the others.
+function estimateColumn(model) {
+  const { by, show } = shareColumn((row) => row[model]);
+  return { by, show: (row) => (measured.measuring && !measured.reliability ? ['–', words['lead.measuring']] : show(row)) };
 }
 
 function describeRater(rater) {

@@ -1256,14 +1256,22 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
         page.wait_for_selector(f"[data-rater='{rater_id}']:not([data-disabled={off}]):focus")
         assert [one.disabled for one in site.store.raters() if one.id == rater_id] == [off == "true"]
     long_ago = strftime("%Y-%m-%d", gmtime(time() - 10 * 86400))
-    idle = {**site.store.status(), "by_day": {long_ago: judged}, "judgments_wanted": judged + 70}
+    status = page.evaluate("fetch('/api/lead/status').then((reply) => reply.json())")
+    idle = {**status, "by_day": {long_ago: judged}, "judgments_wanted": judged + 70}
     page.route("**/api/lead/status", lambda route: route.fulfill(json=idle))
+    early = {**measured, "judges": None, "reliability": None, "measuring": True}
+    early["other_kinds"] = {"model": {"raters": []}}
+    page.route("**/api/lead/agreement", lambda route: route.fulfill(json=early))
     for _ in range(2):
         press(page, "Enter")
     page.wait_for_selector(f"[data-rater='{rater_id}'][data-disabled=false]:focus")  # then the page is refreshed
     page.wait_for_function("document.querySelector('.forecast').textContent === 'No judgment in the last seven days.'")
     assert page.locator(".panel:has(.forecast) .column").count() == 11, "the days since the last judgment are days too"
+    page.wait_for_function("document.querySelectorAll('.judges:not([hidden]) tbody td').length === 1")
+    estimates = page.locator(".raters tbody tr:not(:has([colspan])) >> text=Computing")
+    assert estimates.count() == 2 * len(measured["raters"]), "two models' estimates of each rater are awaited"
     page.unroute("**/api/lead/status")
+    page.unroute("**/api/lead/agreement")
     press(page, "Enter")
     page.wait_for_selector(f"[data-rater='{rater_id}'][data-disabled=true]:focus")
     page.click("[data-invite=rater]")
