@@ -1224,6 +1224,9 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
 # --- leads ---
 
 
+OURS = {"X-Tiebreak": "1"}  # a page takes no reply without it
+
+
 def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> None:
     for rater, key in (("for", 3), ("against", -3)):
         rater_id = add_account(site.store, rater, "rater", PASSWORD).id
@@ -1258,10 +1261,10 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     long_ago = strftime("%Y-%m-%d", gmtime(time() - 10 * 86400))
     status = page.evaluate("fetch('/api/lead/status').then((reply) => reply.json())")
     idle = {**status, "by_day": {long_ago: judged}, "judgments_wanted": judged + 70}
-    page.route("**/api/lead/status", lambda route: route.fulfill(json=idle))
+    page.route("**/api/lead/status", lambda route: route.fulfill(json=idle, headers=OURS))
     early = {**measured, "judges": None, "reliability": None, "measuring": True}
     early["other_kinds"] = {"model": {"raters": []}}
-    page.route("**/api/lead/agreement", lambda route: route.fulfill(json=early))
+    page.route("**/api/lead/agreement", lambda route: route.fulfill(json=early, headers=OURS))
     for _ in range(2):
         press(page, "Enter")
     page.wait_for_selector(f"[data-rater='{rater_id}'][data-disabled=false]:focus")  # then the page is refreshed
