@@ -212,7 +212,7 @@ function goToMissing(vote) {
   if ((reasons === 'always' || (reasons === 'strong' && Math.abs(vote.answer || 0) === 3)) && !reason.value.trim()) {
     unfold(true);
     reason.focus();
-    return words['required.reason'];
+    return vote.answer === undefined ? words['required.reason'] : say('required.reason.for', { vote: words[`scale.${vote.answer}`] });
   }
   return '';
 }

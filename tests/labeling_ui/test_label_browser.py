@@ -1243,6 +1243,7 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     judged = sum(site.store.status()["judgments"].values())
     assert page.inner_text(".tiles .tile:first-child strong").startswith(f"{judged} of ")
     assert page.is_visible(".chart svg")
+    page.wait_for_selector(".figures .figure")  # computed by another process
     measured = json.loads(page.evaluate("fetch('/api/lead/agreement').then((reply) => reply.text())"))
     assert f"{measured['krippendorff_alpha']['nominal']['value']:.3f}".replace("-", "−") in page.inner_text(".figures")
     assert "InstructGPT" in page.inner_text(".published")

@@ -237,6 +237,7 @@ def by_keys(page: Any, served: ServedPage) -> None:
     assert "more correct" in page.inner_text(".banner")
     page.keyboard.press("2")  # answers it; now for the reason
     page.wait_for_selector("[name=rationale]:focus")
+    assert "“B is much better”" in page.inner_text(".banner"), "which vote waits"
     page.keyboard.type("Line one")
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("line two")
