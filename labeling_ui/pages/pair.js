@@ -119,7 +119,12 @@ function unfold(open) {
 
 // --- the bar and the reasons of a skip
 
-const reasonNeeded = () => ({ always: 'reason.always', strong: 'reason.strong' }[props.value.reasons] || 'reason');
+// What the field for a reason says; only a pair can be "much better".
+function reasonNeeded() {
+  const { reasons } = props.value;
+  if (reasons === 'always') return 'reason.always';
+  return reasons === 'strong' && current && !isSingle() && !ranks() ? 'reason.strong' : 'reason';
+}
 
 function layOutDock() {
   find('.reason').hidden = !props.value.reason;

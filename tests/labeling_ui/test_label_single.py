@@ -385,7 +385,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = folder / "label.yaml"
     config.write_text(
-        yaml.safe_dump({"output": "x", "answers": str(folder / "rows.jsonl"), "classes": ["law", "<b>medicine</b>"]})
+        yaml.safe_dump(
+            {
+                "output": "x",
+                "answers": str(folder / "rows.jsonl"),
+                "classes": ["law", "<b>medicine</b>"],
+                "reasons": "strong",
+            }
+        )
     )
     with serving(folder, [make_pair(0)], "--config", str(config), "--repeat-share", "0") as (address, _):
         yield address, folder
@@ -420,8 +427,10 @@ def test_raters_answer_by_number_edit_reject_and_undo(
 
         wait_for("pair", "question 0")
         assert page.locator(".values").is_hidden()
-        press("1")
+        assert "much better" in page.get_attribute("[name=rationale]", "placeholder")
+        press("2")
         wait_for("rate", "q0")
+        assert page.get_attribute("[name=rationale]", "placeholder") == "Reason (optional)"
         assert page.inner_text(".title") == "How good is this answer?"
         assert page.locator(".answer").count() == 1
         assert page.locator(".scale").is_hidden()
