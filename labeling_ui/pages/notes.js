@@ -55,7 +55,7 @@ function noteThreads(threads) {
   if (!threads.length) return [];
   markSeen(threads);
   return [make('h3', {}, words['note.threads']), ...threads.map((thread) => make('section', { class: 'thread' },
-    make('p', { class: 'about note', dir: 'auto' }, thread.prompt), ...thread.notes.map(noteRow),
+    make('p', { class: 'about note' }, make('bdi', {}, thread.prompt)), ...thread.notes.map(noteRow),
     make('button', { type: 'button', class: 'plain', 'data-note': thread.item_id, 'data-about': thread.prompt }, words['note.reply'])))];
 }
 

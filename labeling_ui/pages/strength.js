@@ -17,7 +17,7 @@ function showStrength(input, ask) {
     const { score, refusal } = await ask(password).catch(() => ({}));
     if (score === undefined || input.value !== password) return;
     meter.value = score;
-    said.textContent = refusal || words[`strength.${score}`];
+    said.textContent = refusal ? refusal[0].toUpperCase() + refusal.slice(1) : words[`strength.${score}`];
     shown.hidden = false;
   }
   return shown;

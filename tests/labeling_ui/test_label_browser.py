@@ -729,6 +729,7 @@ def test_code_is_copied_and_a_password_changed_on_the_page(site: Site) -> None:
     page.fill("[name=current]", PASSWORD)
     page.fill("[name=new]", "password1234")
     page.wait_for_selector(".account + .strength >> text=too easy to guess")
+    assert page.inner_text(".account + .strength output")[0].isupper()
     page.fill("[name=new]", "another long password")
     page.wait_for_selector(".account + .strength >> text=Hard to guess")
     assert page.evaluate("document.querySelector('.strength meter').value") == 4
