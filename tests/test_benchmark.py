@@ -209,7 +209,7 @@ def test_a_server_is_killed_only_after_it_has_acknowledged_a_judgment(
         await asyncio.gather(labeling.kill_now_and_then(load, tmp_path, living, 1, 3), acknowledge())
 
     monkeypatch.setattr(labeling, "start_server", start)
-    monkeypatch.setattr(labeling.random, "uniform", lambda *_: 0.0)
+    monkeypatch.setattr("random.uniform", lambda *_: 0.0)
     living.append(start())
     try:
         asyncio.run(both())

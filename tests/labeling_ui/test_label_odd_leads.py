@@ -225,10 +225,9 @@ def test_an_hour_is_paid_once_whatever_was_open_or_changed_in_it(campaign: Campa
         return held
 
     def judge(rater: str, pair: str, seconds: float, *, idle: float = 0.0) -> str:
-        spent = {"seconds_active": seconds, "seconds_idle": idle}
-        about = {"value": 3} if pair.startswith("answer") else {"answer": 1}
-        client_id = f"{rater} {pair} {clock.now}"
-        return store.submit(rater, Submission(client_id=client_id, pair_id=pair, **about, **spent)).judgment_id
+        about: dict[str, Any] = {"client_id": f"{rater} {pair} {clock.now}", "pair_id": pair, "seconds_active": seconds}
+        about |= {"value": 3} if pair.startswith("answer") else {"answer": 1}
+        return store.submit(rater, Submission.model_validate(about | {"seconds_idle": idle})).judgment_id
 
     began = clock.now
     first, second, third = claim("r0", 3)

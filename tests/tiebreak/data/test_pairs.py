@@ -198,13 +198,16 @@ def test_a_split_that_is_none_is_refused_by_its_row(label: bool, tmp_path: Path)
     names = ["dev", "held-out", "", None, "test_prefs"]
     answers = {"response": "good", "task": "review"} if label else {"response_a": "good", "response_b": "bad"}
     rows = [{"prompt": f"q{n}", **answers, "split": name} for n, name in enumerate(names)]
-    read: Callable[[str], Sequence[Pair]] = read_single_answers if label else read_pairs  # type: ignore[assignment]
+
+    def read(name: str, rows: list[dict[str, Any]]) -> Sequence[Pair]:
+        file = str(write_rows(tmp_path / name, rows))
+        return read_single_answers(file) if label else read_pairs(file)
+
     with pytest.raises(DataError) as caught:
-        read(str(write_rows(tmp_path / "rows.jsonl", rows)))
+        read("rows.jsonl", rows)
     (line,) = caught.value.faults
     assert "rows.jsonl:2: split: 'held-out' is not a split's name: write train, validation or test, or nothing" in line
-    del rows[1]
-    splits = [pair.split for pair in read(str(write_rows(tmp_path / "right.jsonl", rows)))]
+    splits = [pair.split for pair in read("right.jsonl", [rows[0], *rows[2:]])]
     assert splits == ["validation", "train", "train", "test"]
 
 
