@@ -200,7 +200,10 @@ def test_a_store_of_before_finds_its_disagreements(tmp_path: Path) -> None:
     with store.engine.begin() as connection:
         connection.execute(sa.update(ITEMS).values(disputed=0))
         connection.execute(sa.delete(SCHEMA_MIGRATIONS).where(SCHEMA_MIGRATIONS.c.number >= 24))
-        for index in ("events_pairs_added", "items_disputed_in_order", "items_untouched", "items_ids"):
+        for index in (
+            "events_pairs_added", "items_disputed_in_order", "items_untouched", "items_ids",
+            "items_of_batch", "items_unfinished", "events_of_people", "events_of_answers",
+        ):  # fmt: skip
             connection.exec_driver_sql(f"DROP INDEX {index}")
     assert [fault.partition(":")[0] for fault in verify(store).faults] == [f"item answer-{n}" for n in (0, 1, 2, 3)]
     store.close()
