@@ -23,8 +23,9 @@ from tiebreak.models.adapters.peft_files import (
     require_mergeable,
 )
 from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
+from tiebreak.models.headers import require_fitting, require_floating
 from tiebreak.models.precision import WeightFormat
-from tiebreak.models.quantized import require_plain_weights
+from tiebreak.models.quantized import is_quantised, require_plain_weights
 from tiebreak.runs import checkpoints
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import MANIFEST, RUN_FILE, read_manifest, read_run_file
@@ -163,6 +164,7 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool, merges: 
             f"{path} is an adapter on {base}, which is not available ({error}). Put it back; where it lies elsewhere, link "
             f"it (ln -s PLACE {base}){'' if made_here else f', or set base_model_name_or_path in {PEFT_FILE}'}"
         ) from error
+    require_fitting(path / ADAPTER_FILE, base_path, base)
     identity = hash_text(hash_file(path / ADAPTER_FILE) + hash_file(path / PEFT_FILE))[:24]
     stated = _format_of(copied.get("adapter") or config.get("adapter") or {})
     if copied.get("quantized") and stated["quantize"] == "none":
@@ -306,7 +308,10 @@ def _require_safetensors(path: Path, name: str) -> None:
 
 def _require_plain_weights(path: Path, name: str) -> None:
     with suppress(HandoffError):  # of a broken file, which loading reports
-        require_plain_weights(_read_json(path / "config.json"), name)
+        config = _read_json(path / "config.json")
+        require_plain_weights(config, name)
+        if not is_quantised(config):
+            require_floating(path, name)
 
 
 def base_sha256(path: Path) -> str:

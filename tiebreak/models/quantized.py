@@ -10,6 +10,18 @@ from tiebreak.errors import ModelError
 _DEQUANTISED_BY = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}
 
 
+def is_quantised(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json says that its weights are quantised."""
+    return bool(_held(config))
+
+
+def _held(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    held: Mapping[str, Any] = (
+        config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config") or {}
+    )
+    return held
+
+
 def require_plain_weights(config: Mapping[str, Any], name: str) -> None:
     """Refuse weights that another program has quantised, but for bitsandbytes, whose layers take adapters.
 
@@ -19,7 +31,7 @@ def require_plain_weights(config: Mapping[str, Any], name: str) -> None:
     Raises:
         ModelError: names the format.
     """
-    held = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config") or {}
+    held = _held(config)
     method = str(held.get("quant_method") or "bitsandbytes")
     if method == "bitsandbytes":
         return

@@ -15,7 +15,7 @@ import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, HRAConfig, LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import TINY_TRAINING, run_here, write_config
 from transformers import AutoModelForCausalLM
 
@@ -281,7 +281,9 @@ def change(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_an_adapter_that_does_not_fit_its_base_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_fit_its_base_is_refused(
+    made: dict[str, Path], tiny_model: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(made["plain"], tmp_path / "adapter"))
     change(folder, target_modules=[*LINEAR, "k_proj"])
     with pytest.raises(HandoffError, match=r"has no weights in LlamaForCausalLM for .*k_proj"):
@@ -292,6 +294,13 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(made: dict[str, Path],
     change(folder, target_modules=LINEAR, r=2)
     with pytest.raises(HandoffError, match="does not fit LlamaForCausalLM, its base"):
         load_frozen_policy(find_model(str(folder)), TRAINING)
+    wide = Path(shutil.copytree(tiny_model, tmp_path / "wide"))
+    save_file({f"model.layers.0.self_attn.{LINEAR[0]}.weight": torch.zeros(96, 96)}, wide / "model.safetensors")
+    change(folder, base_model_name_or_path=str(wide))
+    with pytest.raises(
+        HandoffError, match=r"an adapter on another base than .*wide: its lora_A of .* 64, and .* 96 × 96"
+    ):
+        find_model(str(folder))
     change(folder, base_model_name_or_path=str(tmp_path / "gone"))
     with pytest.raises(ModelError, match=r"is an adapter on .*gone, which is not available"):
         find_model(str(folder))

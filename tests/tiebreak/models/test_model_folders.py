@@ -223,6 +223,23 @@ def test_weights_that_were_quantised_elsewhere_are_refused(
     assert advice in str(refused.value)
 
 
+@pytest.mark.parametrize("stored", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_floating_numbers_are_refused(
+    tiny_model: Path, tmp_path: Path, stored: torch.dtype
+) -> None:
+    """transformers casts them without their scales, and the model would train from noise."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**weights, name: weights[name].to(stored)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{name} is stored as .*: give the model in 16 or 32 bits"):
+        find_model(str(folder))
+    mask = {"model.layers.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool)}  # as old GPT-2 files have
+    save_file({**weights, **mask}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert find_model(str(folder)).base_path == folder
+
+
 def test_weights_in_bitsandbytes_format_are_not_refused(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
