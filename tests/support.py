@@ -81,7 +81,11 @@ def run_here(*words: str | Path) -> tuple[int, str]:
     return 0, stderr.getvalue()
 
 
-DEEPSPEED = {"zero2": "configs/accelerate/cpu_zero2.yaml", "zero3": "tests/sharded/cpu_zero3.yaml"}
+DEEPSPEED = {
+    "zero2": "configs/accelerate/cpu_zero2.yaml",
+    "zero3": "tests/sharded/cpu_zero3.yaml",
+    "zero3_sharded_load": "tests/sharded/cpu_zero3_sharded_load.yaml",
+}
 
 
 def on_two_processes(launcher: str, script: str, *words: str | Path) -> None:

@@ -32,11 +32,19 @@ from tiebreak.models.adapters.targets import require_frozen_head
 from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, attach
 from tiebreak.models.find import ModelKind, ModelSource, format_of, is_quantized
 from tiebreak.models.full import size_of, train_whole
-from tiebreak.models.precision import WeightFormat, hold_in_float32, quantization, resolve_precision
+from tiebreak.models.precision import (
+    WeightFormat,
+    hold_in_float32,
+    quantization,
+    require_bitsandbytes,
+    resolve_precision,
+)
 from tiebreak.models.probe import verify_probe
+from tiebreak.models.sharded import shard
 from tiebreak.models.tokenizers import load_error, load_tokenizer
 from tiebreak.models.weights import require_whole
 from tiebreak.packed.products import use_products
+from tiebreak.runs.placement import loads_in_shards
 from tiebreak.terminal import say
 from tiebreak.upstream import keep_quantized_weights
 
@@ -55,8 +63,8 @@ def load_base(
 
     A finished reward model has as many members as it was trained with, whatever `members` says.
 
-    Under ZeRO-3 this must be called before the training arguments are made: the model is loaded whole and DeepSpeed
-    shards it when training starts, which keeps adapters that are copied or saved here whole as well.
+    Under ZeRO-3 this must be called before the training arguments are made: the model is loaded whole, and sharded
+    afterwards, by DeepSpeed when training starts or by `tiebreak.models.sharded`, so its adapters stay whole until then.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -132,6 +140,8 @@ def load_policy(
     torch.manual_seed(training.seed)
     if source.is_whole and weights is None:
         verify_probe(base, source.base_path)
+    if loads_in_shards():
+        shard(base)
     wanted = adapter_of(source, adapter)
     if wanted.method == "full":
         return train_whole(base.float(), wanted)  # an update is often smaller than bfloat16 resolves
@@ -225,6 +235,8 @@ def load_reward_model(
     torch.manual_seed(training.seed)
     hidden = base.config.get_text_config().hidden_size
     nn.init.normal_(base.score.weight, std=(hidden + 1) ** -0.5)
+    if loads_in_shards():
+        shard(base, whole=[base.score])
     if weights is not None:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     wanted = adapter_of(source, adapter)
@@ -282,7 +294,7 @@ def require_possible(
 
     Raises:
         ConfigError: says what can.
-        MachineError: what needs a GPU, on a machine without one.
+        MachineError: what needs a GPU, or bitsandbytes, on a machine without.
     """
     adapter = adapter_of(source, asked)
     if METHODS[adapter.method].virtual and algorithm in ("ppo", "rloo", "grpo"):
@@ -303,11 +315,7 @@ def require_possible(
     whole = list(adapter.modules_to_save) if source.folder is None else []
     if fault := fault_of_whole(whole, below_score=algorithm == "reward"):
         raise ConfigError(f"adapter.modules_to_save: {whole}, {fault}; leave them out, or train them with method: full")
-    if training.optimizer.startswith("paged") and not torch.cuda.is_available():
-        plain = training.optimizer.removeprefix("paged_")
-        raise MachineError(
-            f"training.optimizer: {training.optimizer} moves its moments off a GPU, and this machine has none: use {plain}"
-        )
+    _require_machine(adapter, training)
     if source.folder is None and adapter.init in FROM_WEIGHTS and training.weight_decay:
         raise ConfigError(
             f"training.weight_decay: it would also shrink the half of the adapter that holds its start (adapter.init: "
@@ -320,6 +328,19 @@ def require_possible(
             f"adapter.method: {source.name} has an adapter of its own, {saved_adapter(source).method}, which this stage "
             f"continues, and the configuration asks for {asked.method}. Set `adapter: null`, or adapter.start: merge"
         )
+
+
+def _require_machine(adapter: AdapterConfig, training: OptimizerConfig) -> None:
+    optimizer = training.optimizer
+    if optimizer.startswith("paged") and not torch.cuda.is_available():
+        plain = optimizer.removeprefix("paged_")
+        raise MachineError(
+            f"training.optimizer: {optimizer} moves its moments off a GPU, and this machine has none: use {plain}"
+        )
+    if optimizer.startswith("paged") or optimizer.endswith("8bit"):
+        require_bitsandbytes(f"training.optimizer: {optimizer}")
+    if adapter.quantize != "none":
+        require_bitsandbytes(f"adapter.quantize: {adapter.quantize}")
 
 
 def _require_stackable(source: ModelSource, asked: AdapterConfig, training: OptimizerConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,9 +45,14 @@ class WeightFormat:
 
 
 def quantization(weights: WeightFormat, dtype: torch.dtype) -> Any:
-    """transformers' configuration of a format; products are computed in `dtype`."""
+    """transformers' configuration of a format; products are computed in `dtype`.
+
+    Raises:
+        MachineError: bitsandbytes is not installed.
+    """
     from transformers import BitsAndBytesConfig
 
+    require_bitsandbytes(f"base weights in {weights.name}")
     heads = ["lm_head", "score"]
     if weights.name == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
@@ -67,6 +73,19 @@ def format_held(model: nn.Module) -> WeightFormat | None:
         return None
     held: Any = model.config.quantization_config
     return WeightFormat(held.bnb_4bit_quant_type, held.bnb_4bit_use_double_quant)
+
+
+def require_bitsandbytes(what: str) -> None:
+    """Refuse what bitsandbytes computes where it is not installed; Tiebreak brings it on Linux alone.
+
+    Args:
+        what: what needs it, for the message.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MachineError(f"{what}: this needs bitsandbytes, which is not installed: pip install bitsandbytes")
 
 
 # --- modules that train whole in a model of 16 bits

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tiebreak.packed.parts import layers_of
 from tiebreak.packed.products import affine, product
-from tiebreak.packed.sharding import gathered
+from tiebreak.packed.sharding import gathered, gathers_by_module
 from tiebreak.upstream import replace_forward
 
 CHUNK_TOKENS = 256
@@ -257,7 +257,7 @@ def _scale_of(text: Any) -> float:
 def _is_own(model: nn.Module, head: Head) -> bool:
     """Whether a head agrees with the model's own code, on small and large numbers."""
     weight = model.get_output_embeddings().weight
-    if weight.is_meta or hasattr(weight, "ds_id"):  # sharded: assumed; trained models were tested before
+    if weight.is_meta or (hasattr(weight, "ds_id") and not gathers_by_module(model)):  # assumed: it was tested before
         return True
     for hidden in _some_states(model):
         ours, theirs = head.logits(hidden).float(), own_logits(model, hidden).float()
@@ -270,7 +270,7 @@ def _is_own(model: nn.Module, head: Head) -> bool:
 def _some_states(model: nn.Module) -> list[Tensor]:
     """Hidden states, shape (3, hidden), small and large, without a generator: small ones do not show a cap."""
     weight = model.get_output_embeddings().weight
-    size = weight.shape[-1]
+    size = getattr(weight, "ds_shape", weight.shape)[-1]  # of the whole weight, where ZeRO-3 has sharded it
     steps = torch.arange(3 * size, device=weight.device, dtype=torch.float32).view(3, size)
     return [(magnitude * torch.sin(steps)).to(weight.dtype) for magnitude in (1.0, 30.0)]
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from tiebreak.upstream import without_engine_hooks
 
+GATHERS = "_tiebreak_gathers"
+"""attribute of a model whose modules gather their own weights when they are called (`tiebreak.models.sharded`): the handles
+of its hooks"""
 _apart: ContextVar[bool] = ContextVar("apart", default=False)
 """whether this process calls modules without the others"""
 
@@ -83,6 +86,15 @@ def most_of_all(model: nn.Module, calls: int, device: torch.device) -> int:
     most = torch.tensor(calls, device=device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     return int(most)
+
+
+def gathers_by_module(model: nn.Module) -> bool:
+    """Whether a model sharded as it loaded can be called though DeepSpeed's engine is not built yet.
+
+    Args:
+        model: without PEFT's wrapper.
+    """
+    return GATHERS in model.__dict__
 
 
 def are_sharded(parameters: Sequence[nn.Parameter]) -> bool:

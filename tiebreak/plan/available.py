@@ -10,7 +10,7 @@ import torch
 
 from tiebreak.plan.devices import CONTEXT, Device, find_device, machine_memory
 from tiebreak.plan.hardware import Hardware
-from tiebreak.runs.placement import of_process
+from tiebreak.runs.placement import loads_in_shards, of_process
 
 
 def this_hardware() -> Hardware:
@@ -20,7 +20,14 @@ def this_hardware() -> Hardware:
         os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") not in ("", "none", "None")
         for what in ("PARAM", "OPTIMIZER")
     ]
-    return Hardware(this_device(), placement.processes, placement.distributed, offloads[0], offloads[1])
+    return Hardware(
+        this_device(),
+        placement.processes,
+        placement.distributed,
+        offloads[0],
+        offloads[1],
+        loads_in_shards=loads_in_shards(),
+    )
 
 
 def this_device() -> Device:

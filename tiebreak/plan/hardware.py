@@ -12,6 +12,9 @@ from tiebreak.plan.devices import Device
 from tiebreak.runs.agreement import read_deepspeed
 from tiebreak.runs.placement import of_file
 
+SHARDED_LOAD = "zero3_sharded_load"
+"""the shipped accelerate file whose processes never hold the whole model"""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -25,6 +28,8 @@ class Hardware:
     offloads_optimizer: bool = False
     name: str = ""
     """the accelerate file's"""
+    loads_in_shards: bool = False
+    """whether weights are sharded as they load (`zero3_init_flag: true`); otherwise a device holds all before training"""
 
     @property
     def shards_weights(self) -> bool:
@@ -48,9 +53,16 @@ class Hardware:
 
     def spread(self, name: str) -> Hardware:
         """The same devices under another shipped accelerate file, by its name."""
-        sharded = {"zero3_offload": "zero3", "fsdp2": "fsdp", "multi_gpu": "ddp"}.get(name, name)
+        sharded = {"zero3_offload": "zero3", SHARDED_LOAD: "zero3", "fsdp2": "fsdp", "multi_gpu": "ddp"}.get(name, name)
         offload = name == "zero3_offload"
-        return replace(self, distributed=sharded, name=name, offloads_weights=offload, offloads_optimizer=offload)
+        return replace(
+            self,
+            distributed=sharded,
+            name=name,
+            offloads_weights=offload,
+            offloads_optimizer=offload,
+            loads_in_shards=name == SHARDED_LOAD,
+        )
 
 
 def spread_by(device: Device, file: Path | None, count: int | None, name: str = "") -> Hardware:
@@ -75,5 +87,11 @@ def spread_by(device: Device, file: Path | None, count: int | None, name: str = 
     if read_yaml(file).get("use_cpu") and device.is_gpu:
         raise ConfigError(f"{file} is for CPUs: give --gpu cpu, or another --accelerate")
     return Hardware(
-        device, placement.processes, placement.distributed, offloads[0], offloads[1], name=name or file.stem
+        device,
+        placement.processes,
+        placement.distributed,
+        offloads[0],
+        offloads[1],
+        name=name or file.stem,
+        loads_in_shards=placement.distributed == "zero3" and bool(section.get("zero3_init_flag")),
     )

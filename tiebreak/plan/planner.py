@@ -15,8 +15,9 @@ from typing import Any
 
 from tiebreak.config import AdapterConfig, OptimizerConfig
 from tiebreak.config.adapter import ON_QUANTIZED, as_saved
+from tiebreak.models.shardable import obstacles, require_shardable
 from tiebreak.plan.devices import GIB
-from tiebreak.plan.hardware import Hardware
+from tiebreak.plan.hardware import SHARDED_LOAD, Hardware
 from tiebreak.plan.locate import OWN_BASE, PlannedModel, locate_model
 from tiebreak.plan.memory import (
     FLOAT32,
@@ -239,12 +240,15 @@ def plan_stage(
         row_tokens: their mean length.
 
     Raises:
+        ConfigError: weights that are to be sharded as they load, and cannot be.
         ModelError: the model is not there.
     """
     policy = trained_model(config, shape, adapter, model)
     source = str(getattr(config, rows_key(stage), ""))
     rows = rows_of(source, config.training.max_length_tokens, row_count, row_tokens)
     setting = _setting_of(stage, config, hardware, policy, rows.tokens, made or {})
+    if hardware.loads_in_shards:
+        require_shardable(**_of_its_load(setting))
     memory, phase = peak(setting)
     work = work_of(setting, rows)
     plan = StagePlan(
@@ -329,7 +333,7 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
     """Memory that stays through all phases.
 
     Args:
-        gathered: ZeRO-3 gathers all weights, as it does for sampling.
+        gathered: all weights are whole, as ZeRO-3 gathers them for sampling, and as they are before they are sharded.
     """
     shape, numbers, hardware = setting.shape, setting.numbers, setting.hardware
     trained = setting.held
@@ -400,7 +404,7 @@ def _while_proving(setting: Setting) -> Memory:
     plain = replace(setting.numbers, fused=False, checkpointing=False)
     scores = setting.scores
     return replace(
-        _lasting(setting),
+        _lasting(setting, gathered=not setting.hardware.loads_in_shards),
         activations=activation_bytes(shape, plain, tokens),
         logits=0.0 if scores else logit_bytes(shape, tokens, LOGITS_CHECKED),
     )
@@ -558,15 +562,27 @@ def _beside_quantized(scorer: Scorer) -> Scorer:
 
 
 def _sharding(setting: Setting) -> tuple[Setting, str] | None:
-    hardware = setting.hardware
-    if (
-        hardware.count < 2
-        or hardware.shards_weights
-        or not hardware.device.is_gpu
-        or setting.adapter.quantize != "none"
-    ):
+    hardware, name = setting.hardware, _sharded(setting)
+    already = hardware.loads_in_shards if name == SHARDED_LOAD else hardware.shards_weights
+    if hardware.count < 2 or already or not hardware.device.is_gpu or setting.adapter.quantize != "none":
         return None
-    return replace(setting, hardware=hardware.spread("zero3")), "--accelerate zero3"
+    return replace(setting, hardware=hardware.spread(name)), f"--accelerate {name}"
+
+
+def _sharded(setting: Setting) -> str:
+    """The accelerate file that shards its weights, as they load if the stage can."""
+    return "zero3" if any(obstacles(**_of_its_load(setting))) else SHARDED_LOAD
+
+
+def _of_its_load(setting: Setting) -> dict[str, Any]:
+    """What decides whether its weights can be sharded as they load (tiebreak.models.shardable)."""
+    model = setting.model
+    return {
+        "adapter": setting.adapter,
+        "algorithm": getattr(setting.config, "algorithm", setting.stage),
+        "brought": (model.below or model.adapter) if model and model.has_adapter else None,
+        "guarded": getattr(setting.config, "guard", None) is not None,
+    }
 
 
 def _more_devices(setting: Setting, words: list[str]) -> Iterator[str]:
@@ -578,9 +594,11 @@ def _more_devices(setting: Setting, words: list[str]) -> Iterator[str]:
     for count in (2, 4, 8, 16, 32, 64):
         if count <= setting.hardware.count:
             continue
-        spread = replace(setting.hardware, count=count).spread("zero3")
-        if _fits(replace(setting, hardware=spread, adapter=plain)):
-            yield " and ".join([*words, f"--accelerate zero3 on {count} devices"])
+        unquantized = replace(setting, adapter=plain)
+        name = _sharded(unquantized)
+        spread = replace(setting.hardware, count=count).spread(name)
+        if _fits(replace(unquantized, hardware=spread)):
+            yield " and ".join([*words, f"--accelerate {name} on {count} devices"])
             return
     yield f"no number of devices up to 64 with {setting.hardware.device.memory / GIB:.0f} GiB holds it: a larger device"
 

@@ -1,7 +1,8 @@
 """A language model's shape, read from its config.json: parameters and linear layers, without weights.
 
-Decoders of the Llama family are counted by arithmetic. Any other architecture is built on torch's meta device, which has
-shapes and no memory (`counted_on_meta`): that takes the seconds of importing transformers.
+Decoders of the Llama family are counted by arithmetic. Any other architecture, and one of the family beside a vision tower,
+with unusual biases or without a size, is built on torch's meta device, which has shapes and no memory (`counted_on_meta`):
+that takes the seconds of importing transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,20 @@ FAMILY = frozenset(
     "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi3 smollm3 olmo2 granite mixtral qwen3_moe".split()
 )
 """`model_type`s counted by arithmetic"""
-TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "gemma3_text"})
+TIED_BY_DEFAULT = frozenset({"gemma", "gemma2", "gemma3_text", "smollm3"})
+ROUTED = frozenset({"mixtral", "qwen3_moe"})
+"""with experts"""
+BIASED = frozenset({"llama", "granite"})
+"""whose layers have the biases that `attention_bias` and `mlp_bias` name; others read one key or neither"""
+OWN_DEFAULTS = {
+    "head_dim": frozenset({"gemma", "gemma2", "gemma3_text", "qwen3"}),
+    "num_key_value_heads": FAMILY - {"llama", "phi3", "olmo2", "granite"},
+    "num_local_experts": frozenset({"mixtral"}),
+    "num_experts": frozenset({"qwen3_moe"}),
+    "num_experts_per_tok": frozenset({"qwen3_moe"}),
+    "moe_intermediate_size": frozenset({"qwen3_moe"}),
+}
+"""sizes that follow from no other one where a configuration leaves them out"""
 FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})
 NORM_OF_HEADS = frozenset({"qwen3", "gemma3_text", "qwen3_moe"})
 """a norm of the head's size on queries and on keys"""
@@ -127,14 +141,14 @@ def to_shape(values: Mapping[str, Any], name: str, file: Path | None = None) -> 
     require_plain_weights(values, name)
     text: Mapping[str, Any] = values.get("text_config") or values
     kind = str(text.get("model_type", ""))
-    if kind not in FAMILY:
+    if text is not values or not _is_arithmetic(text, kind):
         return counted_on_meta(values, name)
     hidden, heads, inner, layers, vocabulary = (_size_of(text, key, str(file or name)) for key in SIZES)
     kv_heads = int(text.get("num_key_value_heads") or heads)
     size = int(text.get("head_dim") or hidden // heads)
-    experts = (
-        int(text.get("num_local_experts") or text.get("num_experts") or 0) if "mo" in kind or kind == "mixtral" else 0
-    )
+    experts = int(text.get("num_local_experts") or text.get("num_experts") or 0) if kind in ROUTED else 0
+    if kind != "mixtral":
+        inner = int(text.get("moe_intermediate_size") or inner) if experts else inner
     own_norms = {4 if kind in FOUR_NORMS else 2: hidden}
     norms = sum(count * width for count, width in own_norms.items())
     if kind in NORM_OF_HEADS:
@@ -150,14 +164,22 @@ def to_shape(values: Mapping[str, Any], name: str, file: Path | None = None) -> 
         heads,
         kv_heads,
         size,
-        int(text.get("moe_intermediate_size") or inner) if experts else inner,
-        bool(text.get("tie_word_embeddings", values.get("tie_word_embeddings", kind in TIED_BY_DEFAULT))),
+        inner,
+        bool(text.get("tie_word_embeddings", kind in TIED_BY_DEFAULT)),
         tuple(_linears(text, kind, hidden, heads * size, kv_heads * size, inner, experts)),
         norms,
         experts,
         int(text.get("num_experts_per_tok") or 2) if experts else 0,
         values=values,
     )
+
+
+def _is_arithmetic(text: Mapping[str, Any], kind: str) -> bool:
+    """Whether a language model's sizes follow from its configuration's keys by the family's arithmetic."""
+    left_out = any(kind in kinds and key not in text for key, kinds in OWN_DEFAULTS.items())
+    biased = kind not in BIASED and (text.get("attention_bias") or text.get("mlp_bias"))
+    dense_blocks = text.get("mlp_only_layers") or (text.get("decoder_sparse_step") or 1) != 1
+    return kind in FAMILY and not (left_out or biased or dense_blocks)
 
 
 SIZES = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size")
@@ -191,7 +213,6 @@ def _linears(
         Linear("o_proj", queries, hidden, attention),
     ]
     if experts:
-        inner = int(text.get("moe_intermediate_size") or inner)
         return [
             *of_attention,
             Linear("gate", hidden, experts),

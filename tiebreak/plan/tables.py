@@ -15,7 +15,7 @@ from typing import Any
 
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.plan.devices import find_device
-from tiebreak.plan.hardware import Hardware
+from tiebreak.plan.hardware import SHARDED_LOAD, Hardware
 from tiebreak.plan.page import duration_of, gib, short
 from tiebreak.plan.planner import StagePlan, plan_stage
 from tiebreak.plan.shape import Shape, read_shape
@@ -25,7 +25,7 @@ PAGE = Path("docs/scaling.md")
 MEASURED = Path("benchmarks/plan.json")
 SHAPES = ("llama-3.2-1b", "mistral-7b", "llama-3.1-8b", "qwen2.5-32b", "llama-3.1-70b")
 STAGES = ("sft", "reward", "dpo", "ppo")
-SPREADS = ((1, "single_gpu"), (8, "zero2"), (8, "zero3"), (64, "zero3"))
+SPREADS = ((1, "single_gpu"), (8, "zero2"), (8, SHARDED_LOAD), (64, SHARDED_LOAD))
 ROWS, ROW_TOKENS = 50_000, 1024.0
 EPISODES, ROLLOUTS, ANSWER = 512, 100, 256
 
@@ -81,13 +81,17 @@ def sizes() -> Iterator[str]:
     for name in SHAPES:
         shape = shape_named(name)
         for count, spread in SPREADS:
-            hardware = Hardware(find_device("h100"), count).spread(spread)
-            plans = [planned(stage, shape, hardware) for stage in STAGES]
+            plans = [planned(stage, shape, _hardware(stage, count, spread)) for stage in STAGES]
             yield (
                 f"| {name} ({short(shape.parameters)}) | {count}, `{spread}` | "
                 + " | ".join(_cell(plan) for plan in plans)
                 + f" | {gib(plans[0].host)} |"
             )
+
+
+def _hardware(stage: str, count: int, spread: str) -> Hardware:
+    """H100s; PPO cannot load in shards."""
+    return Hardware(find_device("h100"), count).spread("zero3" if stage == "ppo" and spread == SHARDED_LOAD else spread)
 
 
 def _cell(plan: StagePlan) -> str:
@@ -99,9 +103,8 @@ def times() -> Iterator[str]:
     yield "| model | GPUs (H100) | " + " | ".join(stage.upper() for stage in STAGES) + " |"
     yield "|---|---|" + "---|" * len(STAGES)
     for name in SHAPES:
-        for count, spread in ((1, "single_gpu"), (8, "zero2"), (64, "zero3")):
-            hardware = Hardware(find_device("h100"), count).spread(spread)
-            plans = [planned(stage, shape_named(name), hardware) for stage in STAGES]
+        for count, spread in ((1, "single_gpu"), (8, "zero2"), (64, SHARDED_LOAD)):
+            plans = [planned(stage, shape_named(name), _hardware(stage, count, spread)) for stage in STAGES]
             yield (
                 f"| {name} | {count} | "
                 + " | ".join(duration_of(plan.hours) if plan.fits else "–" for plan in plans)

@@ -58,6 +58,12 @@ def of_process() -> Placement:
     return Placement(processes, "ddp" if processes > 1 else "none")
 
 
+def loads_in_shards() -> bool:
+    """Whether this process's accelerate file has the weights sharded as they load: `zero3_init_flag: true`."""
+    asked = os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "").lower() == "true"
+    return asked and of_process().distributed == "zero3"
+
+
 def of_file(file: Path, processes: int | None = None) -> Placement:
     """The placement that an accelerate file will give.
 

@@ -25,14 +25,15 @@ from tiebreak.chat.chat import Chat, EncodedSequence
 from tiebreak.data.reading import Rules
 from tiebreak.errors import DataError, HandoffError, NoRowLeftError
 from tiebreak.models.find import ModelKind, ModelSource, find_model
-from tiebreak.models.load import adapter_of, require_possible
+from tiebreak.models.load import adapter_of, require_possible, saved_adapter
 from tiebreak.models.merging import is_merged, start_of, write_merged
 from tiebreak.models.reload import FreshProcess
+from tiebreak.models.shardable import require_shardable
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.products import use_products
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import step_of
-from tiebreak.runs.placement import of_process
+from tiebreak.runs.placement import loads_in_shards, of_process
 from tiebreak.runs.run import Run, start_run, that_drops
 from tiebreak.stages import find_stage
 from tiebreak.terminal import say
@@ -77,7 +78,15 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         merges = is_merged(config.adapter)
         self.found = find_model(config.policy, trust_remote_code=training.trust_remote_code, merges=merges)
         self.source: ModelSource = start_of(self.found, config.adapter)
-        require_possible(self.source, config.adapter, training, getattr(config, "algorithm", self.name))
+        algorithm = getattr(config, "algorithm", self.name)
+        require_possible(self.source, config.adapter, training, algorithm)
+        if loads_in_shards():
+            require_shardable(
+                adapter_of(self.source, config.adapter),
+                algorithm,
+                brought=None if self.source.folder is None else saved_adapter(self.source),
+                guarded=getattr(config, "guard", None) is not None,
+            )
         use_products(training.matrix_products)
         self.check()
         self.chat: Chat = load_chat(self.found, config.chat, training.trust_remote_code)

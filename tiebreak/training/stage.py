@@ -26,6 +26,7 @@ from tiebreak.models.precision import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.save import save_adapter, save_whole
+from tiebreak.models.sharded import hand_to_engine
 from tiebreak.process.limit import leave_in_time
 from tiebreak.process.stopping import StepStopped, Stopped, check, deferring
 from tiebreak.records import Prompt
@@ -105,6 +106,11 @@ def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
     }
 
 
+def _half_of(trainer: Trainer) -> torch.dtype | None:
+    """The format of a training in 16 bits; None: it is in 32."""
+    return torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else None
+
+
 def drop_too_long(rows: list[Any], lengths: Sequence[int], limit: int, what: str) -> list[Any]:
     """Rows within `max_length_tokens`. Longer ones are dropped, counted and reported, never truncated.
 
@@ -167,6 +173,7 @@ def _train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     callback = RunCallback(recorder, trainer)
     trainer.add_callback(callback)
     require_placed(deepspeed=trainer.is_deepspeed_enabled, fsdp=trainer.is_fsdp_enabled)
+    hand_to_engine(trainer.model, _half_of(trainer))
     checkpoint = run.checkpoint
     if checkpoint:
         say(f"resuming from {checkpoint}")

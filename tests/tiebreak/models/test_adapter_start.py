@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preference.policy.adapters import POLICY, REFERENCE
 from tiebreak.config import AdapterConfig, TrainingConfig
-from tiebreak.errors import HandoffError
+from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models import load
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.stacked import Part, join
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_policy, load_reward_model
+from tiebreak.models.merging import start_of
 from tiebreak.models.probe import probe_values
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.tokenizers import load_chat
@@ -209,6 +211,11 @@ def test_what_cannot_be_merged_or_stacked_is_refused_before_it_loads(
         assert status
         assert reason in " ".join(message.split())
         end_process(tmp_path / "out")
+    quantized = replace(find_model(str(plain)), pinned={"quantized": True})
+    with pytest.raises(
+        ConfigError, match="was trained on quantised base weights, and added to them it would be rounded"
+    ):
+        start_of(quantized, AdapterConfig(start="merge"))
     with pytest.raises(HandoffError, match=r"as of a vocabulary that grew: train with adapter\.start: merge"):
         load_policy(find_model(str(grown)), TRAINING, None, tokenizer_of(grown))
 

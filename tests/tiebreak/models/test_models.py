@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,8 +21,15 @@ from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, Training
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import find_model
-from tiebreak.models.load import load_frozen_policy, load_policy, load_reward_model, load_trained_reward_model
-from tiebreak.models.precision import resolve_precision
+from tiebreak.models.load import (
+    load_base,
+    load_frozen_policy,
+    load_policy,
+    load_reward_model,
+    load_trained_reward_model,
+    require_possible,
+)
+from tiebreak.models.precision import WeightFormat, resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.save import save_adapter
@@ -276,6 +284,21 @@ def test_settings_that_need_a_gpu() -> None:
         resolve_precision(TrainingConfig(precision="float16"))
     with pytest.raises(MachineError, match=r"training\.attention: flash_attention_2 needs a GPU"):
         resolve_precision(TrainingConfig(attention="flash_attention_2"))
+
+
+def test_what_bitsandbytes_computes_is_refused_without_it(tiny_model: Path) -> None:
+    """It is missing outside Linux."""
+    source = find_model(str(tiny_model))
+    with mock.patch.dict(sys.modules, {"bitsandbytes": None}):
+        with pytest.raises(
+            MachineError, match=r"adapter\.quantize: nf4: this needs bitsandbytes.*pip install bitsandbytes"
+        ):
+            require_possible(source, AdapterConfig(quantize="nf4"), TRAINING, "sft")
+        with pytest.raises(MachineError, match=r"training\.optimizer: adamw_8bit: this needs bitsandbytes"):
+            require_possible(source, None, TrainingConfig(optimizer="adamw_8bit"), "sft")
+        with pytest.raises(MachineError, match="base weights in nf4: this needs bitsandbytes"):
+            load_base(source, TRAINING, weights=WeightFormat("nf4"))
+        require_possible(source, None, TRAINING, "sft")
 
 
 # --- adapters and tokenizers -----------------------------------------------------------------------------------------

@@ -94,6 +94,42 @@ def test_the_arithmetic_counts_what_transformers_builds(kind: str) -> None:
     assert trained_parameters(shape, AdapterConfig(r=4)) == trained
 
 
+ODD = {
+    "tied by default": {"model_type": "smollm3"},
+    "heads of a default size": {"model_type": "gemma", "head_dim": None},
+    "heads of another default size": {"model_type": "qwen3", "head_dim": None},
+    "key heads of a default number": {"model_type": "mistral", "num_attention_heads": 8, "num_key_value_heads": None},
+    "a bias that it does not have": {"model_type": "qwen2", "attention_bias": True, "mlp_bias": True},
+    "experts of a default number": {"model_type": "qwen3_moe", "moe_intermediate_size": 8, "num_experts_per_tok": 2},
+    "blocks without experts": {"model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 32,
+                               "num_experts_per_tok": 2, "mlp_only_layers": [0]},
+    "a key of other experts": {"model_type": "mixtral", "num_local_experts": 4, "moe_intermediate_size": 32},
+    "a vision tower": {"model_type": "gemma3", "mm_tokens_per_image": 4, "text_config": {"model_type": "gemma3_text"},
+                       "vision_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                                         "num_attention_heads": 4, "image_size": 28, "patch_size": 14}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_configurations_are_counted_as_transformers_builds_them(odd: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "head_dim": 8,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    values: dict[str, Any] = {**sizes, **ODD[odd]}
+    if "text_config" in values:
+        values = {**ODD[odd], "text_config": {**sizes, **values["text_config"]}}
+    values = {key: value for key, value in values.items() if value is not None or key.endswith("token_id")}
+    kind = values.pop("model_type")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **values))
+    shape = to_shape({**values, "model_type": kind}, odd)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_any_other_architecture_is_counted_on_the_meta_device() -> None:
     """GPT-2: 124,439,808 as published (Radford et al. 2019 say 117M, without counting all of it)."""
     shape = to_shape({"model_type": "gpt2"}, "gpt2")
@@ -219,7 +255,7 @@ def test_sharding_divides_what_its_name_says() -> None:
     lora = trained_parameters(LLAMA_8B, AdapterConfig())
     plans = {
         name: planned(Hardware(gpu, 8).spread(name)).memory
-        for name in ("multi_gpu", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
+        for name in ("multi_gpu", "zero1", "zero2", "zero3", "zero3_sharded_load", "zero3_offload", "fsdp2")
     }
     whole = 2 * LLAMA_8B.parameters
     assert plans["multi_gpu"].weights == plans["zero2"].weights == whole
@@ -227,9 +263,27 @@ def test_sharding_divides_what_its_name_says() -> None:
     assert plans["zero1"].optimizer == 12 * lora / 8  # DeepSpeed's float32 copy of what trains, shared out too
     assert plans["zero1"].gradients == 4 * lora
     assert plans["zero2"].gradients == plans["fsdp2"].gradients == 4 * lora / 8
-    assert plans["zero3"].weights == whole / 8 + 2 * 10**9  # and what DeepSpeed lets live
-    assert plans["zero3_offload"].weights == 2 * 10**9
+    assert plans["zero3_sharded_load"].weights == whole / 8 + 2 * 10**9  # and what DeepSpeed lets live
+    assert plans["zero3"].weights == plans["fsdp2"].weights == plans["zero3_sharded_load"].weights
     assert plans["zero3_offload"].optimizer == 0
+    for name in ("zero3", "zero3_offload", "fsdp2"):  # whole for the check of one batch: sharded when training begins
+        short = planned(Hardware(gpu, 8).spread(name), training={"tokens_per_pass": 64})
+        assert (short.phase, short.memory.weights) == ("the check of one batch", whole)
+
+
+def test_a_model_larger_than_a_gpu_must_be_sharded_as_it_loads() -> None:
+    hardware, shape = Hardware(find_device("h100"), 8), shape_named("llama-3.1-70b")
+    options: dict[str, Any] = {"training": {"gradient_checkpointing": True}}
+    plain = planned(hardware.spread("zero3"), shape, **options)
+    assert plain.certain_not_to_fit
+    assert plain.nearest == ("--accelerate zero3_sharded_load",)
+    assert planned(hardware.spread("zero3_sharded_load"), shape, **options).fits
+    full: dict[str, Any] = {**options, "adapter": AdapterConfig(method="full")}
+    assert not [
+        hint for hint in planned(hardware.spread("zero3"), shape, **full).nearest if "zero3_sharded_load" in hint
+    ]
+    with pytest.raises(ConfigError, match=r"adapter.method: full trains or reads them .* zero3_init_flag: false"):
+        planned(hardware.spread("zero3_sharded_load"), shape, **full)
 
 
 def test_the_nearest_settings_fit_and_are_in_the_language_of_the_files() -> None:
@@ -310,7 +364,7 @@ def test_a_reward_model_on_int8_weights_is_a_second_model() -> None:
 
 
 def test_ppo_counts_its_four_roles_and_gathers_sharded_weights_to_sample() -> None:
-    values = {"output": "x", "policy": "x", "reward_model": "r", "prompts": "p.jsonl", "episodes_per_rollout": 64}
+    values = {"output": "x", "policy": "x", "reward_model": "r", "prompts": "p.jsonl", "episodes_per_rollout": 512}
     values["training"] = {"tokens_per_pass": 512}
     config = PPOConfig(**values)
     plan = plan_stage("ppo", config, Hardware(find_device("h100"), 8).spread("zero3"), shape=LLAMA_8B)
@@ -320,7 +374,7 @@ def test_ppo_counts_its_four_roles_and_gathers_sharded_weights_to_sample() -> No
     assert plan.memory.weights == 2 * LLAMA_8B.parameters
     answer = config.sampling.max_new_tokens
     columns = config.training.max_length_tokens - answer + answer
-    assert plan.memory.kv_cache == 8 * columns * 2 * 32 * 8 * 128 * 2
+    assert plan.memory.kv_cache == 64 * columns * 2 * 32 * 8 * 128 * 2
     on_cpu = plan_stage("ppo", config, Hardware(find_device("cpu")), shape=small())
     assert on_cpu.setting.numbers.size == 4
 
@@ -504,6 +558,9 @@ def test_accelerate_files_say_how_it_is_spread() -> None:
     folder, gpu = REPOSITORY / "configs/accelerate", find_device("h100")
     assert spread_by(gpu, folder / "zero3_offload.yaml", 4) == Hardware(gpu, 4, "zero3", True, True, "zero3_offload")
     assert spread_by(gpu, folder / "fsdp2.yaml", None).shards_weights
+    assert not spread_by(gpu, folder / "zero3.yaml", None).loads_in_shards
+    for name in ("zero3_sharded_load", "zero2"):
+        assert spread_by(gpu, folder / f"{name}.yaml", None) == Hardware(gpu, 8).spread(name)
     assert spread_by(gpu, None, 2).distributed == "ddp"
     with pytest.raises(ConfigError, match="is for CPUs"):
         spread_by(gpu, folder / "cpu_zero2.yaml", None)
@@ -553,7 +610,7 @@ def test_the_command_answers_without_torch(tmp_path: Path, tiny_model: Path) -> 
     assert "  sft " in page
     assert "  dpo " in page
     assert "does not fit" in page
-    assert "--accelerate zero3 on " in page
+    assert "--accelerate zero3_sharded_load on " in page
     assert "The number of rows of dpo is assumed, because their data is not there yet: 10,000;" in page
     assert "none of this has been run on a GPU" in page
 

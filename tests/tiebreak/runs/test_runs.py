@@ -23,7 +23,7 @@ from tiebreak.files import write_json, write_text_atomically
 from tiebreak.runs import hub
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import manifest_chain
-from tiebreak.runs.placement import of_file, require_agreement
+from tiebreak.runs.placement import loads_in_shards, of_file, require_agreement
 from tiebreak.runs.run import (
     Identity,
     Run,
@@ -413,6 +413,17 @@ def test_an_accelerate_file_that_disagrees_is_refused(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    ("stage", "flag", "shards"), [("3", "true", True), ("3", "false", False), ("2", "true", False)]
+)
+def test_weights_are_sharded_as_they_load_if_zero3_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, stage: str, flag: str, shards: bool
+) -> None:
+    for name, value in (("USE_DEEPSPEED", "true"), ("DEEPSPEED_ZERO_STAGE", stage), ("DEEPSPEED_ZERO3_INIT", flag)):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert loads_in_shards() is shards
+
+
+@pytest.mark.parametrize(
     "file", sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem
 )
 def test_the_place_that_an_accelerate_file_gives(file: Path) -> None:
@@ -426,6 +437,7 @@ def test_the_place_that_an_accelerate_file_gives(file: Path) -> None:
         "zero1": "8 processes (zero1)",
         "zero2": "8 processes (zero2)",
         "zero3": "8 processes (zero3)",
+        "zero3_sharded_load": "8 processes (zero3)",
         "zero3_offload": "8 processes (zero3)",
         "multi_node_zero3": "16 processes (zero3)",
         "fsdp2": "8 processes (fsdp)",

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tiebreak.config.adapter import ALL_LINEAR, METHODS, READ_BY, AdapterConfig, method_of
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models.adapters.targets import output_head
+from tiebreak.packed.sharding import gathered
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -252,13 +253,14 @@ def foreign_weights(base: nn.Module, folder: Path, name: str) -> set[str]:
             ):
                 continue
             weight, value = own.get(place), tensors.get_tensor(key)
-            if (
-                weight is None
-                or weight.shape != value.shape
-                or not torch.equal(weight.detach().cpu(), value.to(weight.dtype))
-            ):
+            if weight is None or not _is_same(weight, value):
                 raise HandoffError(
                     f"{name} brings weights for {place} that are not its base's, as of a vocabulary that grew: {MERGE}"
                 )
             beside.add(key)
     return beside
+
+
+def _is_same(weight: nn.Parameter, value: Tensor) -> bool:
+    with gathered([weight]):
+        return weight.shape == value.shape and torch.equal(weight.detach().cpu(), value.to(weight.dtype))
