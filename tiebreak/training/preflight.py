@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiebreak.config import AdapterConfig, OptimizerConfig, StageConfig
-from tiebreak.errors import DataError, MachineError, counted
+from tiebreak.errors import DataError, MachineError, TiebreakError, counted
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import adapter_of
 from tiebreak.plan.available import available_memory, free_memory, this_hardware
@@ -75,7 +75,7 @@ def show_page(config: Any, run: Run, source: ModelSource, counts: tuple[int, int
     ]
     plan = _plan(config, run, source, counts[0], row_tokens)
     if isinstance(plan, str):
-        checks.append(Check("memory", f"not planned: {plan}"))
+        checks.append(Check("memory", f"not planned: {plan}", "warn"))
         trained = 0
     else:
         checks += list(memory_checks(plan, free_memory()))
@@ -189,4 +189,5 @@ def _plan(config: Any, run: Run, source: ModelSource, rows: int, row_tokens: flo
             row_tokens=row_tokens,
         )
     except Exception as error:  # noqa: BLE001
-        return next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), "")
+        return reason if isinstance(error, TiebreakError) else f"{type(error).__name__}: {reason}"

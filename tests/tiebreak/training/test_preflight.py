@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from support import TINY_TRAINING, run_here, write_config, write_rows
 from torch.utils.data import DataLoader
 
 from tiebreak.config import TrainingConfig
-from tiebreak.errors import DataError, MachineError
+from tiebreak.errors import DataError, MachineError, ModelError
 from tiebreak.plan.available import available_memory, this_hardware
 from tiebreak.plan.devices import Device
 from tiebreak.plan.hardware import Hardware
@@ -241,6 +242,22 @@ def test_preflight_only_checks_and_loads_nothing(
     # and a later run under other settings is not in the way of what this one left
     status, _ = run_here(stage, "--config", file, "--preflight-only", "--training.learning-rate", "0.5")
     assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [(ModelError("no size\nat all"), "no size"), (TypeError("no number"), "TypeError: no number")],
+)
+def test_memory_that_cannot_be_planned_is_a_warning(
+    error: Exception, shown: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(preflight, "plan_stage", fail)
+    status, printed = run_here("sft", "--config", stage_files(tmp_path, tiny_model)["sft"], "--preflight-only")
+    assert status == 0, printed
+    assert re.search(rf"^ *warn +memory +not planned: {shown}$", printed, re.MULTILINE), printed
 
 
 def test_preflight_only_fails_where_the_stage_would(tmp_path: Path, tiny_model: Path) -> None:
