@@ -282,7 +282,8 @@ def test_leads_upload_pairs_with_files_that_are_there(campaign: tuple[Campaign, 
     rows = [{"prompt": asked(name), "response_a": "a", "response_b": "b"} for name in ("leaf.jpg", "new.png")]
 
     added, refused = (run(send_rows(site, [row])) for row in rows)
-    assert added.json() == {"pairs": 1, "new": 1, "shown": []}
+    notes = ["rows.jsonl: 1 row read as pairs (response_a, response_b)"]
+    assert added.json() == {"pairs": 1, "new": 1, "shown": [], "notes": notes}
     assert (refused.status_code, "new.png: no such file" in refused.text) == (422, True)
 
 
