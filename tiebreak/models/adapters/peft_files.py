@@ -263,4 +263,5 @@ def foreign_weights(base: nn.Module, folder: Path, name: str) -> set[str]:
 
 def _is_same(weight: nn.Parameter, value: Tensor) -> bool:
     with gathered([weight]):
-        return weight.shape == value.shape and torch.equal(weight.detach().cpu(), value.to(weight.dtype))
+        same: bool = weight.shape == value.shape and torch.equal(weight.detach().cpu(), value.to(weight.dtype))
+        return same
