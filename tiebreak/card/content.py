@@ -74,7 +74,7 @@ def shown(value: Any, key: str = "") -> str:
     >>> shown({"prompts": {"train": 9, "test": 3}, "cut_off": 0})
     'prompts (train 9, test 3), cut off 0'
     >>> shown(706.2, "seconds"), shown(2147483648, "peak_memory_bytes")
-    ('11 min 46 s', '2.0 GiB')
+    ('11 min 46 s', '2.00 GiB')
     """
     if key in _UNITS:
         return _UNITS[key](value)
