@@ -1368,7 +1368,7 @@ def test_broken_records_are_listed_together(tmp_path: Path) -> None:
 def test_pairs_of_records_and_of_two_columns(tmp_path: Path) -> None:
     row = {"prompt": "q", "response_a": "x", "response_b": "y", "split": "dev"}
     source = str(
-        write_rows(tmp_path / "x.jsonl", [row, {**row, "split": "math"}, {**row, "prompt": "p", "split": None}])
+        write_rows(tmp_path / "x.jsonl", [row, {**row, "split": "train"}, {**row, "prompt": "p", "split": None}])
     )
     pairs = read_pairs(source)
     assert [one.split for one in pairs] == ["validation", "train", "train"]
@@ -1381,6 +1381,9 @@ def test_pairs_of_records_and_of_two_columns(tmp_path: Path) -> None:
     broken = [{**row, "prompt": "\0"}, {**row, "response_b": "\0"}, {"prompt": "q"}, {"completions": []}]
     with pytest.raises(DataError, match="4 of 4 rows contain no pair") as caught:
         read_pairs(str(write_rows(tmp_path / "b.jsonl", broken)))
+    unknown = write_rows(tmp_path / "u.jsonl", [row, {**row, "split": "math"}])
+    with pytest.raises(DataError, match=r"u\.jsonl:2: split: 'math' is not a split's name"):
+        read_pairs(str(unknown))
     nul = "holds a NUL character, which a label store cannot keep: remove it"
     assert caught.value.faults[:2] == [f"{tmp_path}/b.jsonl:1: {nul}", f"{tmp_path}/b.jsonl:2: {nul}"]
     assert [fault.partition(": give")[0] for fault in caught.value.faults[2:]] == [
