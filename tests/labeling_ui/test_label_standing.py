@@ -100,7 +100,7 @@ def test_a_marked_test_cannot_be_answered_again(url: str) -> None:
         judge(store, "r0", right)
     last = store.last_judgment("r0")
     assert last is not None
-    store.amend("r0", last, "a", Answer(answer=1))  # within an attempt, a slip can be mended
+    store.amend("r0", last, "a", Answer(answer=1))  # before it is marked, an answer can be corrected
     again = store.undo("r0", last)
     wrong = 2 if again.left_id.endswith("-0") else -2
     store.submit("r0", Submission(client_id="again", pair_id=again.item_id, answer=wrong))

@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 LARGEST_BYTES = 16 * 1024**2
 MOST_VALUES = 100_000
-"""in a configuration, counting what an alias repeats each time: a few lines of aliases can stand for billions"""
+"""in a configuration, counting what an alias repeats each time: a few lines of aliases can expand to billions"""
 
 
 def _text_of(path: Path) -> str:
@@ -82,7 +82,7 @@ def _value_of(text: str) -> Any:
         if node is None:
             return None
         if _count_values(node, {}) > MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES:,} values: write them out, or fewer")
+            raise yaml.YAMLError(f"its aliases expand to more than {MOST_VALUES:,} values: write them out, or fewer")
         return loader.construct_document(node)
     finally:
         loader.dispose()

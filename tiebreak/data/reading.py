@@ -658,9 +658,10 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
         drop_leaked(reading)
     drafts = settle(reading, rules)
     if count := _contradicted(drafts):
-        what = "pair stands" if reading.wanted == "preferences" else "answer stands"
-        what = f"{what} in it both ways" if count == 1 else f"{what.replace(' stands', 's stand')} in it both ways"
-        say(f"{reading.source}: {count:,} {what}: their labels contradict each other, and teach nothing")
+        of_pairs = reading.wanted == "preferences"
+        how = "either answer is chosen in some row" if of_pairs else "good in one row, bad in another"
+        have = f"{counted(count, 'pair' if of_pairs else 'answer')} {'has' if count == 1 else 'have'}"
+        say(f"{reading.source}: {have} contradictory labels: {how}")
     splits = assign([(draft.where, draft.prompt, draft.split) for draft in drafts], rules.validation_share)
     if any(draft.split == "train" for draft in drafts) and "validation" not in splits:
         say(f"{reading.source}: no row names the validation split, so nothing is held out; {_holding_out(splits)}")
@@ -668,8 +669,8 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
 
 
 def _contradicted(drafts: Sequence[Draft]) -> int:
-    """The number of pairs of which either answer is chosen, or of answers labelled both good and bad. Kept ties stand in
-    data both ways, and do not count."""
+    """The number of pairs of which either answer is chosen in some row, or of answers labelled both good and bad. A kept
+    tie has a row for each answer, and does not count."""
     labels: dict[object, set[object]] = {}
     for draft in drafts:
         record = draft.record
@@ -678,7 +679,7 @@ def _contradicted(drafts: Sequence[Draft]) -> int:
         elif isinstance(record, Preference) and record.strength != 0 and record.confidence != 0.5:
             chosen, rejected = record.chosen_text.strip(), record.rejected_text.strip()
             labels.setdefault((draft.prompt, frozenset((chosen, rejected))), set()).add(chosen)
-    return sum(len(said) > 1 for said in labels.values())
+    return sum(len(given) > 1 for given in labels.values())
 
 
 def _holding_out(splits: Sequence[Split]) -> str:

@@ -234,8 +234,8 @@ def _is_learned(pair: Pair) -> bool:
 
 
 def check_pair(pair: Pair, source: Source) -> None:
-    """Refuse a pair that nobody could judge: its id is part of web addresses, in which `..` is another place, and answers
-    are told apart by their completions' ids.
+    """Refuse a pair that nobody could judge: its id is part of web addresses, in which `..` is another place, and the ids
+    of its completions identify the answers.
 
     Raises:
         StoreError: the id cannot be used, or two completions have one.

@@ -266,11 +266,11 @@ def test_a_broken_file_is_named_with_the_place(tmp_path: Path, text: str, messag
 
 
 def test_a_file_that_expands_without_bound_is_refused(tmp_path: Path) -> None:
-    """Nine lists of nine aliases stand for 9 to the 9th values; an alias in its own anchor, for endlessly many."""
+    """Nine lists of nine aliases expand to 9 to the 9th values; an alias inside its own anchor expands without end."""
     lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))]
     file = tmp_path / "bomb.yaml"
     for text, message in (
-        ("\n".join(lines), "invalid YAML: its aliases stand for more than 100,000 values"),
+        ("\n".join(lines), "invalid YAML: its aliases expand to more than 100,000 values"),
         ("a: &a [*a]", "nested too deeply, or an alias (*) is inside its own anchor (&)"),
         ("a: &a {b: *a}", "nested too deeply, or an alias (*) is inside its own anchor (&)"),
     ):

@@ -140,16 +140,16 @@ def test_whole_numbers_beside_a_null_are_whole_numbers(tmp_path: Path) -> None:
 def test_labels_that_contradict_each_other_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     turned = {**PAIR, "chosen": "bad", "rejected": " good"}
     other = {**PAIR, "prompt": "R"}
-    for rows, count in (([PAIR, turned, PAIR, other], "1 pair stands"), ([PAIR, PAIR, {**turned, "prompt": "R"}], "")):
+    for rows, count in (([PAIR, turned, PAIR, other], "1 pair has"), ([PAIR, PAIR, {**turned, "prompt": "R"}], "")):
         assert len(read_preferences(file_of(tmp_path, rows), KEEP)) == len(rows)
-        said_of_it = capsys.readouterr().err
-        assert (f"{count} in it both ways: their labels contradict" in said_of_it) is bool(count)
+        printed = capsys.readouterr().err
+        assert (f"{count} contradictory labels: either answer is chosen in some row" in printed) is bool(count)
     ties = [{**one, "strength": 0} for one in (PAIR, turned)]
     assert len(read_preferences(file_of(tmp_path, ties), KEEP)) == 2
-    assert "both ways" not in capsys.readouterr().err
+    assert "contradictory" not in capsys.readouterr().err
     answers = [{**Q, "completion": f"a{n % 2}", "label": n < 2} for n in range(4)]
     assert len(read_answers(file_of(tmp_path, answers), KEEP)) == 4
-    assert "2 answers stand in it both ways" in capsys.readouterr().err
+    assert "2 answers have contradictory labels: good in one row, bad in another" in capsys.readouterr().err
 
 
 def test_two_ways_to_write_one_letter_are_one_answer(tmp_path: Path) -> None:
