@@ -67,8 +67,9 @@ def shard(model: PreTrainedModel, whole: Sequence[nn.Module] = ()) -> None:
         other.data = other.data.to(weights[0].device)
     model.__dict__[GATHERS] = list(_gather_when_called(model))
     _require_answers(model, ids, answers)
-    held = sum(weight.ds_tensor.numel() for weight in weights)
-    say(f"sharded as it loads: each process holds {held / 1e9:.2g} of {_count(weights) / 1e9:.2g} billion weights")
+    here = sum(weight.ds_tensor.numel() for weight in weights)
+    together = sum(weight.ds_numel for weight in weights)
+    say(f"sharded as it loads: each process holds {here / 1e9:.2g} of {together / 1e9:.2g} billion weights")
 
 
 def _configuration(dtype: torch.dtype) -> dict[str, Any]:
@@ -86,11 +87,6 @@ def _configuration(dtype: torch.dtype) -> dict[str, Any]:
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16},
     }
-
-
-def _count(weights: Sequence[Any]) -> int:
-    count: int = sum(weight.ds_numel for weight in weights)
-    return count
 
 
 def _require_answers(model: PreTrainedModel, ids: list[int], wanted: Sequence[float]) -> None:

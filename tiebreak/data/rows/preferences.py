@@ -47,8 +47,10 @@ PAIRS = (
 )
 
 
-WINNERS = ("preferred", "preference", "winner", "choice", "better_response_id", "label", "labels", "result")
-"""the last three are often about something else, so they count only beside two answers that nobody calls chosen"""
+CLEAR_WINNERS = ("preferred", "preference", "winner", "choice", "better_response_id")
+UNCLEAR_WINNERS = ("label", "labels", "result")
+"""often about something else, so they count only beside two answers that nobody calls chosen"""
+WINNERS = (*CLEAR_WINNERS, *UNCLEAR_WINNERS)
 
 
 SIGNED_WINNERS = ("overall_preference", "preference_strength")
@@ -211,7 +213,7 @@ def _check_verdict(cells: Cells, sides: tuple[str, str]) -> str:
         return f"{flag} is true ({_ignoring(flag)} keeps them)"
     pair = next((names for names in PAIRS if all(name in cells for name in names)), None)
     for column in (*SIGNED_WINNERS, *WINNERS):
-        if column not in cells or column in WINNERS[-3:]:
+        if column not in cells or column in UNCLEAR_WINNERS:
             continue
         word, of_side = str(cells.values[column]).strip().lower(), [cells.values[name] for name in sides]
         signed = column in SIGNED_WINNERS
@@ -386,7 +388,7 @@ def _refuse_contradiction(cells: Cells, names: tuple[str, str], verdict: Verdict
     """
     if verdict.better is None:
         return
-    for other in WINNERS[:-3] if verdict.columns in SIGNED_WINNERS else ():
+    for other in CLEAR_WINNERS if verdict.columns in SIGNED_WINNERS else ():
         if other in cells and _named_winner(cells, names, other) == 1 - verdict.better:
             cells.used.add(other)
             raise ValueError(
