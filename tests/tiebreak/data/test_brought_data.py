@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support import write_rows
 
+from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read, read_answers, read_demonstrations, read_preferences, read_prompts
 from tiebreak.errors import DataError, first_names
 from tiebreak.records import RecordKind
@@ -277,3 +278,26 @@ def test_a_table_of_very_many_columns(wanted: RecordKind, tmp_path: Path) -> Non
     source = table(tmp_path, f"prompt,{','.join(names)}\nQ{',1' * len(names)}\n")
     (line,) = [line for line in read(source, "prompts").lines() if "ignored" in line]
     assert line.endswith(" and 19,960 more")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "column", "row"),
+    [
+        ("prompts", "prompt", {"frage": ["Why?"]}),
+        ("prompts", "messages", {"frage": ["Why?"]}),
+        ("demonstrations", "completion", {"prompt": "Why?", "frage": 5}),
+        ("preferences", "chosen", {"prompt": "Why?", "frage": 5, "rejected": "No."}),
+        ("answers", "completion", {"prompt": "Why?", "frage": 5, "label": True}),
+    ],
+)
+def test_a_cell_that_holds_no_messages_is_named_as_the_data_names_it(
+    wanted: RecordKind, column: str, row: dict[str, Any], tmp_path: Path
+) -> None:
+    (fault,) = read(file_of(tmp_path, [row]), wanted, Rules({column: "frage"})).bad
+    assert fault.reason.startswith("column 'frage': "), fault.reason
+
+
+def test_an_answer_to_judge_that_is_no_text_is_named_as_the_data_names_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_pairs(file_of(tmp_path, [{"prompt": "Why?", "links": 5, "response_b": "No."}]), {"response_a": "links"})
+    assert "column 'links': " in caught.value.faults[0]
