@@ -288,6 +288,7 @@ def test_a_table_of_very_many_columns(wanted: RecordKind, tmp_path: Path) -> Non
         ("demonstrations", "completion", {"prompt": "Why?", "frage": 5}),
         ("preferences", "chosen", {"prompt": "Why?", "frage": 5, "rejected": "No."}),
         ("answers", "completion", {"prompt": "Why?", "frage": 5, "label": True}),
+        ("preferences", "completion", {"prompt": "Why?", "frage": 5, "rating": 4}),
     ],
 )
 def test_a_cell_that_holds_no_messages_is_named_as_the_data_names_it(
