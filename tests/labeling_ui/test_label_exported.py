@@ -73,6 +73,26 @@ def test_withdrawn_pairs_and_rejections_taken_back_are_changes_of_the_export(url
     store.close()
 
 
+def test_a_pair_withdrawn_before_an_export_and_corrected_after_it_is_not_gone(url: str) -> None:
+    """Three pairs judged, pair-0 withdrawn: the export has two judgments. Then pair-0 and pair-1 are corrected, pair-2 is
+    withdrawn and corrected, and pair-0's new version is judged: 1 judgment is new, and the 2 of the export are gone."""
+    store = open_store(url, [make_pair(n) for n in range(3)], raters=1)
+    for n in range(3):
+        store.claim("r0")
+        store.submit("r0", answer(f"pair-{n}"))
+    store.withdraw_pairs(["pair-0"])
+    store.mark_export(store.head(), "out")
+    store.withdraw_pairs(["pair-2"])
+    store.correct_pairs([make_pair(n, "corrected") for n in range(3)], source="s", source_id="s")
+    store.claim("r0")
+    store.submit("r0", answer("pair-0@2"))
+    found = store.since_export()
+    assert found is not None
+    assert (found.new, found.changed, found.gone) == (1, 0, 2)
+    assert verify(store).faults == []
+    store.close()
+
+
 @pytest.mark.slow
 @needs_chromium
 def test_a_lead_exports_from_the_page(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class _Changes:
     settled: set[str] = field(default_factory=set)
     """items"""
     pairs: dict[str, bool] = field(default_factory=dict)
-    """pairs that were withdrawn or restored, and whether they counted before"""
+    """pairs that were withdrawn, restored or corrected, and whether they counted before"""
 
 
 def _read_changes(connection: Connection, after: int) -> _Changes:
@@ -107,8 +107,9 @@ def _read_changes(connection: Connection, after: int) -> _Changes:
         if row.kind in _SETTLED:
             changes.settled.add(row.item_id)
         elif row.kind in _OF_PAIRS:
+            counted = row.kind != "pairs_restored" and not payload.get("withdrawn")
             for pair_id in payload.get("pair_ids") or [payload["pair_id"]]:
-                changes.pairs.setdefault(pair_id, row.kind != "pairs_restored")
+                changes.pairs.setdefault(pair_id, counted)
         else:
             changes.first.setdefault(payload["judgment_id"], row.kind)
             changes.items[payload["judgment_id"]] = row.item_id

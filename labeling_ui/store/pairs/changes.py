@@ -163,9 +163,11 @@ def _replace(tx: Transaction, pair: Pair, old: str, source: Source, by: str | No
     ranking = items[0].task == "ranking"
     batch = find_batch(tx.connection, items[0].batch) or Batch(items[0].batch, overlap=int(tx.setting("overlap")))
     insert_pairs(tx, [new], batch, source=Source(source.name, source.id, ranking))
-    if not any(item.withdrawn for item in items):
+    withdrawn = any(item.withdrawn for item in items)
+    if not withdrawn:
         _lay_aside(tx, [old])
-    now = tx.event("pair_corrected", rater_id=by, payload={"pair_id": old, "replaced_by": new.id})
+    payload = {"pair_id": old, "replaced_by": new.id} | ({"withdrawn": True} if withdrawn else {})
+    now = tx.event("pair_corrected", rater_id=by, payload=payload)
     tx.connection.execute(sa.delete(WITHDRAWALS).where(WITHDRAWALS.c.pair_id == old))
     row = {"pair_id": old, "reason": "corrected", "replaced_by": new.id, "at_ms": now}
     tx.connection.execute(sa.insert(WITHDRAWALS).values(**row))
