@@ -224,6 +224,13 @@ function leave() {
   return call('/api/logout', { method: 'POST' }).finally(() => { window.location.href = `${base}/login/`; });
 }
 
+// A dialog opens at its top. The browser would focus its first button, and scroll down to it.
+function openCard(dialog, first = dialog.querySelector('h2')) {
+  dialog.showModal();
+  first.focus({ preventScroll: true });
+  dialog.scrollTop = 0;
+}
+
 function switchTheme() {
   const dark = document.body.classList.toggle('dark');
   keep('tiebreak-theme', dark ? 'dark' : 'light', settings);

@@ -13,7 +13,7 @@ async function askErasure(id) {
   dialog.querySelector('h2').textContent = say('erase.of', { name: nameOf(id) });
   dialog.querySelector(`[value=${names[id].consent_withdrawn?.judgments ? 'withdraw' : 'keep'}]`).checked = true;
   dialog.querySelector('[name=sure]').value = '';
-  if (await showErasure()) dialog.showModal();
+  if (await showErasure()) openCard(dialog);
 }
 
 async function showErasure() {

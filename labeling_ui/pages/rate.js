@@ -259,7 +259,7 @@ function open(name) {
   else {
     if (name === 'work') showWork();
     if (name === 'bindings') { drawBindings(); bindNote(''); }
-    card(name).showModal();
+    openCard(card(name));
   }
 }
 
@@ -435,8 +435,7 @@ async function ask(name, version) {
   button.classList.replace('plain', 'primary');
   panel.classList.add('asking');
   panel.addEventListener('cancel', keepOpen);
-  panel.showModal();
-  panel.querySelector('.text').focus();
+  openCard(panel, panel.querySelector('.text'));
   await new Promise((resolve) => { panel.addEventListener('close', resolve, { once: true }); });
   panel.removeEventListener('cancel', keepOpen);
   panel.classList.remove('asking');

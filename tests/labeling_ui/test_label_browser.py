@@ -325,10 +325,22 @@ def test_keys_of_other_layouts_and_scripts_judge(site: Site) -> None:
     page.wait_for_selector("[data-card=work][open]")
 
 
+DIALOG = """() => {
+    const dialog = document.querySelector('dialog[open]');
+    return [dialog.scrollHeight > dialog.clientHeight + 40, dialog.scrollTop, dialog.contains(document.activeElement)];
+}"""
+"""Of the open dialog: whether it scrolls, how far it is scrolled down, and whether it has the focus."""
+
+
 def test_a_rater_chooses_keys_and_a_conflict_is_refused(site: Site) -> None:
     page = site.open("keys of one's own")
     on(page, 0)
     press(page, "?")
+    assert page.evaluate(DIALOG) == [True, 0, True]
+    press(page, "End")
+    page.wait_for_function("document.querySelector('dialog[open]').scrollTop > 40")
+    press(page, "?", "?")
+    assert page.evaluate(DIALOG) == [True, 0, True], "again at its top"
     page.click("[data-bindings]")
     page.click("[data-bind='1']")
     press(page, "s")
