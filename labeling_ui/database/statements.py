@@ -199,12 +199,19 @@ EVENT_TIME = PreparedStatement(sa.select(EVENTS.c.at_ms).where(EVENTS.c.seq == b
 
 # --- judging ---
 
-ANSWERS_SINCE = PreparedStatement(
+ANSWERS_BETWEEN = PreparedStatement(
     sa.select(EVENTS.c.at_ms, EVENTS.c.payload)
-    .where(EVENTS.c.rater_id == bindparam("rater"), EVENTS.c.at_ms > bindparam("since_ms"))
+    .where(EVENTS.c.rater_id == bindparam("rater"))
+    .where(EVENTS.c.at_ms > bindparam("after_ms"), EVENTS.c.at_ms < bindparam("until_ms"))
     .where(sa.text(f"events.kind IN ({ANSWERS_INDEXED}) AND events.kind <> 'imported'"))
 )
-"""The events of the answers that a rater gave here since a time, those that were taken back too."""
+"""The events of the answers that a rater gave here after a time and before another, those that were taken back too."""
+HOURS_SINCE = PreparedStatement(
+    sa.select(RATER_HOURS.c.hour, RATER_HOURS.c.active_ms, RATER_HOURS.c.idle_ms).where(
+        RATER_HOURS.c.rater_id == bindparam("rater"), RATER_HOURS.c.hour >= bindparam("at_hour")
+    )
+)
+"""The time that a rater's answers took, by hour, since an hour."""
 
 SUBMISSION = PreparedStatement(
     sa.select(SUBMISSIONS).where(

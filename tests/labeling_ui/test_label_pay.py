@@ -7,6 +7,7 @@ import io
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,11 +16,13 @@ from test_label_api import Campaign, no_pages  # noqa: F401
 
 from labeling_ui.exchange.worksheets import days_table
 from labeling_ui.label import main
-from labeling_ui.store.answers import Submission
+from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.figures import pay
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
+from labeling_ui.store.work import judging
 from labeling_ui.web.login.accounts import add_account
 
 DAY_MS = 86_400_000
@@ -58,6 +61,58 @@ def test_every_second_is_reported_once(url: str) -> None:
     assert one_day == rows[3:]
     assert sum(row.active_seconds for row in rows) == store.work_since("r0", 0).active_seconds
     assert ahead == {"r0": 7.0}
+
+
+def test_a_correction_in_the_evening_does_not_read_the_day(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 8:00 to 14:00, an answer each 30 minutes, with 1,500 active seconds and 60 of a pause: the correction of the
+    first one gets the 6 hours that have passed since it was given out, less those 12 times 1,500 seconds."""
+    now = [(FIRST * 24 + 8) * 3_600_000]
+    read: list[str] = []
+
+    def counted(payload: str) -> Any:
+        read.append(payload)
+        return json.loads(payload)
+
+    store = open_store(url, [make_pair(n) for n in range(13)], raters=1, clock=lambda: now[0])
+    ids = []
+    for _ in range(12):
+        given = store.claim("r0")
+        assert given is not None
+        now[0] += 30 * 60_000
+        sent = answer(given.item_id).model_copy(update={"seconds_active": 1_500.0, "seconds_idle": 60.0})
+        ids.append(store.submit("r0", sent).judgment_id)
+    monkeypatch.setattr(judging, "from_json", counted)
+    amended = store.amend("r0", ids[0], "a", Answer(answer=2, seconds_active=28_800.0, seconds_idle=60.0))
+    assert amended.judgment.seconds_active == 6 * 3600 - 12 * 1500
+    assert 0 < len(read) <= 3, "answers"
+    assert verify(store).faults == []
+
+
+def test_work_that_began_before_a_pair_was_given_out_takes_no_time_from_it(url: str) -> None:
+    """A pair of 8:00, answered at 10:40, took 9,000 seconds, of which 4,200 have passed since the second one, of 9:30. A
+    third one takes 600. At 12:00, 9,000 have passed since 9:30: the second one has 9,000 - 4,200 - 600 left."""
+    began = (FIRST * 24 + 8) * 3_600_000
+    now = [began]
+    store = open_store(url, [make_pair(n) for n in range(3)], raters=1, clock=lambda: now[0], lease_seconds=86_400)
+    held: list[str] = []
+
+    def claim(minutes: int) -> None:
+        now[0] = began + minutes * 60_000
+        given = store.claim("r0", held)
+        assert given is not None
+        held.append(given.item_id)
+
+    def submit(minutes: int, which: int, seconds: float) -> float | None:
+        now[0] = began + minutes * 60_000
+        sent = Submission(client_id=held[which], pair_id=held[which], answer=1, seconds_active=seconds)
+        return store.submit("r0", sent).judgment.seconds_active
+
+    claim(0)
+    claim(90)
+    assert submit(160, 0, 9_000.0) == 9_000.0
+    claim(170)
+    assert submit(190, 2, 600.0) == 600.0
+    assert submit(240, 1, 10_800.0) == 9_000 - 4_200 - 600
 
 
 def test_the_table_for_spreadsheets_has_the_pay_and_no_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,12 @@ the tables it updates are derived from the log.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.errors import RefusedError
@@ -42,6 +42,8 @@ A = TypeVar("A", bound=Answer)
 DAY_SECONDS = 86_400
 CLOCK_SLACK_SECONDS = 5
 """A client's clock may run so far ahead of the server's over one pair."""
+LAST_MS = 2**62
+"""Later than any time in a log."""
 _NOT_IN_JUDGMENT = {"client_id", "pair_id", "client_at_ms", "seconds_idle"}
 
 
@@ -373,10 +375,29 @@ def _within_time(tx: Transaction, assignment: Any, answer: A) -> A:
 
 def _seconds_counted(tx: Transaction, rater_id: str, since_ms: int) -> tuple[float, float]:
     """The active seconds, and all seconds, of a rater's answers since a time, those that were taken back too. An answer
-    counts with no more than have passed from then until it: work on it may have begun before."""
+    counts with no more than have passed from then until it: work on it may have begun before.
+
+    The log is read only for hours so near to that time that work on one of their answers may have begun before it; for
+    the others, the hour's sum is the same. Otherwise a correction in the evening would read a day of answers.
+    """
+    if tx.now() - since_ms < HOUR_MS:
+        return _seconds_logged(tx, rater_id, since_ms, since_ms, LAST_MS)
     active = both = 0.0
-    for row in st.ANSWERS_SINCE.all(tx.connection, rater=rater_id, since_ms=since_ms):
-        payload = json.loads(row.payload)
+    for row in st.HOURS_SINCE.all(tx.connection, rater=rater_id, at_hour=since_ms // HOUR_MS):
+        begins_ms, both_ms = row.hour * HOUR_MS, row.active_ms + row.idle_ms
+        if both_ms <= begins_ms - since_ms:
+            hour = row.active_ms / 1000, both_ms / 1000
+        else:
+            hour = _seconds_logged(tx, rater_id, since_ms, max(since_ms, begins_ms - 1), begins_ms + HOUR_MS)
+        active, both = active + hour[0], both + hour[1]
+    return active, both
+
+
+def _seconds_logged(tx: Transaction, rater_id: str, since_ms: int, after_ms: int, until_ms: int) -> tuple[float, float]:
+    """`_seconds_counted` of the answers after a time and before another, each read from the log."""
+    active = both = 0.0
+    for row in st.ANSWERS_BETWEEN.all(tx.connection, rater=rater_id, after_ms=after_ms, until_ms=until_ms):
+        payload = from_json(row.payload)
         seconds, passed = payload["judgment"].get("seconds_active") or 0.0, (row.at_ms - since_ms) / 1000
         active += min(seconds, passed)
         both += min(seconds + (payload.get("seconds_idle") or 0.0), passed)
