@@ -29,3 +29,8 @@ def unavailable(_request: Request, error: Exception) -> JSONResponse:
     cause = error.__cause__ or error
     print(f"error: cannot use the label store: {cause}", file=sys.stderr, flush=True)
     return JSONResponse({"detail": "the label store is not available: nothing was stored"}, status_code=503)
+
+
+def failed() -> JSONResponse:
+    """The reply to a request on which the server has failed, by an error of its own."""
+    return JSONResponse({"detail": "the server has failed on this request"}, status_code=500)

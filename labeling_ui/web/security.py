@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,8 +21,10 @@ from starlette.types import Message as ASGIMessage
 
 from labeling_ui.pages import PageConfig
 from labeling_ui.web.context import VIEWERS, lacks_second_factor, session_of
+from labeling_ui.web.error_pages import ErrorPages, takes_html
 from labeling_ui.web.metrics import Metrics
 from labeling_ui.web.page_policy import POLICY, WholePage, content_policy
+from labeling_ui.web.refusals import failed, unavailable
 from labeling_ui.web.security_log import SecurityLog
 
 MAX_BODY_BYTES = 600_000
@@ -76,10 +79,12 @@ class Guard:
         scope.setdefault("state", {})
         request = Request(scope)
         path = route_path(scope)
-        headers, begun = _headers_of(request, path), time.monotonic()
+        headers, begun, replying = _headers_of(request, path), time.monotonic(), False
 
         async def send_guarded(message: ASGIMessage) -> None:
+            nonlocal replying
             if message["type"] == "http.response.start":
+                replying = True
                 self._record(request, path, message["status"], time.monotonic() - begun)
                 reply_headers = MutableHeaders(scope=message)
                 for name, value in headers.items():
@@ -92,14 +97,28 @@ class Guard:
         if request.method == "GET" and path.rstrip("/") in PAGES:
             reply = WholePage(send_guarded, headers, request.headers.get("accept-encoding", ""))
             left_out.add(b"accept-encoding")
+        if takes_html(request):
+            reply = ErrorPages(reply, send_guarded, self.page, "/rate/" if self.has_campaign else "/login/")
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in left_out]
+        try:
+            await self._answer(request, path, receive, reply)
+        except Exception as error:
+            if replying:
+                raise
+            known = isinstance(error, (SQLAlchemyError, OSError))
+            await (unavailable(request, error) if known else failed())(scope, receive, reply)
+            if not known:
+                raise  # for whoever reads the server's output
+
+    async def _answer(self, request: Request, path: str, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
         uploads = self.has_campaign and path in UPLOADS and await run_in_threadpool(_is_lead, request)
         limits = (MAX_UPLOAD_BYTES, MAX_UPLOAD_SECONDS) if uploads else (MAX_BODY_BYTES, MAX_BODY_SECONDS)
         refusal = _refusal(request, path, self.page, limits[0])
         if refusal is None and path.startswith(PAGES):
             refuse = _page_refusal if self.has_campaign else _door_refusal
             refusal = await run_in_threadpool(refuse, request, path)
-        await (refusal or self.app)(scope, _BoundedBody(receive, *limits), reply)
+        await (refusal or self.app)(request.scope, _BoundedBody(receive, *limits), send)
 
     def _record(self, request: Request, path: str, status: int, seconds: float) -> None:
         """Count the request, and write it to the security log."""

@@ -20,12 +20,13 @@ from support import seconds_here
 
 from labeling_ui.configuration import LabelConfig
 from labeling_ui.label import believed_proxies
-from labeling_ui.pages import FILES, PageConfig
+from labeling_ui.pages import FILES, PageConfig, load_words
 from labeling_ui.store.names import skeleton
 from labeling_ui.store.raters import NameTakenError
 from labeling_ui.store.store import Store
 from labeling_ui.web import security
 from labeling_ui.web.context import SESSION_COOKIE
+from labeling_ui.web.error_pages import page_of_status
 from labeling_ui.web.login import accounts
 from labeling_ui.web.login.accounts import LoginLimit, accept_invitation, add_account, invite, log_in, reset_password
 from labeling_ui.web.metrics import TOKEN
@@ -219,6 +220,94 @@ def test_bodies_are_bounded_in_bytes_and_time_whatever_the_headers_say(
     status, _ = ask(app, {**kind, "content-length": "10"}, [(0.1, b"{")] * 100)
     assert status == 408
     assert time.monotonic() - begun < seconds_here(2)
+
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+REFUSALS: list[tuple[str, str, dict[str, str], int]] = [
+    ("GET", "/nothing", {}, 404),
+    ("GET", "/lead/%2e%2e/", {}, 404),
+    ("GET", "/login/file=x", {}, 404),  # Gradio's
+    ("GET", "/lead/", {}, 403),
+    ("GET", "/api/judgments", {}, 405),
+    ("GET", "/api/lead/status", {"cookie": ""}, 401),
+    ("GET", "/rate/?a=%00", {}, 400),
+    ("GET", "/api/lead/days.csv?rate=<b>", {}, 403),
+    ("POST", "/rate/", {"content-length": "700000"}, 413),
+    ("POST", "/api/consent/accept", {"origin": "http://elsewhere"}, 403),
+    ("GET", "/rate/", {"host": "<img-src=x>"}, 421),
+]
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_a_person_gets_a_page_for_a_refusal_and_a_program_gets_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path, [make_pair(0)])
+    add_account(store, "anna", "rater", PASSWORD)
+    session = log_in(store, "anna", PASSWORD)
+    assert session is not None
+    app, words = create_app(store, PageConfig("t", prefix="/label")), load_words()
+    mine = {"cookie": f"{SESSION_COOKIE}={session.token}"}
+
+    def both(method: str, path: str, headers: dict[str, str]) -> tuple[httpx.Response, str]:
+        """The reply to a program, and the page."""
+        reply = send(app, method, path, headers=mine | headers)
+        shown = send(app, method, path, headers=mine | headers | BROWSER)
+        left_out = ("content-type", "content-length")
+        pages = {name: value for name, value in shown.headers.items() if name not in left_out}
+        assert pages == {name: value for name, value in reply.headers.items() if name not in left_out}
+        assert (shown.status_code, shown.headers["content-type"]) == (reply.status_code, "text/html; charset=utf-8")
+        assert "script-src 'self'; " in pages["content-security-policy"]
+        assert int(shown.headers["content-length"]) == len(shown.content)
+        assert re.search(r"<script|<img|<b>|\son\w+=", shown.text) is None
+        assert '<html lang="en" dir="ltr">' in shown.text
+        return reply, shown.text
+
+    for method, path, headers, status in REFUSALS:
+        reply, page = both(method, path, headers)
+        assert (reply.status_code, list(reply.json())) == (status, ["detail"]), path
+        assert words[f"error.{status}"] in page, path
+        assert words[f"error.{status}.then"] in page, path
+        assert ('href="/label/rate/"' in page) is (status != 421), "a server's other name leads to the same refusal"
+    assert "&lt;img-src=x&gt;" in page
+    assert "This page is for leads." in both("GET", "/lead/", {})[1]
+    for failure, status in ((OSError("the disk is full"), 503), (RuntimeError("secret"), 500)):
+
+        def fail(_request: Any, failure: Exception = failure) -> None:
+            raise failure
+
+        monkeypatch.setattr(security, "session_of", fail)
+        for headers in ({}, BROWSER):
+            reply = send_to_failing(app, "/rate/", headers)
+            assert (reply.status_code, reply.headers["x-tiebreak"]) == (status, "1")
+            assert "secret" not in reply.text
+            assert (words[f"error.{status}"] in reply.text) is (headers == BROWSER)
+    store.close()
+
+
+def send_to_failing(app: Any, path: str, headers: dict[str, str]) -> httpx.Response:
+    """The reply that a server sends before it reports its own error."""
+
+    async def request() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(request())
+
+
+def test_a_page_of_a_refusal_reads_from_right_to_left_and_has_the_colours_of_the_desk() -> None:
+    arabic = PageConfig("t", words=load_words() | {"language": "ar", "error.404": "\u0644\u0627"})
+    assert '<html lang="ar" dir="rtl">' in page_of_status(arabic, 404, "not found", "/rate/")
+    page = page_of_status(PageConfig("t"), 418, "a <teapot>, \ud800", "/rate/")
+    assert "A &lt;teapot&gt;, ?</p>" in page
+    assert load_words()["error.other"] in page
+    desk = (FILES / "desk.css").read_text(encoding="utf-8").split(".dark #desk .desk {")
+    style = (FILES / "error.css").read_text(encoding="utf-8").split("@media (prefers-color-scheme: dark)")
+    for own, of_desk in zip(style, desk, strict=True):
+        colours = set(re.findall(r"--[\w-]+: [^;]+;", own))
+        assert len(colours) == 8
+        assert colours <= set(re.findall(r"--[\w-]+: [^;]+;", of_desk))
 
 
 def test_the_raw_address_decides_who_may_enter() -> None:

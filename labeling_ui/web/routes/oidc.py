@@ -11,7 +11,6 @@ GET /api/oidc/callback      where the provider sends the browser back to
 from __future__ import annotations
 
 import hmac
-import html
 import os
 import secrets
 import ssl
@@ -39,6 +38,7 @@ from labeling_ui.store.names import composed
 from labeling_ui.store.raters import NameTakenError, Rater, insert_rater
 from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.web.context import Desk, DeskOf
+from labeling_ui.web.error_pages import build_page
 from labeling_ui.web.login.accounts import NO_PASSWORD, Session, begin_session, check_name
 from labeling_ui.web.login.oidc_config import OidcConfig
 from labeling_ui.web.routes.api import set_cookies
@@ -294,12 +294,13 @@ def _callback_of(request: Request, desk: Desk) -> str:
 
 def plain_page(desk: Desk, message: str, status: int, path: str = "rate/") -> HTMLResponse:
     """A page that leads on to a path, or, with a message, back to the login page."""
-    target = f"{desk.page.prefix}/{'login/' if message else path}"
-    refresh = "" if message else f'<meta http-equiv="refresh" content="0;url={html.escape(target)}">'
-    link = f'<p>{html.escape(message)}</p><p><a href="{html.escape(target)}">{html.escape(desk.page.title)}</a></p>'
-    return HTMLResponse(
-        f"<!doctype html><meta charset=utf-8>{refresh}<title>Tiebreak</title>{link}", status_code=status
-    )
+    words, prefix = desk.page.words, desk.page.prefix
+    if message:
+        page = build_page(words, message, link=f"{prefix}/login/", link_text=words["login"])
+    else:
+        link, text = f"{prefix}/{path}", words["error.continue"]
+        page = build_page(words, desk.page.title, link=link, link_text=text, at_once=True)
+    return HTMLResponse(page, status_code=status)
 
 
 # --- whose account it is ---
