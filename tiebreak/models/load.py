@@ -21,10 +21,10 @@ from tiebreak.config.adapter import METHODS
 from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.models.adapters.adapter import SHARED, Adapter, merge, unrounded
 from tiebreak.models.adapters.lora_start import FROM_WEIGHTS
+from tiebreak.models.adapters.matching import require_same_adapter
 from tiebreak.models.adapters.peft_files import (
     ADAPTER_FILE,
     fault_of_whole,
-    require_same_adapter,
     require_trainable,
 )
 from tiebreak.models.adapters.stacked import stack

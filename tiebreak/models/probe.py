@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,16 +12,7 @@ from tiebreak.errors import HandoffError
 from tiebreak.files import write_json
 from tiebreak.packed.fused import own_computation
 
-if TYPE_CHECKING:
-    pass
-
 PROBE_FILE = "probe.json"
-
-
-PROBE_TEXT = (
-    " Two  spaces,\tTabs\nand lines; naïve CAFÉ's 1234567.89 — 日本語, العربية, emoji 🙂, [INST] <|im_start|>.  "
-)
-"""for tokenizers whose rules are unknown: whitespace, case, digits, scripts, special tokens"""
 
 
 PROBE_TOLERANCE = 1e-5

@@ -15,10 +15,14 @@ from tiebreak.errors import HandoffError, ModelError
 from tiebreak.hashing import hash_text
 from tiebreak.models.adapters.peft_files import grown_vocabulary
 from tiebreak.models.find import TRUST, ModelSource
-from tiebreak.models.probe import PROBE_TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PROBE_TEXT = (
+    " Two  spaces,\tTabs\nand lines; naïve CAFÉ's 1234567.89 — 日本語, العربية, emoji 🙂, [INST] <|im_start|>.  "
+)
+"""for tokenizers whose rules are unknown: whitespace, case, digits, scripts, special tokens"""
 
 
 def load_chat(source: ModelSource, asked: ChatSettings | None = None, trust_remote_code: bool = False) -> Chat:

@@ -23,7 +23,8 @@ from tiebreak.config import AdapterConfig
 from tiebreak.config.adapter import METHODS, method_of
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models.adapters.lora_start import start
-from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config, read_peft_values
+from tiebreak.models.adapters.matching import foreign_weights
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE, read_peft_config, read_peft_values
 from tiebreak.models.adapters.targets import ModelLayers, require_targets
 from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, VIRTUAL, attach, is_virtual, start_prefix
 from tiebreak.models.precision import HALF, hold_in_float32
