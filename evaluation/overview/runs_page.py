@@ -25,6 +25,7 @@ from tiebreak.page.numbers import (
     memory,
     number,
     short,
+    with_deviation,
 )
 from tiebreak.page.tables import cell, figure, heading, note, table
 from tiebreak.stages import find_stage
@@ -165,7 +166,7 @@ def _spreads(stage: str, report: Overview, keys: Sequence[str], titles: Mapping[
 def _spread(one: Spread | None) -> str:
     if one is None:
         return "–"
-    return number(one.mean) if one.deviation is None else f"{number(one.mean)} ± {number(one.deviation)}"
+    return number(one.mean) if one.deviation is None else with_deviation(one.mean, one.deviation)
 
 
 # --- curves ---

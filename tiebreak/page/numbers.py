@@ -43,6 +43,18 @@ def first_and_last(first: float, last: float) -> str:
     return f"{number(first, digits)} → {number(last, digits)}"
 
 
+def with_deviation(mean: float, deviation: float) -> str:
+    """A mean with its uncertainty: that in two significant digits, the mean to the same place (JCGM 100:2008, 7.2.6).
+
+    >>> with_deviation(1.97, 0.0117), with_deviation(812.4, 31), with_deviation(0.5, 0), with_deviation(2e-05, 3e-06)
+    ('1.970 ± 0.012', '812 ± 31', '0.500 ± 0', '2.0e−5 ± 3.0e−6')
+    """
+    if deviation == 0 or abs(mean) < 1e-3:
+        return f"{number(mean)} ± {number(deviation)}"
+    digits = max(0, 1 - math.floor(math.log10(float(f"{deviation:.1e}"))))
+    return f"{number(mean, digits)} ± {number(deviation, digits)}"
+
+
 def percent(share: float) -> str:
     """0.744 as 74%."""
     return f"{100 * share:.0f}%"
