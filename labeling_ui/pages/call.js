@@ -203,6 +203,11 @@ function tile(name, value, note = '', share = null) {
   return make('div', { class: 'tile' }, make('span', { class: 'name' }, name), make('strong', {}, value), make('span', { class: 'note' }, note), bar);
 }
 
+// Votes of each kind, as wide as their shares; `votes` from left to right.
+function voteBar(votes) {
+  return make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((n) => make('i', { style: `flex:${n}`, hidden: n === 0 })));
+}
+
 function warn(text, kind = '') {
   const banner = find('.banner');
   if (banner.textContent !== text) banner.textContent = text;

@@ -28,7 +28,7 @@ function listDisputes() {
     const chosen = opened && opened.pair.pair_id === one.item_id;
     return make('li', {}, make('button', { type: 'button', 'data-dispute': one.item_id, 'aria-current': String(Boolean(chosen)) },
       make('span', { class: 'asked', dir: 'auto' }, `${n + 1}. ${one.prompt}`),
-      blind && !settled ? null : make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((votesFor) => make('i', { style: `flex:${votesFor}` }))),
+      blind && !settled ? null : voteBar(votes),
       blind && !settled ? null : make('span', { class: 'note' }, `${about}: `, given, one.settled_by ? ` · ${say('disputes.by', { name: nameOf(one.settled_by) })}` : '')));
   }));
 }

@@ -101,7 +101,7 @@ function foundRow(one) {
     make('input', { type: 'checkbox', 'data-pick': one.item_id, checked: picked.has(one.item_id), 'aria-label': say('items.pick', { id: one.item_id }) }),
     make('button', { type: 'button', 'data-item': one.item_id, 'aria-current': String(Boolean(item && item.item_id === one.item_id)) },
       make('span', { class: 'asked', dir: 'auto' }, one.prompt || one.item_id),
-      isSingle ? null : make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((n) => make('i', { style: `flex:${n}` }))),
+      isSingle ? null : voteBar(votes),
       make('span', { class: 'note' }, [isolated(one.item_id), isolated(one.batch), counted, one.skips ? say('items.skips', { n: one.skips }) : '', ...marks].filter(Boolean).join(' · '))));
 }
 

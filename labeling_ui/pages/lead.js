@@ -96,7 +96,9 @@ function progressChart(days, wanted, ahead) {
   const endShare = cut ? (span - days.length) / ahead : 1;
   const mostInDay = Math.max(...days.map(([, n]) => n), 1);
   const chart = drawn('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': say('lead.progress.aria', { done: whole(sum), total: whole(wanted), days: days.length }) });
-  const step = Math.ceil(days.length / Math.max(1, Math.floor((6 * days.length) / span))); // the days may fill a part of the chart
+  const step = Math.ceil(span / 6);
+  const begun = Date.parse(days[0][0]);
+  const dates = Array.from({ length: span }, (_, day) => [day, new Date(begun + day * DAY_MS).toISOString().slice(5, 10)]);
   chart.append(
     ...[0, 0.5, 1].flatMap((share) => [
       drawn('line', { class: 'grid', x1: left, x2: width - 8, y1: y(share * top), y2: y(share * top) }),
@@ -105,7 +107,7 @@ function progressChart(days, wanted, ahead) {
     ...days.map(([, n], day) => drawn('rect', { class: 'column', x: x(day) + 1, width: Math.max(1, x(1) - x(0) - 2), y: height - bottom - 46 * (n / mostInDay), height: 46 * (n / mostInDay) })),
     drawn('path', { class: 'area', d: `${path} L${points[points.length - 1][0].toFixed(1)} ${y(0)} L${x(0)} ${y(0)} Z` }),
     drawn('path', { class: 'sum', d: path }),
-    ...days.map(([day], n) => [day, n]).filter(([, n]) => n % step === 0).map(([day, n]) => drawn('text', { class: 'tick', x: x(n), y: height - 6 }, day.slice(5))),
+    ...dates.filter(([day]) => day % step === 0).map(([day, date]) => drawn('text', { class: 'tick', x: x(day), y: height - 6 }, date)),
   );
   if (ahead && sum < wanted) {
     chart.append(drawn('line', { class: 'forecast-line', x1: x(days.length), y1: y(sum), x2: x(days.length + ahead * endShare), y2: y(sum + (wanted - sum) * endShare) }));
@@ -427,6 +429,7 @@ async function begin() {
   find('[data-leave]').hidden = !csrfToken;
   names = Object.fromEntries((await call('/api/lead/raters')).map((rater) => [rater.id, rater]));
   giveBack(desk);
+  if (window.matchMedia('(max-width: 720px)').matches) find('.about').open = false; // a screen and more of a phone
   const { hash } = window.location; // read now: a view that was chosen meanwhile stays
   showAddress(hash);
   await refresh();

@@ -1238,6 +1238,13 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
 
 
 OURS = {"X-Tiebreak": "1"}  # a page takes no reply without it
+EMPTY_BELOW = """() => {
+    const seen = (within) => [...within].filter((one) => one.checkVisibility());
+    const bottom = (one) => one.getBoundingClientRect().bottom;
+    const panels = seen(document.querySelectorAll('.board .panel'));
+    return panels.map((panel) => Math.round(bottom(panel) - Math.max(...seen(panel.children).map(bottom))));
+}"""
+"""How much of each panel of the overview is empty, below all that it shows, in pixels."""
 
 
 def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> None:
@@ -1260,6 +1267,8 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     measured = json.loads(page.evaluate("fetch('/api/lead/agreement').then((reply) => reply.text())"))
     assert f"{measured['krippendorff_alpha']['nominal']['value']:.3f}".replace("-", "−") in page.inner_text(".figures")
     assert "InstructGPT" in page.inner_text(".published")
+    empty = page.evaluate(EMPTY_BELOW)
+    assert (len(empty) >= 4, max(empty) < 40) == (True, True), empty
     page.click("button[data-view=raters]")
     assert page.locator(".raters tbody tr").count() == len(site.store.raters())
     assert page.locator(".raters tbody tr:not(:has([colspan]))").count() == len(measured["raters"])
