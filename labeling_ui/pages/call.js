@@ -246,5 +246,8 @@ document.documentElement.lang = words.language;
 desk.dir = /^(ar|arc|ckb|dv|fa|he|ks|ps|sd|ug|ur|yi)(-|$)/.test(words.language) ? 'rtl' : 'ltr';
 const chosenTheme = settings.getItem('tiebreak-theme');
 if (chosenTheme) document.body.classList.toggle('dark', chosenTheme === 'dark');
-for (const title of all('.title')) title.textContent = props.value.title;
+for (const title of all('.title')) {
+  title.textContent = props.value.title;
+  title.dir = 'auto'; // it is cut off at its end
+}
 

@@ -47,7 +47,7 @@ function showInTime({ drift, batches }) {
 }
 
 function changeOf({ first, second, p }) {
-  const about = { first: percent(first.value), second: percent(second.value), p: p === null ? '–' : p < 0.001 ? '<0.001' : p.toFixed(p < 0.1 ? 3 : 2) };
+  const about = { first: percent(first.value), second: percent(second.value), p: p === null ? '= –' : p < 0.001 ? '< 0.001' : `= ${p.toFixed(p < 0.1 ? 3 : 2)}` };
   return say(p !== null && p < 0.05 ? (second.value < first.value ? 'lead.drift.fallen' : 'lead.drift.risen') : 'lead.drift.steady', about);
 }
 

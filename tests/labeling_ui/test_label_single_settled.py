@@ -299,6 +299,12 @@ def test_leads_settle_single_answers_and_set_gold_on_the_page(tmp_path: Path, ax
         store.close()
 
 
+SCALE_BESIDE_THE_CHART = """() => {
+    const [figure, line] = ['.tick', '.grid'].map((one) => document.querySelector(`.chart ${one}`).getBoundingClientRect());
+    return figure.right < line.left;
+}"""
+
+
 @pytest.mark.slow
 @needs_chromium
 def test_a_page_from_the_right_keeps_the_sides_of_a_pair(tmp_path: Path) -> None:
@@ -332,5 +338,9 @@ def test_a_page_from_the_right_keeps_the_sides_of_a_pair(tmp_path: Path) -> None
         assert left_of(".queue") > left_of(".case")
         assert left_of(".case .side-left") < left_of(".case .side-right")
         assert left_of(".case [data-answer='-3']") < left_of(".case [data-answer='3']")
+        assert page.evaluate("getComputedStyle(document.querySelector('.case .side-left h3')).direction") == "rtl"
+        page.click("button[data-view=overview]")
+        page.wait_for_selector(".chart .tick")
+        assert page.evaluate(SCALE_BESIDE_THE_CHART), "the figures of the scale end where its lines begin"
         browser.close()
         store.close()
