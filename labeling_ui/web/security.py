@@ -33,7 +33,7 @@ MAX_UPLOAD_BYTES = 50_000_000
 MAX_UPLOAD_SECONDS = 300
 UPLOADS = ("/api/lead/pairs/upload", "/api/lead/media")
 """The addresses to which leads may send larger bodies."""
-_TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES} bytes, and must state its length"
+_TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES:,} bytes, and must state its length"
 CACHED = ("/api/media/", "/fonts/")
 """Images, recordings and a font, which have stricter headers of their own and may be kept by the browser."""
 PAGES = ("/rate", "/lead", "/login")
