@@ -21,12 +21,12 @@ from labeling_ui.pages import FILES, PageConfig
 from labeling_ui.web.context import printable
 
 STYLE = (FILES / "error.css").read_text(encoding="utf-8")
-_SAID = (401, 404, 405, 429, 500, 503)
-"""Statuses whose own words say as much as their replies' details."""
-_ABOUT_OUR_NAME = 421
-"""The link back would lead to the same refusal."""
+_WITHOUT_DETAIL = (401, 404, 405, 429, 500, 503)
+"""Statuses whose pages say as much as their replies' details."""
+_WRONG_HOST = 421
+"""Misdirected Request: the link back would lead to the same refusal."""
 _RIGHT_TO_LEFT = re.compile(r"(ar|arc|ckb|dv|fa|he|ks|ps|sd|ug|ur|yi)(-|$)")
-_OF_JSON = ("content-type", "content-length", "content-encoding")
+_BODY_HEADERS = ("content-type", "content-length", "content-encoding")
 
 
 def takes_html(request: Request) -> bool:
@@ -58,7 +58,7 @@ class ErrorPages:
         status = self._start["status"]
         body = page_of_status(self._page, status, _detail(self._body), self._home).encode()
         headers = MutableHeaders(
-            raw=[one for one in self._start["headers"] if one[0].decode("latin-1") not in _OF_JSON]
+            raw=[one for one in self._start["headers"] if one[0].decode("latin-1") not in _BODY_HEADERS]
         )
         headers["Content-Type"] = "text/html; charset=utf-8"
         headers["Content-Length"] = str(len(body))
@@ -93,9 +93,9 @@ def page_of_status(page: PageConfig, status: int, detail: str, home: str) -> str
     return build_page(
         words,
         words[key],
-        detail="" if status in _SAID else detail,
+        detail="" if status in _WITHOUT_DETAIL else detail,
         then=words[f"{key}.then"],
-        link="" if status == _ABOUT_OUR_NAME else f"{page.prefix}{home}",
+        link="" if status == _WRONG_HOST else f"{page.prefix}{home}",
         link_text=words["error.home"],
         number=str(status),
     )
@@ -103,7 +103,7 @@ def page_of_status(page: PageConfig, status: int, detail: str, home: str) -> str
 
 def build_page(
     words: Mapping[str, str],
-    said: str,
+    title: str,
     *,
     detail: str = "",
     then: str = "",
@@ -115,12 +115,12 @@ def build_page(
     """A page of a few sentences, as HTML.
 
     Args:
-        said: the heading.
+        title: the heading.
         then: what to do next.
         number: the error's status.
         at_once: whether the browser follows the link by itself.
     """
-    heading, to = html.escape(printable(said)), html.escape(link)
+    heading, to = html.escape(printable(title)), html.escape(link)
     direction = "rtl" if _RIGHT_TO_LEFT.match(words["language"]) else "ltr"
     parts = (
         f'<p class="number" dir="ltr">{html.escape(number)}</p>' if number else "",

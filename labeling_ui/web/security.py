@@ -105,9 +105,9 @@ class Guard:
         except Exception as error:
             if replying:
                 raise
-            known = isinstance(error, (SQLAlchemyError, OSError))
-            await (unavailable(request, error) if known else failed())(scope, receive, reply)
-            if not known:
+            store_failed = isinstance(error, (SQLAlchemyError, OSError))
+            await (unavailable(request, error) if store_failed else failed())(scope, receive, reply)
+            if not store_failed:
                 raise  # for whoever reads the server's output
 
     async def _answer(self, request: Request, path: str, receive: Receive, send: Send) -> None:
