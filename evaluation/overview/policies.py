@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,8 @@ SAMPLE_BYTES = 2_500_000
 class Member:
     """One policy of one evaluation."""
 
-    where: str
-    """the evaluation's name"""
+    title: str
+    """see `title_of`"""
     name: str
     identity: str
     """its run's id, or the model's name"""
@@ -47,10 +47,6 @@ class Member:
     """that its answers were drawn with"""
     answers: Mapping[str, Sequence[ReadAnswer]]
     """by prompt"""
-
-    @property
-    def title(self) -> str:
-        return f"{self.where}: {label(self.name)}"
 
     def scores(self, prompts: Sequence[str]) -> Array:
         """Mean of the yardstick by prompt, shape (prompts,)."""
@@ -190,23 +186,28 @@ def members_of(evaluations: Mapping[str, Evaluation]) -> list[Member]:
     found: dict[tuple[str, str], Member] = {}
     for where, one in evaluations.items():
         for name in one.policies:
-            member = member_of(where, one, name)
+            member = member_of(title_of(where, name, evaluations), one, name)
             found.setdefault((member.identity, str(member.seed)), member)
     return list(found.values())
 
 
-def member_of(where: str, evaluation: Evaluation, name: str) -> Member:
-    """One policy.
+def title_of(where: str, name: str, evaluations: Collection[str]) -> str:
+    """A policy's name on a page; with that of its evaluation, unless there is no other.
 
-    Args:
-        where: the evaluation's name.
+    >>> title_of("evaluate", "dpo", ["evaluate"]), title_of("evaluate", "dpo", ["evaluate", "evaluate-2"])
+    ('DPO', 'evaluate: DPO')
     """
+    return label(name) if len(evaluations) == 1 else f"{where}: {label(name)}"
+
+
+def member_of(title: str, evaluation: Evaluation, name: str) -> Member:
+    """One policy."""
     by_prompt: dict[str, list[ReadAnswer]] = {}
     for answer in evaluation.answers:
         if answer.policy == name:
             by_prompt.setdefault(answer.prompt_id, []).append(answer)
     seed = (evaluation.manifest.get("config") or {}).get("seed")
-    return Member(where, name, identity_of(evaluation, name), seed, by_prompt)
+    return Member(title, name, identity_of(evaluation, name), seed, by_prompt)
 
 
 def identity_of(evaluation: Evaluation, policy: str) -> str:
@@ -425,5 +426,5 @@ def evaluated_trails(
                 continue
             point = KLPoint(kl=row.kl_per_sequence, score=row.score_mean, interval=row.score_interval)
             run = names.get(identity_of(one, name))
-            mine.append(KLTrail(name=f"{where}: {label(name)}", run=run, points=[point], kind="evaluated"))
+            mine.append(KLTrail(name=title_of(where, name, evaluations), run=run, points=[point], kind="evaluated"))
     return trails

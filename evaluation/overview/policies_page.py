@@ -62,8 +62,8 @@ def _field(field: Field, styles: Styles) -> Markup:
     rows = [_policy_row(one, field, styles, ratings, scale, lambda v: number(v, digits)) for one in field.policies]
     remarks = (
         f"{number(field.prompts)} held-out prompts and one sampling setting for all policies. Ratings: Bradley-Terry over "
-        "all pairs of policies, intervals clustered by prompt; 100 points are a win rate of 64%. KL is from the baseline "
-        "of the policy's own evaluation."
+        "all pairs of policies, intervals clustered by prompt; 100 points are a win rate of 64%. KL: from the baseline of "
+        "the policy's evaluation."
     )
     if field.against_baseline:
         remarks += (
