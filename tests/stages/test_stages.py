@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import REPOSITORY, read_rows, run_command, run_here, succeed, wait_for
+from transformers import AutoModelForCausalLM
 
 from tiebreak.command.pipeline import StageEntry, stage_state
 from tiebreak.config import TrainingConfig
@@ -80,6 +81,16 @@ def test_ppo_logs_trls_names(finished_recipe: Path) -> None:
         "val/num_eos_tokens",
         "episode",
     } <= names
+
+
+def test_a_manifest_has_the_class_and_the_size_of_the_model(finished_recipe: Path) -> None:
+    """Counted anew on the loaded base, and on the tensors of the adapter's file; a reward model's score head trains too."""
+    base = AutoModelForCausalLM.from_pretrained(find_model(str(output(finished_recipe, "sft"))).base_path)
+    for stage in ("sft", "reward", "dpo", "ppo"):
+        manifest = read_manifest(output(finished_recipe, stage))
+        assert manifest["base_model"] == {"class": type(base).__name__, "parameters": base.num_parameters()}
+        adapter = load_file(output(finished_recipe, stage) / "final" / "adapter_model.safetensors")
+        assert manifest["trained_parameters"] == sum(tensor.numel() for tensor in adapter.values())
 
 
 @pytest.mark.parametrize("stage", ["dpo", "ppo"])

@@ -54,6 +54,17 @@ def _base(subject: Subject) -> list[Fact]:
     ]
 
 
+def _architecture(subject: Subject) -> list[Entry]:
+    """Class and size of the model; a blank if a run of an older version did not record them."""
+    first = subject.trained[:1] or [subject.manifest]
+    found = [
+        *facts(first, "class", "base_model/class"),
+        *facts(first, "parameters", "base_model/parameters"),
+        *fact(subject.manifest, "parameters that were trained", "trained_parameters"),
+    ]
+    return [*found, *(() if len(found) == 3 else (_blank("architecture"),))]
+
+
 def _weights(subject: Subject) -> list[Fact]:
     return [
         *fact(subject.manifest, "weights that were trained, sha256", "model/adapter_sha256"),
@@ -309,7 +320,7 @@ def annex_iv(subject: Subject) -> list[Part]:
         Part("2 (b) Design and its reasons", (blank("design"),), 3),
         Part(
             "2 (c) Architecture, computing resources",
-            (*_weights(subject), blank("architecture"), *_machine(subject), *_energy(subject)),
+            (*_architecture(subject), *_weights(subject), *_machine(subject), *_energy(subject)),
             3,
         ),
         Part("2 (d) Data: sources, labelling, cleaning", (*_data(subject), blank("data_licences")), 3),
@@ -341,7 +352,7 @@ def annex_xi(subject: Subject) -> list[Part]:
         Part("(a) Tasks and systems it can be integrated in", (_blank("purpose"), _blank("integration")), 3),
         Part("(b) Acceptable use policies", (_blank("use_policy"), _blank("out_of_scope")), 3),
         Part("(c) Date of release, ways of distribution", (_blank("release"), _blank("forms")), 3),
-        Part("(d) Architecture and parameters", (*_base(subject), _blank("architecture")), 3),
+        Part("(d) Architecture and parameters", (*_base(subject), *_architecture(subject)), 3),
         Part("(e) Modality and format of inputs and outputs", (_blank("modality"), _blank("languages")), 3),
         Part("(f) Licence", (_blank("licence"),), 3),
         Part("Section 1, 2. Process of development", ()),
@@ -366,7 +377,7 @@ def annex_xii(subject: Subject) -> list[Part]:
         Part("(c) Date of release, ways of distribution", (_blank("release"), _blank("forms")), 3),
         Part("(d) Hardware and software outside the model", (_blank("integration"),), 3),
         Part("(e) Versions of software", tuple(_software(subject)), 3),
-        Part("(f) Architecture and parameters", (*_base(subject), _blank("architecture")), 3),
+        Part("(f) Architecture and parameters", (*_base(subject), *_architecture(subject)), 3),
         Part("(g) Modality and format of inputs and outputs", (_blank("modality"), _blank("languages")), 3),
         Part("(h) Licence", (_blank("licence"),), 3),
         Part("2. Elements and process of development", ()),

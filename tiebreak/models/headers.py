@@ -6,6 +6,7 @@ require_floating(Path("models/llama"), "models/llama")     # refuses weights tha
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,22 @@ def tensors_of(file: Path) -> dict[str, Stored]:
 def tensors_in(folder: Path) -> dict[str, Stored]:
     """The tensors of a model's folder by name."""
     return {name: one for file in sorted(folder.glob("*.safetensors")) for name, one in tensors_of(file).items()}
+
+
+def architecture_of(folder: Path) -> dict[str, str | int]:
+    """A model's class, as its config.json names it, and the number of its parameters; each only if its files tell.
+
+    Weights that two layers share count once. Packed weights, as in 4 bits, are not counted: there, a stored number is no
+    parameter.
+    """
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        named = []
+    stored = tensors_in(folder).values()
+    plain = all(one.format in FLOATING for one in stored)
+    parameters = sum(math.prod(one.shape) for one in stored) if plain else 0
+    return {**({"class": str(named[0])} if named else {}), **({"parameters": parameters} if parameters else {})}
 
 
 def require_floating(folder: Path, name: str) -> None:

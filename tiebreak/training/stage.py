@@ -22,6 +22,7 @@ from tiebreak.errors import DataError, HandoffError, NoRowLeftError, TiebreakErr
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.full import whole_state
+from tiebreak.models.headers import architecture_of
 from tiebreak.models.precision import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
@@ -294,7 +295,14 @@ def finish_adapter(
         difference, scores = process.verify(products.sequences)
         say(f"reloaded in a fresh process: the largest difference is {difference:.1e}")
         products.on_verified(scores)
-        run.facts |= {"model": pinned, "probe_difference": difference, "metrics": metrics, **facts}
+        run.facts |= {
+            "model": pinned,
+            "base_model": architecture_of(source.base_path),
+            "trained_parameters": sum(one.numel() for one in state.values()),
+            "probe_difference": difference,
+            "metrics": metrics,
+            **facts,
+        }
         reports = Reports(run)
         reports.plan(
             {
