@@ -82,6 +82,16 @@ class RunRecord:
             recorded = last_values(self.rows, find_stage(self.stage).metrics)
         return {key: float(value) for key, value in recorded.items() if is_number(value)}
 
+    def not_finite(self) -> Iterator[str]:
+        """What is NaN or infinite among the stage's figures in the rows that were read; curves leave such steps out."""
+        for key in find_stage(self.stage).metrics:
+            steps = [
+                row.get("step") for row in self.rows if isinstance(row.get(key), float) and not is_number(row[key])
+            ]
+            if steps:
+                often = "" if len(steps) == 1 else f" and at {len(steps) - 1} later ones"
+                yield f"{key} is not a finite number at step {steps[0]}{often}"
+
     def inputs(self) -> dict[str, Mapping[str, Any]]:
         return {str(name): one for name, one in self.record["inputs"].items()}
 

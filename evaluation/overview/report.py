@@ -190,7 +190,7 @@ def _row(one: RunRecord, names: Mapping[str, str], groups: Mapping[str, str], fa
         packages=dict(record.get("packages") or {}),
         kinds=list(kinds_of(record)),
         finished_at=record.get("finished_at"),
-        notes=[*one.notes, *([faults[one.id]] if one.id in faults else [])],
+        notes=[*one.notes, *one.not_finite(), *([faults[one.id]] if one.id in faults else [])],
     )
 
 

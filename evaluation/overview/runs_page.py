@@ -215,7 +215,7 @@ def _panels(panels: Sequence[tuple[int, Panel]], group_of: Mapping[str, str], st
         skipped = sum(curve.skipped for curve in panel.curves)
         each = max(curve.rows_a_point for curve in panel.curves)
         notes = [f"each point is {each} rows"] if each > 1 else []
-        notes += [f"{skipped} values are not finite"] if skipped else []
+        notes += [f"not finite and left out: {skipped}"] if skipped else []
         figures.append(
             el(
                 "figure",

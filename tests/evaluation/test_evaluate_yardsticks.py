@@ -407,6 +407,7 @@ def bertscore_by_hand(model: Path, text: str, other: str) -> float:
         ({"yardsticks": ["rubric", "bertscore:x"]}, "bertscore:x needs references"),
         ({"yardsticks": ["rubric", "toxicity"]}, "toxicity needs an argument: toxicity:MODEL"),
         ({"yardsticks": ["rogue"]}, "no yardstick 'rogue'; did you mean rouge?"),
+        ({"yardsticks": ["qqq"]}, "no yardstick 'qqq'. There are rubric, "),
         ({"yardsticks": ["rouge"]}, "rouge needs references"),
         ({"yardsticks": ["reward"]}, "reward needs reward_model"),
         ({"yardsticks": ["rubric", "self_bleu"]}, "self_bleu needs samples_per_prompt of at least 2"),

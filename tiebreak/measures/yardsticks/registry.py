@@ -133,7 +133,7 @@ def parse(source: str) -> Named:
             return Named(source, "", "")
         near = difflib.get_close_matches(name, ENTRIES, n=1)
         raise ValueError(
-            f"no yardstick {name!r}{f'; did you mean {near[0]}?' if near else ''} There are {', '.join(ENTRIES)}, and "
+            f"no yardstick {name!r}{f'; did you mean {near[0]}?' if near else '.'} There are {', '.join(ENTRIES)}, and "
             "functions of yours, as package.module:function"
         )
     entry = ENTRIES[name]
