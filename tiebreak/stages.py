@@ -430,6 +430,7 @@ JUDGE = Stage(
     "evaluation.judging.judge",
     "judge pairs with a model: a function, a reward model, a language model here or behind an API",
     "evaluation.judging.configuration:JudgeConfig",
+    shares_out=True,
     makes="data",
     inputs={"pairs": "pairs", "reward_model": "reward_model", "model": "model", "people": "people"},
     rows=("judgments",),

@@ -10,6 +10,7 @@ to people's, and reports both.
 from __future__ import annotations
 
 import importlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run
-from tiebreak.terminal import say
+from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.recorder import tracked
 
 TRIED = 10
@@ -81,6 +82,8 @@ def judge(config: JudgeConfig) -> None:
         comparisons = comparisons_of(pairs, config.seed)
         judgments = judge_all(config, run, asked_of, comparisons, rater)
         injections = inject(config, run, asked_of, comparisons, judgments)
+        if not is_main_process():
+            return
         caveats = Caveats(config.judges[0], tuple(caveats_of(config, asked_of, pairs)))
         report = build_report(rater, judgments, people, pairs, injections, caveats)
         write_jsonl(run.final / "judgments.jsonl", judgments)
@@ -97,7 +100,13 @@ def judge(config: JudgeConfig) -> None:
 
 
 def build_judge(config: JudgeConfig) -> Judge:
-    """The configured judge. A configuration that cannot work is refused here, before the first question."""
+    """The configured judge. A configuration that cannot work is refused here, before the first question.
+
+    Raises:
+        ConfigError: several processes are to ask one endpoint, whose limits of rate and cost each would count for itself.
+    """
+    if config.endpoint is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("endpoint: one process asks it, asking.parallel questions at a time: leave --accelerate out")
     module, name = config.kind.judge.split(":")
     judge: Judge = getattr(importlib.import_module(module), name)(
         config, Instruction(_guidelines(config), tuple(config.aspects), config.writes)

@@ -50,6 +50,30 @@ def test_each_process_computes_its_share_and_all_have_all(tmp_path: Path) -> Non
     assert main[1] == other[1] == [n * n for n in range(7)]
 
 
+@pytest.mark.proof
+def test_two_processes_judge_as_one_does(tiny_model: Path, tmp_path: Path) -> None:
+    """A base model by the letters A and B: 12 questions in four batches, then the injections."""
+    rows = [{"prompt": f"why {n}?", "response_a": f"because {n}", "response_b": "no " * (n + 1)} for n in range(6)]
+    words = (
+        *("judge", "--pairs", write_rows(tmp_path / "pairs.jsonl", rows), "--model", tiny_model, "--batch-size", "3"),
+        *("--answers-by", "letters", "--tracking.mode", "disabled", "--output"),
+    )
+    status, message = run_here(*words, tmp_path / "one")
+    assert status == 0, message
+    succeed(*words, tmp_path / "two", "--accelerate", "cpu", "--num_processes", "2")
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    assert read_manifest(tmp_path / "one")["id"] == read_manifest(tmp_path / "two")["id"]
+
+
+def test_an_endpoint_is_asked_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    pairs = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "why?", "response_a": "so", "response_b": "no"}])
+    words = ("--endpoint.url", "http://127.0.0.1:9/v1", "--endpoint.model", "m", "--output", tmp_path / "out")
+    status, message = run_here("judge", "--pairs", pairs, *words, "--tracking.mode", "disabled")
+    assert status == 2
+    assert "endpoint: one process asks it" in message
+
+
 @pytest.mark.parametrize("stage", ["sample", pytest.param("evaluate", marks=pytest.mark.proof)])
 def test_two_processes_make_what_one_makes(stage: str, tiny_model: Path, tmp_path: Path) -> None:
     """Nine prompts in four batches: the same bytes, and so the same id."""
