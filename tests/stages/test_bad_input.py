@@ -130,7 +130,7 @@ def test_every_broken_line_of_every_file_is_listed(tmp_path: Path, output: Path)
         "prepare", "--output", output, "--prompts", prompts, whole_lines, "--demonstrations", shown,
         parts=(
             "nothing was written",
-            f"{prompts}:2: not JSON (Unterminated string starting at at column 12)",
+            f"{prompts}:2: not JSON (Unterminated string starting at column 12)",
             f"{prompts}:6: a list, not an object",
             f"{whole_lines}:1: column 'prompt' is empty in this row",
             f"{whole_lines}:2: column 'prompt': neither a string nor a list of messages",
