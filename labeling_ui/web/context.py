@@ -37,6 +37,7 @@ from labeling_ui.web.login.accounts import (
 )
 from labeling_ui.web.mail.sending import Kind as MailKind
 from labeling_ui.web.mail.sending import Mailer
+from labeling_ui.web.refusals import printable
 from tiebreak.assessments import FLAGGED, Assessment, SingleAnswer
 from tiebreak.files import explain
 from tiebreak.records import Judgment, Pair, Span
@@ -315,11 +316,6 @@ def checked(model: type[M], body: dict[str, Any]) -> M:
         return model.model_validate(body)
     except ValidationError as error:
         raise HTTPException(422, [printable(fault) for fault in explain(error)]) from error
-
-
-def printable(text: str) -> str:
-    """`text` as any reply can carry it: surrogate halves are replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")[:1_000]
 
 
 async def rendered(assignment: Assignment | None) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
 from labeling_ui.pages import FILES, PageConfig
-from labeling_ui.web.context import printable
+from labeling_ui.web.refusals import printable
 
 STYLE = (FILES / "error.css").read_text(encoding="utf-8")
 _WITHOUT_DETAIL = (401, 404, 405, 429, 500, 503)

@@ -8,7 +8,10 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from labeling_ui.web.context import printable
+
+def printable(text: str) -> str:
+    """`text` as any reply can carry it: surrogate halves are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")[:1_000]
 
 
 def refused(_request: Request, error: Exception) -> JSONResponse:

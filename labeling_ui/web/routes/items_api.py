@@ -19,8 +19,9 @@ from labeling_ui.store.answers import storable
 from labeling_ui.store.leads.finding import JudgmentEntry, Search
 from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.media import media_of
-from labeling_ui.web.context import DeskOf, LeadWritingSession, printable, viewing_session
+from labeling_ui.web.context import DeskOf, LeadWritingSession, viewing_session
 from labeling_ui.web.lead_replies import ItemRead, ItemsFound, JudgmentListed, Rejected, RejectionEffect, TakenBack
+from labeling_ui.web.refusals import printable
 from labeling_ui.web.replies import replies
 from tiebreak.files import explain
 

@@ -19,8 +19,9 @@ from labeling_ui.exchange import media as limits
 from labeling_ui.exchange.media import BadMediaError, upload_media
 from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.media import describe_media, list_media, read_media
-from labeling_ui.web.context import CurrentSession, DeskOf, LeadSession, LeadWritingSession, printable
+from labeling_ui.web.context import CurrentSession, DeskOf, LeadSession, LeadWritingSession
 from labeling_ui.web.lead_replies import FileAdded, FilesListed
+from labeling_ui.web.refusals import printable
 from labeling_ui.web.replies import Done, replies
 
 MAX_ALT_CHARACTERS = 2_000

@@ -22,8 +22,9 @@ from labeling_ui.store.answers import storable
 from labeling_ui.store.pairs.campaign import Source
 from labeling_ui.store.pairs.media import ShownMedia, media_of
 from labeling_ui.store.store import Store
-from labeling_ui.web.context import DeskOf, LeadWritingSession, printable
+from labeling_ui.web.context import DeskOf, LeadWritingSession
 from labeling_ui.web.lead_replies import Uploaded
+from labeling_ui.web.refusals import printable
 from labeling_ui.web.replies import replies
 from tiebreak.assessments import SingleAnswer
 from tiebreak.data.pairs import read_pairs
