@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from evaluation.compare.reading import finite
 from tiebreak.config.keys import keys_of
-from tiebreak.errors import RunError, TiebreakError
+from tiebreak.errors import RunError, TiebreakError, counted
 from tiebreak.process.ending import TRACEBACK_FILE
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import InputFinder
@@ -89,7 +89,7 @@ class RunRecord:
                 row.get("step") for row in self.rows if isinstance(row.get(key), float) and not is_number(row[key])
             ]
             if steps:
-                often = "" if len(steps) == 1 else f" and at {len(steps) - 1} later ones"
+                often = "" if len(steps) == 1 else f" and at {counted(len(steps) - 1, 'later step')}"
                 yield f"{key} is not a finite number at step {steps[0]}{often}"
 
     def inputs(self) -> dict[str, Mapping[str, Any]]:

@@ -224,7 +224,7 @@ def test_runs_in_progress_failed_and_broken_are_shown_as_such(tmp_path: Path) ->
     loss = next(one for one in found.panels if one.title == "Loss")
     assert [curve.run for curve in loss.curves] == ["done"]  # a curve of NaN is not drawn
     notes = {one.name: one.notes for one in found.runs}
-    assert notes["part"] == ["loss is not a finite number at step 1 and at 7 later ones"]
+    assert notes["part"] == ["loss is not a finite number at step 1 and at 7 later steps"]
     assert notes["done"] == []
     assert "interrupted; figures are of what is done" in " ".join(found.headline.caveats)
     assert "1 of DPO" not in found.headline.claim

@@ -60,7 +60,7 @@ def _architecture(subject: Subject) -> list[Entry]:
     found = [
         *facts(first, "class", "base_model/class"),
         *facts(first, "parameters", "base_model/parameters"),
-        *fact(subject.manifest, "parameters that were trained", "trained_parameters"),
+        *fact(subject.manifest, "parameters that the run saved", "saved_parameters"),
     ]
     return [*found, *(() if len(found) == 3 else (_blank("architecture"),))]
 

@@ -48,6 +48,8 @@ def with_deviation(mean: float, deviation: float) -> str:
 
     >>> with_deviation(1.97, 0.0117), with_deviation(812.4, 31), with_deviation(0.5, 0), with_deviation(2e-05, 3e-06)
     ('1.970 ± 0.012', '812 ± 31', '0.500 ± 0', '2.0e−5 ± 3.0e−6')
+    >>> with_deviation(3, 0.0996)  # which rounds up to a digit less
+    '3.00 ± 0.10'
     """
     if deviation == 0 or abs(mean) < 1e-3:
         return f"{number(mean)} ± {number(deviation)}"

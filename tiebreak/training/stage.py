@@ -298,7 +298,7 @@ def finish_adapter(
         run.facts |= {
             "model": pinned,
             "base_model": architecture_of(source.base_path),
-            "trained_parameters": sum(one.numel() for one in state.values()),
+            "saved_parameters": sum(one.numel() for one in state.values()),
             "probe_difference": difference,
             "metrics": metrics,
             **facts,

@@ -112,16 +112,14 @@ def test_class_and_size_of_a_model_are_asked_for_only_where_no_manifest_has_them
     runs: Path, tmp_path: Path, form: str
 ) -> None:
     base = {"class": "LlamaForCausalLM", "parameters": 134_515_008}
-    sft = finished(tmp_path / "sft", "sft", {"policy": "org/base"}, base_model=base, trained_parameters=7)
-    dpo = finished(
-        tmp_path / "dpo", "dpo", {"policy": sft}, base_model={"class": "Other"}, trained_parameters=4_884_480
-    )
+    sft = finished(tmp_path / "sft", "sft", {"policy": "org/base"}, base_model=base, saved_parameters=7)
+    dpo = finished(tmp_path / "dpo", "dpo", {"policy": sft}, base_model={"class": "Other"}, saved_parameters=4_884_480)
     text = as_markdown("T", FORMS[form](read_subject(dpo, None)), read_subject(dpo, None), {}, form)
     rows = [found.groups() for line in text.splitlines() if (found := FACT.match(line))]
     for name, value, stage in (
         ("class", "LlamaForCausalLM", "sft"),
         ("parameters", "134,515,008", "sft"),
-        ("parameters that were trained", "4,884,480", "dpo"),
+        ("parameters that the run saved", "4,884,480", "dpo"),
     ):
         assert [row[1:3] for row in rows if row[0] == name] == [(value, stage)]
     assert "[blank: architecture]" not in text
