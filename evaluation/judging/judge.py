@@ -10,7 +10,6 @@ to people's, and reports both.
 from __future__ import annotations
 
 import importlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run
-from tiebreak.terminal import is_main_process, say
+from tiebreak.terminal import is_main_process, process_count, say
 from tiebreak.tracking.recorder import tracked
 
 TRIED = 10
@@ -105,7 +104,7 @@ def build_judge(config: JudgeConfig) -> Judge:
     Raises:
         ConfigError: several processes are to ask one endpoint, whose limits of rate and cost each would count for itself.
     """
-    if config.endpoint is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if config.endpoint is not None and process_count() > 1:
         raise ConfigError("endpoint: one process asks it, asking.parallel questions at a time: leave --accelerate out")
     module, name = config.kind.judge.split(":")
     judge: Judge = getattr(importlib.import_module(module), name)(

@@ -28,6 +28,7 @@ from tiebreak.process.stopping import heeding_signals
 from tiebreak.runs.agreement import require_placeable, require_same_values
 from tiebreak.shipped import find_shipped, shipped_names
 from tiebreak.stages import STAGES, Command, find_stage
+from tiebreak.terminal import process_count
 from tiebreak.tracking.contents import COMMAND
 
 C = TypeVar("C", bound=StageConfig)
@@ -74,7 +75,7 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
     os.environ[COMMAND] = shlex.join(["tiebreak", *stage.split(), *words])
     with heeding_signals():
         exit_with_message(run, resumes=True, folder=lambda: outputs[0] if outputs else None)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         _leave_at_once()
 
 
@@ -91,7 +92,7 @@ def _leave_at_once() -> None:
 
 def _take_own_gpu() -> None:
     """Of several processes without accelerate's own set-up, each computes on its own GPU."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         import torch
 
         if torch.cuda.is_available():
@@ -99,7 +100,7 @@ def _take_own_gpu() -> None:
 
 
 def _require_one_process(stage: str) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not find_stage(stage).launches:
+    if process_count() > 1 and not find_stage(stage).launches:
         raise ConfigError(f"'tiebreak {stage}' runs in one process: start it without accelerate or torchrun")
 
 

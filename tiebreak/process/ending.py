@@ -19,7 +19,7 @@ from typing import TextIO
 from tiebreak.errors import MachineError, TiebreakError
 from tiebreak.extras import missing_training_package
 from tiebreak.process.stopping import Stopped, end, must_leave_within
-from tiebreak.terminal import complain
+from tiebreak.terminal import complain, process_count
 
 UNEXPECTED_STATUS, PIPE_STATUS, INTERRUPT_STATUS = 70, 141, 130
 """exit statuses: of internal errors (sysexits' EX_SOFTWARE), and a shell's for SIGPIPE and SIGINT"""
@@ -168,7 +168,7 @@ def lost_process(error: Exception) -> str:
 
     That process printed its own error, or a signal ended it: this one has none.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    several = process_count() > 1
     if not several or not any(words in str(error) for words in _LOST_PROCESS):
         return ""
     return "another process of this launch has ended, so this one stops too; what that one reported is above"

@@ -49,7 +49,7 @@ from tiebreak.runs.energy import EnergyMeter
 from tiebreak.runs.hub import model_commit
 from tiebreak.runs.placement import Placement, global_batch_of, of_process
 from tiebreak.stages import find_stage
-from tiebreak.terminal import is_main_process, say
+from tiebreak.terminal import is_main_process, process_count, say
 from tiebreak.terminal.progress import progress
 
 MANIFEST = "manifest.json"
@@ -687,7 +687,7 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
     files = [partial / f"{number:05d}.json" for number in range(math.ceil(len(keys) / batch_size))]
     if all(file.exists() for file in files):
         return [result for file in files for result in json.loads(file.read_text())]
-    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    processes, rank = process_count(), int(os.environ.get("RANK", "0"))
     longest = 0.0
     with progress(len(keys), title) as bar:
         for number, file in enumerate(files):

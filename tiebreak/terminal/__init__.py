@@ -26,6 +26,11 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _COLUMNS, _WIDEST_RULE = 80, 100
 
 
+def process_count() -> int:
+    """The processes of this launch, on all machines; 1 without a launch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main_process() -> bool:
     """True on the process that writes: the only one, or rank 0 of a launch."""
     return int(os.environ.get("RANK", "0")) == 0
