@@ -101,13 +101,15 @@ async function insist(path, options) {
     try {
       const reply = await call(path, options);
       failing = false;
-      if (find('.banner').dataset.kind === 'lost') warn('');
+      if (['lost', 'undo'].includes(find('.banner').dataset.kind)) warn('');
       return reply;
     } catch (error) {
       failing = !error.refused;
       if (error.refused) throw error;
       for (const tell of failures) tell();
-      warn(words[!leavesNothing() ? 'lost.memory' : unsent().length ? 'lost' : 'waiting'], 'lost');
+      const { kind = '' } = find('.banner').dataset;
+      // A message about the rater's own action stays; this one is repeated at the next attempt.
+      if (['', 'lost', 'draft'].includes(kind)) warn(words[!leavesNothing() ? 'lost.memory' : unsent().length ? 'lost' : 'waiting'], 'lost');
       await pause(wait);
     }
   }

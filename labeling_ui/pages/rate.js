@@ -107,7 +107,7 @@ function judge(vote, button) {
   }
   clearTimeout(saveTimer);
   saveTimer = 0;
-  clearWarning('edit', 'refused');
+  clearWarning('edit', 'refused', 'undo');
   if (!amending) forgetDraft(current);
   const body = {
     ...details(), ...vote, ...timeSpent(),
@@ -159,7 +159,7 @@ async function undo() {
     if (!(await drained(acknowledged, turnedDown))) throw new Error('server');
     if (!lastJudgment) return;
     const reply = await call(`/api/judgments/${encodeURIComponent(lastJudgment)}/undo`, { method: 'POST', patience_ms: 10000 });
-    clearWarning('lost');
+    clearWarning('lost', 'undo');
     lastJudgment = unchangeable.has(reply.last_judgment) ? await latestToUndo() : reply.last_judgment;
     if (current) queue.unshift(current);
     queue = queue.filter((pair) => pair.pair_id !== reply.pair.pair_id);
@@ -167,7 +167,7 @@ async function undo() {
     show(normal(reply.pair));
     if (talk) Object.assign(talk, { number: talk.number - 1, phase: 'judging' });
   } catch (error) {
-    warn(error.refused ? error.message : words['undo.lost'], error.refused ? 'refused' : 'lost');
+    warn(error.refused ? error.message : words['undo.lost'], error.refused ? 'refused' : 'undo');
     if (error.refused) {
       unchangeable.add(lastJudgment); // undone already, or settled by a lead, say: the next undo goes further back
       lastJudgment = await latestToUndo().catch(() => lastJudgment);

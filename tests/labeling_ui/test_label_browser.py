@@ -582,7 +582,10 @@ def test_undo_without_the_server_says_so_and_freezes_nothing(site: Site) -> None
         on(page, n + 1)
         press(page, *("u" if n == 5 else ""))
     page.wait_for_selector(".banner >> text=Cannot undo")
+    page.wait_for_timeout(3_000)  # the judgment is sent again meanwhile, and fails
+    assert "Cannot undo" in page.inner_text(".banner")
     press(page, "2")
+    page.wait_for_selector(".banner >> text=Not saved yet")
     on(page, 7)
     page.context.set_offline(False)
     eventually(page, lambda: [j.answer for j in site.judgments("undo offline", 4)] == [-3, 3, -2], "all are sent")
