@@ -248,6 +248,29 @@ class Agreement(Part):
     preferences: int | None = None
 
 
+class Calibration(Part):
+    """Whether verdicts of confidence c are right in a share c of cases: a reward model's, or a judge's against people."""
+
+    run: str
+    stage: str
+    pairs: int
+    """held-out pairs of a reward model; comparisons in which a judge and people prefer a side"""
+    accuracy: float | None = None
+    """share of the pairs in which the preferred answer is the chosen one"""
+    accuracy_interval: Interval | None = None
+    ece: float
+    """expected calibration error, a share"""
+    nll: float | None = None
+    """negative log-likelihood, nats"""
+    temperature: float | None = None
+    """that fits a reward model's scores best; None if none helps"""
+    ece_scaled: float | None = None
+    """after a temperature that was fitted on other prompts"""
+    nll_scaled: float | None = None
+    bins: list[dict[str, Any]]
+    """of a reliability diagram, each with n, confidence, accuracy and interval"""
+
+
 class Node(Part):
     """A run, or a group of them, in the lineage graph."""
 
@@ -305,6 +328,7 @@ class Overview(Part):
     training_answers: list[TrainingAnswers] = []
     further: list[FurtherMeasures] = []
     agreement: list[Agreement] = []
+    calibration: list[Calibration] = []
     nodes: list[Node] = []
     edges: list[Edge] = []
     comparisons: int = 0

@@ -1,23 +1,23 @@
 """The overview as one self-contained page. Text from prompts and models is shown as plain text.
 
-Its parts are in `policies_page` and `runs_page`, and here those that need neither.
+Its parts are in `policies_page`, `runs_page` and `labels_page`, and here those that need neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import resources
 
 from evaluation.compare.page import policy_marks
 from evaluation.compare.yardsticks import benchmarks_part, yardsticks_part
 from evaluation.overview.charts import Style, Styles, group_styles
+from evaluation.overview.labels_page import calibration_part, raters_part
 from evaluation.overview.model import Overview
 from evaluation.overview.policies_page import matches_part, policies_part, samples_part, shifts_part
 from evaluation.overview.runs_page import cost_part, curves_part, kl_part, lineage_part, runs_part
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
-from tiebreak.page.numbers import number, percent, two_digits
-from tiebreak.page.tables import cell, figure, heading, ranged, table
+from tiebreak.page.numbers import number
+from tiebreak.page.tables import cell, heading, table
 from tiebreak.stages import find_stage
 
 
@@ -38,7 +38,8 @@ def build_page(report: Overview, version: str = "") -> str:
         ("shifts", "Length and refusals", shifts_part(report, styles)),
         ("samples", "Answers", samples_part(report, styles)),
         ("training", "Answers during training", _training_answers(report)),
-        ("raters", "Raters", _raters(report)),
+        ("raters", "Raters", raters_part(report)),
+        ("calibration", "Calibration", calibration_part(report)),
         ("cost", "Cost", cost_part(report)),
         ("lineage", "Lineage", lineage_part(report)),
     ]
@@ -108,46 +109,3 @@ def _training_answers(report: Overview) -> Markup | None:
             el("div", table([heading(title) for title in titles], rows), cls="scroll"),
         ]
     return join(parts)
-
-
-# --- raters ---
-
-
-_MEASURES = {
-    "percent_with_ties": "Agreement, counting ties",
-    "percent_without_ties": "Agreement, without ties",
-    "alpha": "Krippendorff's alpha",
-    "kappa": "Kappa",
-}
-
-
-def _raters(report: Overview) -> Markup | None:
-    if not report.agreement:
-        return None
-    keys = list(dict.fromkeys(key for one in report.agreement for key in one.measures))
-    headings = [
-        heading("Labels"),
-        heading("Raters", numeric=True),
-        heading("Judgments", numeric=True),
-        heading("Preferences", numeric=True),
-    ]
-    headings += [heading(_MEASURES.get(key, key.replace("_", " ")), "95% interval", numeric=True) for key in keys]
-    rows = []
-    for one in report.agreement:
-        cells = []
-        for key in keys:
-            found = one.measures.get(key)
-            form: Callable[[float], str] = percent if key.startswith("percent") else two_digits
-            shown = "–" if found is None else ranged(found["value"], found.get("interval"), form)
-            cells.append(cell(_MEASURES.get(key, key), shown, cls="n two-lines", absent=found is None))
-        rows.append(
-            el(
-                "tr",
-                el("th", one.run, el("small", one.kind, cls="unit"), scope="row"),
-                figure("Raters", one.raters, number),
-                figure("Judgments", one.judgments, number),
-                figure("Preferences", one.preferences, number),
-                cells,
-            )
-        )
-    return el("div", table(headings, rows), cls="scroll")

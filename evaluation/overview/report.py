@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,8 @@ from evaluation.overview.grouping import (
     stage_differences,
     whole_config,
 )
+from evaluation.overview.labels import agreement_of, calibration_of
 from evaluation.overview.model import (
-    Agreement,
     Cost,
     Edge,
     Field,
@@ -77,6 +76,10 @@ def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], ti
     corrected = correct(sets)
     fields = make_fields(sets, corrected, {one.id: one.stage for one in everyone}, names, samples)
     nodes, edges = lineage_graph(records, everyone, names, groups)
+    agreement = [
+        found for one in everyone for found in agreement_of(one, names)
+    ]  # may add notes to the runs, as the next
+    calibration = [found for one in everyone if (found := calibration_of(one, names))]
     return Overview(
         title=title,
         headline=make_headline(records, fields, evaluations, names, faults),
@@ -89,7 +92,8 @@ def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], ti
         training_answers=[found for one in records if (found := training_answers(one, names))],
         further=[more for name, one in evaluations.items() if (more := further_measures(name, one, corrected))],
         comparisons=corrected.comparisons,
-        agreement=[found for one in everyone for found in agreement_of(one, names)],
+        agreement=agreement,
+        calibration=calibration,
         nodes=nodes,
         edges=edges,
         left_out=dict(left_out),
@@ -211,34 +215,6 @@ def cost_of(one: RunRecord) -> Cost:
         judgments=sum(n for n in judged if isinstance(n, int)) if judged else None,
         machine=one.record.get("machine"),
     )
-
-
-def agreement_of(one: RunRecord, names: Mapping[str, str]) -> list[Agreement]:
-    """A labelling run's agreement by kind of rater, from its data report."""
-    path = Path(one.folder) / "final" / "report.json"
-    if one.stage != "label" or not path.is_file():
-        return []
-    report = json.loads(path.read_text(encoding="utf-8"))
-    judgments, preferences = report.get("judgments") or {}, report.get("preferences") or {}
-    rows = []
-    for kind, measures in (report.get("agreement") or {}).items():
-        plain = {
-            str(key): {"value": entry["value"], "n": entry.get("n"), "interval": entry.get("interval")}
-            for key, entry in measures.items()
-            if isinstance(entry, Mapping) and is_number(entry.get("value"))
-        }
-        rows.append(
-            Agreement(
-                run=names.get(one.id, one.folder),
-                kind=str(kind),
-                measures=plain,
-                raters=judgments.get("raters"),
-                judgments=(judgments.get("kinds") or {}).get(kind),
-                ties=judgments.get("ties"),
-                preferences=preferences.get("total"),
-            )
-        )
-    return rows
 
 
 # --- lineage ---
