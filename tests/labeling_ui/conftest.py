@@ -13,11 +13,22 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from argon2 import PasswordHasher
 from label_support import free_port
 
 from labeling_ui.database.schema import build_engine
 
 BACKENDS = ("sqlite", "postgres")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_passwords() -> Iterator[None]:
+    """Five logins make most campaigns here: at the cost of a real password, hashing took a quarter of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "labeling_ui.web.login.accounts._HASHER", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+        )
+        yield
 
 
 @pytest.fixture(params=BACKENDS)
