@@ -5,7 +5,7 @@ const MEASURING_MS = 2000;
 const OLD_SECONDS = 90; // figures older than this show their age
 const MOST_COUNTED = 500; // open disagreements
 const MOST_IDLE_DAYS = 30; // on the chart, after the last judgment
-const MOST_IN_MATRIX = 12; // raters; with more, the lowest κ are listed
+const IN_MATRIX = { least: 4, most: 12 }; // raters; with fewer, all κ are listed, with more the lowest
 
 const plain = (value) => value.toFixed(3).replace('-', '−');
 const whole = (value) => value.toLocaleString(words.language);
@@ -191,11 +191,12 @@ function showKappas(kappas) {
   const computed = kappas.filter((kappa) => kappa.value !== null);
   const raters = [...new Set(computed.flatMap((kappa) => kappa.raters))].sort((a, b) => nameOf(a).localeCompare(nameOf(b)));
   if (!computed.length) find('.kappas').textContent = words['lead.kappa.none'];
-  else if (raters.length <= MOST_IN_MATRIX) find('.kappas').replaceChildren(matrix(computed, raters));
+  else if (raters.length >= IN_MATRIX.least && raters.length <= IN_MATRIX.most) find('.kappas').replaceChildren(matrix(computed, raters));
   else {
     const lowest = [...computed].sort((a, b) => a.value - b.value).slice(0, 20);
+    const left = lowest.length < computed.length;
     find('.kappas').replaceChildren(
-      make('p', { class: 'note' }, say('lead.kappa.many', { n: lowest.length, total: computed.length })),
+      ...(left ? [make('p', { class: 'note' }, say('lead.kappa.many', { n: lowest.length, total: computed.length }))] : []),
       ...lowest.map((kappa) => interval(kappa.raters.map(nameOf).join(' – '), kappa, plain)),
     );
   }

@@ -224,7 +224,7 @@ function count(more) {
   bar.setAttribute('aria-valuemax', goal || today);
   bar.firstElementChild.style.width = goal ? `${Math.min(100, (100 * today) / goal)}%` : '0';
   if (test) find('.count').textContent = say('test.count', { ...test, done: Math.min(test.questions, test.done + 1) });
-  else find('.count').textContent = goal ? say('progress.today', { today, goal }) : say('progress.done', { done });
+  else find('.count').textContent = goal ? say(today < goal ? 'progress.today' : 'progress.reached', { today, goal }) : say('progress.done', { done });
 }
 
 // --- buttons

@@ -570,6 +570,26 @@ def test_nothing_typed_or_judged_is_in_the_browsers_storage_if_the_campaign_says
     assert page.evaluate(closing) is True
 
 
+def test_a_goal_that_is_reached_says_so(site: Site) -> None:
+    page = site.open("reaches", after=3)
+
+    def with_goal(route: Any) -> None:
+        reply = route.fetch()
+        me = reply.json()
+        route.fulfill(response=reply, json={**me, "progress": {**me["progress"], "goal_per_day": 4}})
+
+    page.route("**/api/me?*", with_goal)
+    page.reload()
+    on(page, 3)
+    assert page.inner_text(".count") == "3 of 4 today"
+    press(page, "4")
+    on(page, 4)
+    assert page.inner_text(".count") == "4 today, goal of 4 reached"
+    press(page, "4")
+    on(page, 5)
+    assert page.inner_text(".count") == "5 today, goal of 4 reached"
+
+
 def test_undo_without_the_server_says_so_and_freezes_nothing(site: Site) -> None:
     page = site.open("undo offline", after=4)
     for n, key in ((4, "1"), (5, "7")):
