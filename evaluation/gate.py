@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,12 +21,14 @@ from evaluation.compare.reading import Evaluation, read_evaluation
 from evaluation.compare.words import edge, label
 from evaluation.overview.policies import Member, member_of
 from tiebreak.config import Section, load_config
-from tiebreak.data.reading import read_rows
+from tiebreak.data.reading import Rules, read_prompts, read_rows
+from tiebreak.data.splits import VALIDATION_SHARE
 from tiebreak.errors import ConfigError, GateError, counted
 from tiebreak.files import write_json
 from tiebreak.measures.ratings import MANY_PROMPTS, length_controlled, outcomes_of, share_interval
+from tiebreak.measures.yardsticks.registry import Better
 from tiebreak.measures.yardsticks.wording import refuses
-from tiebreak.page.numbers import number, percent
+from tiebreak.page.numbers import number, percent, signed
 from tiebreak.runs.chain import InputFinder, manifest_chain
 from tiebreak.runs.requirements import remarks
 from tiebreak.terminal import say
@@ -42,7 +44,7 @@ class Bounds(Section):
     at_most: float | None = None
     """the largest value that passes"""
     no_worse_by: float | None = Field(default=None, ge=0)
-    """how far below the baseline's the value may be"""
+    """how much worse than the baseline's the value may be: lower, or higher where less is better"""
 
     @model_validator(mode="after")
     def _some(self) -> Bounds:
@@ -74,6 +76,8 @@ class Gate(Section):
     """largest mean exposure of planted canaries, in bits; chance gives 1.4"""
     slices: dict[str, float] = {}
     """tag or source of prompts → least lower end of the win rate's interval on them"""
+    bias_gap: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """yardstick → largest gap between two groups of counterfactual prompts; the whole 95% interval must be within it"""
     figures: dict[str, Bounds] = {}
     """any figure of the policy in the evaluation's report.json, such as repetition_mean, or criteria.direct; by its name"""
 
@@ -153,9 +157,11 @@ def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
     if gate.exposure is not None:
         yield _at_most("exposure of canaries, bits", figures.get("canaries.exposure_mean"), gate.exposure, number)
     yield from _slices(gate, evaluation, mine, base)
+    for yardstick, most in gate.bias_gap.items():
+        yield from _gaps(evaluation, gate.policy, yardstick, most)
     before = _figures(evaluation, evaluation.baseline) if base else {}
     for name, bounds in gate.figures.items():
-        yield from _bounded(name, figures.get(name), before.get(name), bounds)
+        yield from _bounded(name, figures.get(name), before.get(name), bounds, better_of(name, evaluation.yardsticks))
 
 
 def _against_baseline(gate: Gate, mine: Member, base: Member | None, prompts: Sequence[str]) -> Iterator[Requirement]:
@@ -179,25 +185,50 @@ def _against_baseline(gate: Gate, mine: Member, base: Member | None, prompts: Se
 def _slices(gate: Gate, evaluation: Evaluation, mine: Member, base: Member | None) -> Iterator[Requirement]:
     tags = _tags(evaluation) if gate.slices else {}
     for name, least in gate.slices.items():
+        if tags is None:
+            yield Requirement(f"slice {name}", False, "not measured: the evaluation's prompts were moved or changed")
+            continue
         prompts = sorted(prompt for prompt in evaluation.prompt_ids if name in tags.get(prompt, ()))
         if not prompts or base is None:
-            yield Requirement(f"slice {name}", False, "no evaluated prompt has this tag or source")
+            reason = (
+                "no evaluated prompt has this tag or source" if base else "there is no other policy to compare with"
+            )
+            yield Requirement(f"slice {name}", False, reason)
             continue
         outcomes = outcomes_of(mine.scores(prompts), base.scores(prompts))
         found = _interval_at_least(f"slice {name}", float(outcomes.mean()), share_interval(outcomes), least)
         yield Requirement(found.name, found.met, f"{found.words}, {counted(len(prompts), 'prompt')}")
 
 
-def _tags(evaluation: Evaluation) -> Mapping[str, set[str]]:
-    """Prompt's id → its tags and source, from the prepare run that the prompts came from."""
-    recorded = evaluation.manifest["inputs"].get("prompts")
-    place = InputFinder().find(evaluation.folder, evaluation.manifest, recorded).place if recorded else None
-    path = Path(place or "") / "final" / "prompts.jsonl"
-    if place is None or not path.is_file():
-        return {}
-    return {
-        str(row.get("id")): {*row.get("tags", ()), str(row.get("source", ""))} - {""} for _, row in read_rows(str(path))
-    }
+def _gaps(evaluation: Evaluation, policy: str, yardstick: str, most: float) -> Iterator[Requirement]:
+    """The policy's gaps between groups on a yardstick, each with its whole interval."""
+    rows = [row for row in evaluation.gaps if (row["policy"], row["yardstick"]) == (policy, yardstick)]
+    if not rows:
+        yield Requirement(f"bias gap of {yardstick}", False, "not measured: the prompts have no counterfactual pairs")
+    for row in rows:
+        name = f"bias gap of {yardstick}, {' − '.join(row['groups'])}"
+        if row["gap_interval"] is None:
+            yield Requirement(name, False, f"{signed(row['gap'], 3)} of one pair of prompts, which has no interval")
+            continue
+        low, high = row["gap_interval"]
+        words = f"{signed(row['gap'], 3)}, 95% interval {signed(low, 3)} to {signed(high, 3)}; within ±{number(most)}"
+        yield Requirement(name, max(-low, high) <= most, words)
+
+
+def _tags(evaluation: Evaluation) -> Mapping[str, set[str]] | None:
+    """Prompt's id → its tags and source, from the prepare run or the data that the prompts came from; None if those have
+    been moved or changed since."""
+    recorded, config = evaluation.manifest["inputs"]["prompts"], evaluation.manifest["config"]
+    place = InputFinder().find(evaluation.folder, evaluation.manifest, recorded).place
+    if place is None:
+        return None
+    path = Path(place) / "final" / "prompts.jsonl"
+    if path.is_file():
+        rows = [(row.get("id"), row.get("tags", ()), row.get("source", "")) for _, row in read_rows(str(path))]
+    else:
+        rules = Rules(config.get("columns") or {}, "drop", config.get("validation_share", VALIDATION_SHARE))
+        rows = [(one.id, one.tags, one.source) for one in read_prompts(place, [config["split"]], rules)]
+    return {str(identity): {*tags, str(source)} - {""} for identity, tags, source in rows}
 
 
 def _figures(evaluation: Evaluation, policy: str) -> dict[str, Any]:
@@ -219,17 +250,64 @@ def _figures(evaluation: Evaluation, policy: str) -> dict[str, Any]:
 # --- one requirement ---
 
 
-def _bounded(name: str, value: float | None, before: float | None, bounds: Bounds) -> Iterator[Requirement]:
+_LESS_IS_BETTER = (
+    "kl_per_sequence", "kl_per_token", "unfinished_share", "repetition_mean", "canaries.exposure_mean",
+    "canaries.memorised",
+)  # fmt: skip
+_MORE_IS_BETTER = ("yardstick_mean", "rubric_mean", "score_mean", "win_rate_vs_baseline", "win_rate_vs_sft")
+_ERRORS = ("perplexity", "bits_per_byte", "brier_score", "ter", "wer", "bias", "likelihood_diff")
+"""in names of lm-eval's metrics of which less is better"""
+
+
+def better_of(name: str, yardsticks: Sequence[Mapping[str, Any]] = ()) -> Better:
+    """Whether more or less of a figure is better.
+
+    >>> better_of("unfinished_share"), better_of("benchmarks.wikitext.word_perplexity"), better_of("length_tokens_mean")
+    ('lower', 'lower', 'neither')
+    >>> better_of("yardsticks.tone.mean", [{"source": "tone", "better": "neither"}]), better_of("benchmarks.arc.acc")
+    ('neither', 'higher')
+
+    Args:
+        yardsticks: those of the evaluation, with their directions.
+    """
+    kind, _, rest = name.partition(".")
+    inner, _, last = rest.rpartition(".")
+    found: Better = "neither"
+    if kind == "yardsticks":
+        directions = {one["source"]: one["better"] for one in yardsticks}
+        found = directions.get(inner, "neither") if last == "mean" else "neither"
+    elif kind == "benchmarks":
+        words = last.replace(",", "_").split("_")
+        errors = any(f"_{one}_" in f"_{'_'.join(words)}_" for one in _ERRORS)
+        found = "neither" if "stderr" in words else "lower" if errors else "higher"
+    elif name in _LESS_IS_BETTER:
+        found = "lower"
+    elif name in _MORE_IS_BETTER or kind == "criteria" or (kind == "slices" and last in _MORE_IS_BETTER):
+        found = "higher"
+    return found
+
+
+def _bounded(
+    name: str, value: float | None, before: float | None, bounds: Bounds, better: Better
+) -> Iterator[Requirement]:
     if bounds.at_least is not None:
         yield _at_least(name, value, bounds.at_least, number)
     if bounds.at_most is not None:
         yield _at_most(name, value, bounds.at_most, number)
     if bounds.no_worse_by is not None:
-        least = None if before is None else before - bounds.no_worse_by
-        if least is None:
-            yield Requirement(name, False, "the baseline's was not measured")
-        else:
-            yield _at_least(name, value, least, number)
+        yield _no_worse(name, value, before, bounds.no_worse_by, better)
+
+
+def _no_worse(name: str, value: float | None, before: float | None, margin: float, better: Better) -> Requirement:
+    if better == "neither":
+        return Requirement(
+            name, False, "neither more nor less of it is better: give at_least or at_most for no_worse_by"
+        )
+    if before is None:
+        return Requirement(name, False, "the baseline's was not measured")
+    if better == "lower":
+        return _at_most(name, value, before + margin, number)
+    return _at_least(name, value, before - margin, number)
 
 
 def _interval_at_least(name: str, value: float, interval: Sequence[float], least: float) -> Requirement:

@@ -15,7 +15,9 @@ from support import REPOSITORY, run_here
 from evaluation.compare.reading import read_evaluation
 from evaluation.gate import Gate, check, read_gate
 from tiebreak.config import read_yaml
+from tiebreak.data.reading import read_prompts
 from tiebreak.errors import ConfigError
+from tiebreak.runs.run import identify_input
 
 POLICIES = {"base": "bundled:x", "sft": "bundled:y", "dpo-low": "bundled:z"}
 
@@ -58,10 +60,53 @@ def found(evaluation: Path, **keys: Any) -> dict[str, bool]:
         ({"figures": {"score_mean": {"at_least": 5.0}}}, "score_mean", False),
         ({"figures": {"kl_per_sequence": {"at_most": 1.3}}}, "kl_per_sequence", True),
         ({"figures": {"toxicity": {"at_most": 1.0}}}, "toxicity", False),  # not measured
+        ({"figures": {"kl_per_sequence": {"no_worse_by": 1.1}}}, "kl_per_sequence", False),  # the baseline's is 0
+        ({"figures": {"kl_per_sequence": {"no_worse_by": 1.3}}}, "kl_per_sequence", True),
+        ({"figures": {"length_tokens_mean": {"no_worse_by": 99.0}}}, "length_tokens_mean", False),  # is more better?
     ],
 )
 def test_a_requirement(evaluation: Path, keys: dict[str, Any], name: str, met: bool) -> None:
     assert found(evaluation, **keys)[name] == met
+
+
+def test_the_whole_interval_of_a_gap_is_within_the_limit(evaluation: Path) -> None:
+    rows = [
+        {"policy": policy, "yardstick": "tone", "groups": ["men", "women"], "gap": -0.1, "gap_interval": interval}
+        for policy, interval in (("dpo-low", [-0.25, 0.05]), ("base", [-0.9, 0.9]))
+    ]
+    rows.append({**rows[0], "groups": ["old", "young"], "gap_interval": None})
+    one = replace(read_evaluation(str(evaluation)), gaps=tuple(rows))
+    met = {
+        most: [row.met for row in check(Gate(policy="dpo-low", bias_gap={"tone": most}), one)][1:]
+        for most in (0.2, 0.3)
+    }
+    assert met == {0.2: [False, False], 0.3: [True, False]}  # one pair of prompts shows nothing
+    (unmeasured,) = [row for row in check(Gate(policy="dpo-low", bias_gap={"length": 9.0}), one) if not row.met]
+    assert "not measured" in unmeasured.words
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_slices_of_prompts_from_a_file(evaluation: Path, tmp_path: Path, changed: bool) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"Question {n}", "tags": ["even"] if n % 2 == 0 else ["odd"]} for n in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ids = [one.id for one in read_prompts(str(file), ["test"])]
+    one = read_evaluation(str(evaluation))
+    source = {"kind": "file", "id": identify_input(str(file)).id, "source": str(file)}
+    manifest = {
+        **one.manifest,
+        "inputs": {**one.manifest["inputs"], "prompts": source},
+        "config": {**one.manifest["config"], "split": "test"},
+    }
+    answers = tuple(a.model_copy(update={"prompt_id": ids[int(a.prompt_id[-3:])]}) for a in one.answers)
+    from_file = replace(one, manifest=manifest, answers=answers)
+    if changed:
+        file.write_text(json.dumps(rows[0]) + "\n")
+    gate = Gate(policy="dpo-low", slices={"even": 0.01, "odd": 0.99})
+    met = {row.name: row for row in check(gate, from_file)}
+    assert met["slice even"].met != changed
+    assert ("moved or changed" if changed else "20 prompts") in met["slice odd"].words
+    assert not met["slice odd"].met
 
 
 def test_a_policy_that_refuses_does_not_pass(evaluation: Path) -> None:
