@@ -12,7 +12,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -136,10 +136,34 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
             {"pair_id": o.pair_id, "reason": o.reason, "replaced_by": o.replaced_by} for o in labels.withdrawn
         ],
         "event_log_head": labels.head,
+        **_about_raters(labels, report["agreement"]),
     }
     run.finish()
     store.mark_export(labels.head, str(run.folder))
     return report
+
+
+def _about_raters(labels: Labels, agreement: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's figures on who judged: raters and agreement by kind, judgments by version of the guidelines."""
+    judged = [*labels.judgments, *labels.assessments]
+    versions = Counter(one.guideline_version for one in judged if one.guideline_version)
+    measured = {kind: _short_agreement(one) for kind, one in agreement.items()}
+    return {
+        "raters": {kind: len({one.rater_id for one in judged if one.kind == kind}) for kind in count_kinds(judged)},
+        **({"guideline_versions": dict(sorted(versions.items()))} if versions else {}),
+        **({"agreement": kept} if (kept := {kind: one for kind, one in measured.items() if one}) else {}),
+    }
+
+
+def _short_agreement(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """How often two raters gave the same answer, counting ties, with its interval; {} if no comparison has two votes. If
+    raters were left out, also without them."""
+    found = measured["percent_with_ties"]
+    if found["value"] is None:
+        return {}
+    rest = _short_agreement(measured["after_filtering"]) if "after_filtering" in measured else {}
+    own = {"share": found["value"], "interval": found["interval"], "comparisons": found["n"]}
+    return {**own, **({"without those left out": rest} if rest else {})}
 
 
 def write_labels(

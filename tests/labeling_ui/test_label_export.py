@@ -616,6 +616,11 @@ def test_export_of_a_campaign_with_gold_a_lead_and_a_rater_left_out(tmp_path: Pa
     assert before["not_counted"] == {"gold": 3, "repeats": 0}
     assert (after["percent_with_ties"]["value"], after["percent_with_ties"]["n"]) == (1.0, 5)
     assert after["left_out"] == {"raters": ["r2"], "judgments": 8}, "r2's six, and the others' two of gold"
+    manifest = read_manifest(out)
+    assert manifest["raters"] == {"human": 3}
+    stated = manifest["agreement"]["human"]
+    assert (stated["share"], stated["comparisons"]) == (pytest.approx(1 / 3, abs=1e-6), 5)
+    assert (stated["without those left out"]["share"], stated["without those left out"]["comparisons"]) == (1.0, 5)
     assert [one["rater"] for one in report["reliability"]["human"]] == ["r0", "r1"]
     assert report["event_log_head"] == read_manifest(out)["event_log_head"] == store.status()["head"]
     (adjudication,) = read_records(out / "final/adjudications.jsonl", ExportedJudgment)

@@ -75,6 +75,8 @@ def shown(value: Any, key: str = "") -> str:
     'prompts (train 9, test 3), cut off 0'
     >>> shown(706.2, "seconds"), shown(2147483648, "peak_memory_bytes")
     ('11 min 46 s', '2.00 GiB')
+    >>> shown({"1": 1200, "2": 3}, "guideline_versions")
+    'version 1: 1,200, version 2: 3'
     """
     if key in _UNITS:
         return _UNITS[key](value)
@@ -92,7 +94,15 @@ def shown(value: Any, key: str = "") -> str:
     return " ".join(str(value).split())
 
 
-_UNITS: Mapping[str, Callable[[float], str]] = {"seconds": duration, "peak_memory_bytes": memory}
+def _by_version(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"version {version}: {count:,}" for version, count in counts.items())
+
+
+_UNITS: Mapping[str, Callable[[Any], str]] = {
+    "seconds": duration,
+    "peak_memory_bytes": memory,
+    "guideline_versions": _by_version,
+}
 
 
 def _within(value: Any) -> str:

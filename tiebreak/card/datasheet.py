@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tiebreak.card.content import Blank, Entry, Fact, Manifest, Part, fact
+from tiebreak.card.labels import label_facts
 from tiebreak.card.subject import Subject
 
 QUESTIONS = {
@@ -113,7 +114,4 @@ def _cleaning(subject: Subject) -> Iterator[Fact]:
 def _labels(subject: Subject) -> Iterator[Fact]:
     for one in subject.chain:
         if one["stage"] == "label":
-            yield from _found(one, ("judgments, by kind of rater", "kinds"), ("judgments", "judgments"))
-            yield from _found(
-                one, ("agreement", "agreement"), ("version of the guidelines", "config/guideline_version")
-            )
+            yield from label_facts(one)

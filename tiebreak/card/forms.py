@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from tiebreak.card import datasheet
 from tiebreak.card.changes import changes
 from tiebreak.card.content import Blank, Entry, Fact, Part, fact, facts
+from tiebreak.card.labels import label_facts
 from tiebreak.card.subject import Subject
 from tiebreak.stages import find_stage
 
@@ -111,22 +112,7 @@ def _cleaning(subject: Subject) -> list[Fact]:
 
 
 def _labelling(subject: Subject) -> list[Fact]:
-    found: list[Fact] = []
-    for one in subject.chain:
-        if one["stage"] == "label":
-            for key, name in (
-                ("kinds", "judgments, by kind of rater"),
-                ("judgments", "judgments"),
-                ("pairs", "pairs judged"),
-                ("preferences", "preferences"),
-                ("config/overlap", "raters a pair"),
-                ("config/guideline_version", "version of the guidelines"),
-                ("config/consent_version", "version of the consent"),
-                ("agreement", "agreement"),
-                ("event_log_head", "hash of the last judgment's event"),
-            ):
-                found += fact(one, name, key)
-    return found
+    return [entry for one in subject.chain if one["stage"] == "label" for entry in label_facts(one)]
 
 
 def _metrics(subject: Subject) -> list[Fact]:

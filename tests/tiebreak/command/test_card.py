@@ -17,6 +17,7 @@ from tiebreak.card.command import as_markdown, read_subject
 from tiebreak.card.content import Fact, look_up, shown
 from tiebreak.card.datasheet import QUESTIONS, data_sheet
 from tiebreak.card.forms import BLANKS, FORMS
+from tiebreak.card.labels import label_facts
 from tiebreak.card.subject import Subject
 
 FACT = re.compile(r"^\| (?P<name>.*?) \| (?P<value>.*) \| (?P<stage>\w+) (?P<run>\w+) \|$")
@@ -105,6 +106,26 @@ def test_a_card_claims_nothing_that_no_manifest_says(runs: Path, form: str) -> N
     claimed = {line for line in lines[front + 1 :] if not FACT.match(line)} - constant
     claimed = {line for line in claimed if not line.startswith("# ")}  # the title has the run folder's name
     assert claimed == set()
+
+
+def test_a_card_states_who_judged_and_no_consent_or_guidelines_of_simulated_raters() -> None:
+    config = {"guideline_version": "4", "consent": "I agree.", "consent_version": "7", "overlap": 3}
+    people = {"kinds": {"human": 9, "simulated": 3}, "raters": {"human": 2, "simulated": 1}}
+    agreement = {"human": {"share": 0.75, "interval": [0.5, 0.875], "comparisons": 4}}
+    label = {"id": "x", "stage": "label", "config": config}
+
+    def stated(**keys: Any) -> dict[str, str]:
+        return {one.name: one.shown for one in label_facts({**label, **keys})}
+
+    found = stated(**people, agreement=agreement, guideline_versions={"3": 5, "4": 4})
+    assert found["raters, by kind"] == "human 2, simulated 1"
+    assert found["agreement of two raters, by kind"] == "human (share 0.75, interval 0.5 to 0.875, comparisons 4)"
+    assert found["judgments, by version of the guidelines"] == "version 3: 5, version 4: 4"
+    assert found["version of the consent"] == "7"
+    assert "version of the guidelines" not in found, "it is by judgments"
+    assert not any("consent" in name or "guidelines" in name for name in stated(kinds={"simulated": 3}))
+    assert "version of the consent" not in stated(kinds={"human": 9}, config={**config, "consent": ""})
+    assert stated(kinds={"human": 9})["version of the guidelines"] == "4", "a manifest of an older version"
 
 
 @pytest.mark.parametrize("form", ["annex_iv", "annex_xi"])
