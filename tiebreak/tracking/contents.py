@@ -17,7 +17,7 @@ ALERTS = "alerts.jsonl"
 """file of a run folder with the monitors' alerts"""
 COMMAND = "TIEBREAK_COMMAND"
 """variable with a stage's command, for the notes of its W&B run"""
-MOST_ROWS = 200
+MOST_ROWS = 2000
 """of a table"""
 STEP = "train/global_step"
 SECONDS, TOKENS = "train/step_seconds", "train/tokens_per_second"
@@ -28,8 +28,31 @@ KL_OF = {
 }
 """figures that W&B draws against the policy's KL: how much score it bought for how much change"""
 SUMMARIES = "min,max,last"
-_NO_FIGURES = {"config", "inputs", "outputs", "packages", "model", "fingerprint", "stage", "metrics", "id", "format"}
-"""of a manifest"""
+_NO_FIGURES = {
+    "config", "inputs", "outputs", "packages", "model", "fingerprint", "stage", "metrics", "id", "format", "processes",
+    "distributed", "global_batch",
+}  # fmt: skip
+"""of a manifest, or in W&B's configuration"""
+_INPUTS = re.compile(r"[^/]+/(source|id)")
+"""in figures by policy"""
+_SAME_IN_REPORT = (
+    (re.compile(r"policies/(.+)/rubric_(mean|interval.*)"), r"policies/\1/yardstick_\2"),
+    (re.compile(r"policies/(.+)/win_rate_vs_[^/]+"), r"policies/\1/win_rate_vs_baseline"),
+)
+_SAME_IN_MANIFEST = (
+    (re.compile(r"policies/(.+)/rubric_(mean|interval.*)"), r"\1/yardstick_\2"),
+    (re.compile(r"policies/(.+)/win_rate_vs_[^/]+"), r"\1/win_rate_vs_baseline"),
+    (re.compile(r"[^/]+/(.+)"), r"\1"),
+    (re.compile(r"(.+)/total"), r"\1"),
+    (re.compile(r"(?:habits|people)/(.+)/value"), r"\1"),
+    (re.compile(r"people/calibration/ece"), "ece"),
+    (re.compile(r"injection/value"), "injections_obeyed"),
+    (re.compile(r"calibration/before/ece"), "held_out_ece"),
+    (re.compile(r"calibration/after/ece"), "held_out_ece_calibrated"),
+    (re.compile(r"(.+)"), r"held_out_\1"),
+    (re.compile(r"(.+)"), r"data/\1"),
+)
+"""name in a report → the same figure's name there, or in the manifest"""
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[Any]]]
@@ -56,16 +79,32 @@ def row_of(row: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> R
 
 
 def tokens_per_second(row: Mapping[str, Any], before: Mapping[str, Any]) -> float | None:
-    """Tokens trained on between two rows, per second; None if they are not counted.
+    """Tokens trained on between two rows, per second; of PPO, tokens of the sampled answers. None if they are not counted.
 
     >>> tokens_per_second({"step": 4, "num_tokens": 900, "step_seconds": 0.5}, {"step": 2, "num_tokens": 500})
     400.0
+    >>> row = {"step": 8, "episode": 32, "completions/mean_length": 50.0, "step_seconds": 20.0}
+    >>> tokens_per_second(row, {}), tokens_per_second({**row, "step": 16, "episode": 64}, row)
+    (10.0, 10.0)
     """
-    steps = row["step"] - before.get("step", 0)
-    tokens, seconds = row.get("num_tokens"), row.get("step_seconds")
-    if tokens is None or not seconds or steps <= 0:
+    steps, seconds = row["step"] - before.get("step", 0), row.get("step_seconds")
+    if not seconds or steps <= 0:
         return None
-    return float((tokens - before.get("num_tokens", 0)) / (steps * seconds))
+    if row.get("num_tokens") is not None:
+        tokens = row["num_tokens"] - before.get("num_tokens", 0)
+    elif row.get("episode") is not None and row.get(_ANSWER_LENGTH) is not None:
+        tokens = (row["episode"] - before.get("episode", 0)) * row[_ANSWER_LENGTH]
+    else:
+        return None
+    return float(tokens / (steps * seconds))
+
+
+_ANSWER_LENGTH = "completions/mean_length"
+
+
+def counts_tokens(row: Mapping[str, Any]) -> bool:
+    """Whether `tokens_per_second` of later rows counts from this one."""
+    return row.get("num_tokens") is not None or row.get("episode") is not None
 
 
 def wandb_name(key: str) -> str:
@@ -95,28 +134,44 @@ def summary_of(folder: Path, manifest: Mapping[str, Any], *, aggregated: bool = 
         elif last[key] != value:
             figures[f"kept/{wandb_name(key)}"] = value
     figures |= flat({key: value for key, value in manifest.items() if key not in _NO_FIGURES})
+    figures = {key: value for key, value in figures.items() if not _INPUTS.fullmatch(key)}
     report = read_json(folder / "report.json") or read_json(folder / "final" / "report.json")
-    return {
-        f"report/{key}": value
-        for key, value in flat(report, depth=3).items()
-        if not isinstance(value, str) and not _is_among(figures, key, value)
-    } | figures
+    configured = flat(manifest.get("config") or {})
+    return _figures_of_report(report, figures, configured) | figures
 
 
-def _is_among(figures: Row, key: str, value: Any) -> bool:
-    """Whether a report's figure is a figure of the manifest: under its own name, or without its section's."""
-    names = (key, key.partition("/")[2], f"held_out_{key}")
-    return any(name in figures and figures[name] == value for name in names)
+def _figures_of_report(report: Mapping[str, Any], figures: Row, configured: Row) -> Row:
+    """A report's figures and verdicts that are neither among the manifest's, under whatever name, nor settings."""
+    found = flat(report, depth=6)
+    wanted: Row = {}
+    for key, value in found.items():
+        if isinstance(value, str) and not key.startswith(_VERDICTS):
+            continue
+        elsewhere = [figures.get(key), configured.get(key), *_elsewhere(key, _SAME_IN_MANIFEST, figures)]
+        if value not in elsewhere and value not in _elsewhere(key, _SAME_IN_REPORT, found):
+            wanted[f"report/{key}"] = value
+    return wanted
+
+
+def _elsewhere(key: str, names: Sequence[tuple[re.Pattern[str], str]], figures: Row) -> list[Any]:
+    """What figures have under other names of a key."""
+    others = (pattern.sub(name, key) for pattern, name in names if pattern.fullmatch(key))
+    return [figures[name] for name in others if name != key and name in figures]
+
+
+_VERDICTS = ("headline/claim", "headline/verdicts/", "headline/claims/")
 
 
 def flat(values: Mapping[str, Any], depth: int = 4, prefix: str = "") -> Row:
-    """Numbers and strings of nested mappings, by path; lists are left out."""
+    """Numbers and strings of nested mappings, by path; lists are left out, except intervals: NAME_low, NAME_high."""
     found: Row = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and depth > 1:
             found |= flat(value, depth - 1, f"{prefix}{key}/")
         elif isinstance(value, (bool, int, float, str)):
             found[f"{prefix}{key}"] = value
+        elif isinstance(value, list) and key.endswith("interval") and len(value) == 2:
+            found |= {f"{prefix}{key}_{end}": one for end, one in zip(("low", "high"), value, strict=True)}
     return found
 
 
@@ -125,15 +180,41 @@ def flat(values: Mapping[str, Any], depth: int = 4, prefix: str = "") -> Row:
 
 def tables_in(folder: Path) -> Iterator[tuple[str, Table]]:
     """Tables by name: files of examples, judgments by rater and version of the guidelines, the reward model's worst
-    mistakes."""
+    mistakes, an evaluation's answers."""
     beside = [path for path in sorted(folder.glob("*.jsonl")) if path.name != "metrics.jsonl"]
     for path in (*beside, folder / "final" / "completions.jsonl"):
         if path.is_file():
-            yield path.stem, table_of(read_rows(path))
+            yield path.stem, table_of(most_telling(read_rows(path)))
     if judged := judgments_by_rater(read_rows(folder / "final" / "judgments.jsonl")):
         yield "judgments", table_of(judged)
     if mistakes := read_json(folder / "report.json").get("worst"):
         yield "worst_mistakes", table_of(mistakes)
+
+
+def most_telling(rows: Sequence[Row], most: int = MOST_ROWS) -> Sequence[Row]:
+    """The rows of a table of at most so many: of answers while training, the latest steps; of an evaluation, all policies'
+    answers to a prompt beside each other, and the first prompts.
+
+    >>> rows = [{"policy": policy, "prompt_id": prompt} for policy in ("sft", "dpo") for prompt in (1, 2, 3)]
+    >>> [(row["prompt_id"], row["policy"]) for row in most_telling(rows, 5)]
+    [(1, 'sft'), (1, 'dpo'), (2, 'sft'), (2, 'dpo')]
+    >>> [row["step"] for row in most_telling([{"step": step, "prompt_id": 1} for step in range(4)], 2)]
+    [2, 3]
+    """
+    if not rows or "prompt_id" not in rows[0]:
+        return rows[:most]
+    by: dict[Any, list[Row]] = {}
+    kind = "step" if "step" in rows[0] else "prompt_id"
+    for row in rows:
+        by.setdefault(row.get(kind), []).append(row)
+    kept: list[list[Row]] = []
+    for group in reversed(by.values()) if kind == "step" else by.values():
+        if kept and sum(map(len, kept)) + len(group) > most:
+            break
+        kept.append(group)
+    if kind == "step":
+        kept.reverse()
+    return [row for group in kept for row in group]
 
 
 def judgments_by_rater(judgments: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -162,10 +243,9 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Columns and first rows of examples; for a conversation, the last message."""
-    shown = rows[:MOST_ROWS]
-    columns = list(dict.fromkeys(key for row in shown for key in row))
-    return columns, [[_cell(row.get(column)) for column in columns] for row in shown]
+    """Columns and rows of examples; for a conversation, the last message."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return columns, [[_cell(row.get(column)) for column in columns] for row in rows]
 
 
 def _cell(value: Any) -> Any:
@@ -268,7 +348,7 @@ class NewRows:
                 if "step" not in row:
                     continue
                 named = row_of(row, self._counted)
-                self._counted = row if row.get("num_tokens") is not None else self._counted
+                self._counted = row if counts_tokens(row) else self._counted
                 yield row, named
 
 

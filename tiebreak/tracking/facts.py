@@ -53,7 +53,8 @@ def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     group = tracking.group or environment.get("WANDB_RUN_GROUP") or environment.get("TIEBREAK_GROUP")
     alone = "TIEBREAK_GROUP" not in environment  # one id cannot identify all stages of a recipe
     round_tag = round_of(folder)
-    tags = [record["stage"], *tracking.tags, *environment.get("WANDB_TAGS", "").split(","), *_further_tags(config)]
+    tags = [record["stage"], *tracking.tags, *environment.get("WANDB_TAGS", "").split(",")]
+    tags += _further_tags(config, _adapter_method(folder, record))
     inputs = {key: one for key, one in record["inputs"].items() if one["kind"] == "run"}
     return {
         "fingerprint": record["fingerprint"],
@@ -65,7 +66,9 @@ def _facts(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "name": environment.get("WANDB_NAME") or f"{record['stage']}-{record['fingerprint'][:8]}",
         "tags": list(dict.fromkeys(tag.strip()[:64] for tag in (*tags, round_tag) if tag.strip())),
         "notes": environment.get("WANDB_NOTES") or environment.get(COMMAND) or before.get("notes"),
-        "config": config | _of_the_launch(record) | {"input_ids": {k: v["id"] for k, v in record["inputs"].items()}},
+        "config": _by_id(config, record["inputs"])
+        | _of_the_launch(record)
+        | {"input_ids": {k: v["id"] for k, v in record["inputs"].items()}},
         "artifact": artifact_name(folder),
         "aliases": [round_tag] if round_tag else [],
         "log_model": tracking.log_model or environment.get("WANDB_LOG_MODEL", "").lower() in _LOGS_MODEL,
@@ -78,14 +81,38 @@ _LOGS_MODEL = ("1", "true", "end", "checkpoint")
 """values of transformers' WANDB_LOG_MODEL"""
 
 
-def _further_tags(config: Mapping[str, Any]) -> list[str]:
+def _by_id(config: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The configuration with the ids of runs instead of their paths, except where it writes."""
+    ids = {one["source"]: one["id"] for one in inputs.values() if one["kind"] == "run"}
+
+    def named(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: named(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [named(one) for one in value]
+        return ids.get(value, value) if isinstance(value, str) else value
+
+    return {key: value if key in ("output", "tracking") else named(value) for key, value in config.items()}
+
+
+def _adapter_method(folder: Path, record: Mapping[str, Any]) -> str:
+    """The method of the adapter that is trained: the configured one, or that of the policy, whose training goes on."""
+    config = record["config"]
+    if "adapter" not in config or config["adapter"]:
+        return str((config.get("adapter") or {}).get("method") or "")
+    policy = record["inputs"].get("policy") or {}
+    places = [Path(policy["source"]), folder / policy.get("path", "")] if policy.get("kind") == "run" else []
+    models = (read_json(place / MANIFEST).get("model") or {} for place in places)
+    return next((str((one.get("adapter") or {}).get("method") or "") for one in models if one), "")
+
+
+def _further_tags(config: Mapping[str, Any], adapter: str = "") -> list[str]:
     """Seed, algorithm, adapter and commit; `dirty` if files differ from the commit."""
     seed, commit = (config.get("training") or {}).get("seed", config.get("seed")), git_commit() or ""
-    adapter = config.get("adapter") or {}
     return [
         *([f"seed-{seed}"] if seed is not None else []),
         str(config.get("algorithm") or ""),
-        str(adapter.get("method") or ""),
+        adapter,
         commit,
         *(["dirty"] if commit.endswith("+") else []),
     ]

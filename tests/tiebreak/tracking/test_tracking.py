@@ -22,7 +22,7 @@ from wandb_stand_in import KEY, WandbServer
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.runs.run import read_metrics, start_run
 from tiebreak.tracking.contents import NewRows, in_order, judgments_by_rater, read_json, summary_of
-from tiebreak.tracking.facts import _further_tags, facts_of, round_of, wanted_mode
+from tiebreak.tracking.facts import _facts, _further_tags, facts_of, round_of, wanted_mode
 from tiebreak.tracking.recorder import LONGEST_WAIT, RunRecorder, is_copied, track_again, tracked
 from tiebreak.tracking.wandb_copy import records_in, rows_lacking
 
@@ -671,6 +671,66 @@ def test_the_metadata_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert round_of(tmp_path / "rounds" / "dpo") == ""
     for keys in ({"seed": 4}, {"seed": 4, "training": {"precision": "auto"}}, {"training": {"seed": 4}}):
         assert _further_tags(keys)[0] == "seed-4", keys
+
+
+def test_a_runs_metadata_names_runs_by_id_and_the_adapter_that_is_trained_further(tmp_path: Path) -> None:
+    """DPO with `adapter: null` goes on with the adapter of its policy."""
+    source = str(tmp_path / "sft")
+    with start_run(StageConfig(output=source), "sft", {}) as sft:
+        (sft.final / "x.json").write_text("{}")
+        sft.facts["model"] = {"adapter": {"method": "dora"}}
+        sft.finish()
+    identity = read_json(tmp_path / "sft" / "manifest.json")["id"]
+    config = {"output": source, "policy": source, "policies": {"a": source, "b": "bundled:x"}, "adapter": None}
+    record = {
+        "stage": "dpo",
+        "fingerprint": "f" * 24,
+        "config": config,
+        "inputs": {"policy": {"kind": "run", "id": identity, "source": source}},
+    }
+    facts = _facts(tmp_path / "dpo", record)
+    assert facts["config"]["policy"] == identity
+    assert facts["config"]["policies"] == {"a": identity, "b": "bundled:x"}
+    assert facts["config"]["output"] == source
+    assert "dora" in facts["tags"]
+    assert (
+        "dora" not in _facts(tmp_path / "dpo", {**record, "config": {**config, "adapter": {"method": "lora"}}})["tags"]
+    )
+
+
+def test_final_figures_have_intervals_and_verdicts_and_none_twice(tmp_path: Path) -> None:
+    """A report repeats what its manifest has, and figures under their older names."""
+    sft = {"yardstick_mean": 0.625, "yardstick_interval": [0.5, 0.75], "n_prompts": 8}
+    dpo = {"yardstick_mean": 0.875, "win_rate_vs_baseline": 0.75}
+    again = {"rubric_mean": 0.875, "win_rate_vs_sft": 0.75, "p_value": 0.0625}
+    report = {
+        "policies": {"sft": {**sft, "rubric_interval": [0.5, 0.75]}, "dpo": {**dpo, **again}},
+        "headline": {"claim": "DPO wins", "sentences": ["long"]},
+        "sampling": {"temperature": 0.7},
+        "agreement": {"human": {"percent": {"value": 0.8125, "interval": [0.6875, 0.9375]}}},
+        "yardstick": "rubric",
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    manifest = {
+        "id": "m",
+        "processes": 2,
+        "config": {"sampling": {"temperature": 0.7}},
+        "metrics": {"sft": {**sft, "id": "abc", "source": "runs/sft"}, "dpo": dpo},
+    }
+    assert summary_of(tmp_path, manifest) == {
+        "manifest_id": "m",
+        "sft/yardstick_mean": 0.625,
+        "sft/yardstick_interval_low": 0.5,
+        "sft/yardstick_interval_high": 0.75,
+        "sft/n_prompts": 8,
+        "dpo/yardstick_mean": 0.875,
+        "dpo/win_rate_vs_baseline": 0.75,
+        "report/policies/dpo/p_value": 0.0625,
+        "report/headline/claim": "DPO wins",
+        "report/agreement/human/percent/value": 0.8125,
+        "report/agreement/human/percent/interval_low": 0.6875,
+        "report/agreement/human/percent/interval_high": 0.9375,
+    }
 
 
 def test_a_sweeps_objective_is_a_plain_number(tmp_path: Path) -> None:
