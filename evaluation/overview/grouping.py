@@ -79,6 +79,7 @@ def _names_of(firsts: Sequence[RunRecord], stage: str) -> list[str]:
         return [title]
     configs = [whole_config(one) for one in firsts]
     keys = [key for key in differing_keys(configs) if not is_seed(key)]
+    keys = [key for key in keys if all(key in config for config in configs)]  # not those of a stage that some lack
     own = [key for key in keys if ": " not in key] or keys
     shown = [
         ", ".join(f"{_last(key)} {value_words(config.get(key))}" for key in own[:MOST_NAMED]) for config in configs

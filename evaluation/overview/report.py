@@ -203,18 +203,31 @@ def cost_of(one: RunRecord) -> Cost:
     chain = [*ancestors_of(one), one]
     seconds = [link.record.get("seconds") for link in chain]
     judged = [link.record.get("judgments") for link in chain if link.stage == "label"]
-    tokens = [
-        row[key] for row in one.rows for key in ("num_tokens", "num_input_tokens_seen") if is_number(row.get(key))
-    ]
     return Cost(
         seconds=one.record.get("seconds"),
         seconds_in_all=sum(s for s in seconds if is_number(s)) if all(is_number(s) for s in seconds) else None,  # type: ignore[misc]
         peak_memory_bytes=one.record.get("peak_memory_bytes"),
         energy_kwh=(one.record.get("energy") or {}).get("kwh"),
-        tokens=max(tokens, default=None),
+        tokens=tokens_of(one),
         judgments=sum(n for n in judged if isinstance(n, int)) if judged else None,
         machine=one.record.get("machine"),
     )
+
+
+def tokens_of(one: RunRecord) -> float | None:
+    """Tokens trained on, as logged; of PPO and its like, those of the answers that they sampled. None if not known."""
+    counts = [
+        row[key] for row in one.rows for key in ("num_tokens", "num_input_tokens_seen") if is_number(row.get(key))
+    ]
+    if counts or one.every > 1:
+        return max(counts, default=None)
+    total, episodes = 0.0, 0.0
+    for row in one.rows:
+        length, episode = row.get("completions/mean_length"), row.get("episode")
+        if is_number(length) and is_number(episode):
+            total += length * (episode - episodes)  # type: ignore[operator]
+            episodes = episode  # type: ignore[assignment]
+    return float(round(total)) or None
 
 
 # --- lineage ---

@@ -31,8 +31,8 @@ from evaluation.overview.charts import mean_and_band, smooth
 from evaluation.overview.model import SCHEMA, Overview, schema
 from evaluation.overview.page import build_page
 from evaluation.overview.policies import correct, find_comparable, make_fields
-from evaluation.overview.reading import read_rows
-from evaluation.overview.report import further_measures
+from evaluation.overview.reading import RunRecord, read_rows
+from evaluation.overview.report import further_measures, tokens_of
 from evaluation.overview.serve import LivePage, make_server
 from tiebreak.errors import HandoffError, RunError
 from tiebreak.measures.ratings import share_p_value
@@ -257,6 +257,31 @@ def test_copies_and_equal_names_get_distinct_labels(tmp_path: Path) -> None:
     found = overview(tmp_path)
     assert [one.name for one in found.runs] == ["a/dpo", "b/dpo"]
     assert list(found.left_out) == [str(tmp_path / "c" / "dpo")]
+
+
+def test_keys_of_a_stage_that_some_runs_lack_name_no_group(tmp_path: Path) -> None:
+    sft = finished(tmp_path / "sft", "sft", {})
+    ppo = finished(tmp_path / "ppo", "ppo", {"policy": sft}, keys={"beta": 0.2})
+    finished(tmp_path / "one", "evaluate", {"policy_a": sft}, keys={"learning_rate": 0.1})
+    finished(tmp_path / "two", "evaluate", {"policy_a": sft, "policy_b": ppo}, keys={"learning_rate": 0.2})
+    finished(tmp_path / "three", "sample", {"policy": sft})
+    finished(tmp_path / "four", "sample", {"policy": ppo})
+    groups = {one.name: one.group for one in overview(tmp_path).runs}
+    assert (groups["one"], groups["two"]) == ("evaluate, learning rate 0.1", "evaluate, learning rate 0.2")
+    assert (groups["three"], groups["four"]) == ("sample (2)", "sample (1)")
+
+
+def test_the_tokens_of_sampled_answers_are_counted_where_every_row_was_read(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "episode": 8.0, "completions/mean_length": 10.0},
+        {"step": 2, "episode": 8.0, "completions/mean_length": 10.0},  # the same rollout
+        {"step": 3, "episode": 16.0, "completions/mean_length": 12.5},
+    ]
+    one = RunRecord(str(tmp_path), "ppo", "finished", {}, rows)
+    assert tokens_of(one) == 8 * 10 + 8 * 12.5
+    assert tokens_of(replace(one, every=2)) is None
+    assert tokens_of(replace(one, rows=[{"step": 1, "loss": 1.0}])) is None
+    assert tokens_of(replace(one, rows=[*rows, {"step": 4, "num_tokens": 7}])) == 7
 
 
 def test_the_command_writes_both_files_and_refuses_what_it_must(
