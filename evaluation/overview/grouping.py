@@ -116,9 +116,15 @@ def value_words(value: object) -> str:
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys in which configurations differ, in their order."""
+    """Keys in which configurations differ, in their order; keys of runs that they were made from, among those that have
+    such a run.
+
+    >>> differing_keys([{"a": 1, "ppo: kl_coef": 0.1}, {"a": 2}])
+    ['a']
+    """
     every = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in every if any(config.get(key) != configs[0].get(key) for config in configs)]
+    values = {key: [config.get(key) for config in configs if key in config or ": " not in key] for key in every}
+    return [key for key, found in values.items() if any(value != found[0] for value in found)]
 
 
 def stage_differences(
