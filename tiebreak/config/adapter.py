@@ -363,8 +363,17 @@ METHODS: Mapping[str, Method] = {
 """by `adapter.method`"""
 ON_QUANTIZED = {kind: tuple(name for name, one in METHODS.items() if kind in one.on) for kind in QUANTIZED}
 """by format of the base weights: the methods that PEFT can train on it"""
-WORDED = {"p_tuning": "ptuning", "prefix_tuning": "prefix", "prompt_tuning": "prompt"}
-"""other names of methods"""
+WORDED = {
+    "p_tuning": "method: ptuning",
+    "prefix_tuning": "method: prefix",
+    "prompt_tuning": "method: prompt",
+    "none": "method: full, which trains the model's own weights",
+    "dora": "method: lora and dora: true",
+    "rslora": "method: lora and rslora: true",
+    **{init: f"method: lora and init: {init}" for init in ("pissa", "olora", "eva")},
+    **{weights: f"method: lora and quantize: {weights}" for weights in ("nf4", "fp4", "int8")},
+}
+"""other names of methods, in lower case, and what to give instead"""
 FIRST_KEYS = ("method", "quantize", "r", "alpha", "dropout", "target_modules")
 """keys of the first versions of `adapter`. All others are not written at their defaults, so that old runs keep their
 identity"""
@@ -439,9 +448,9 @@ class AdapterConfig(Section):
     def _apart(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        worded = str(values.get("method"))
-        if worded in WORDED:
-            raise ValueError(f"method: {worded} is called {WORDED[worded]}")
+        given = str(values.get("method"))
+        if (instead := WORDED.get(given.lower().replace("-", "_"))) and "method" in values:
+            raise ValueError(f"method: there is no {given}: give {instead}")
         if values.get("method") == "qlora" and values.get("quantize", "nf4") != "nf4":
             raise ValueError(f"quantize: {values['quantize']!r} contradicts method: qlora; give method: lora")
         return cls.upgraded(values)
