@@ -78,6 +78,7 @@ from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import MANIFEST, Run, identify_input, read_manifest, start_run
 from tiebreak.terminal import Cell, has_colours, paint, show, table
+from tiebreak.tracking.contents import COMMAND
 from tiebreak.tracking.recorder import tracked
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ LOOPBACK_PROXIES = ("127.0.0.1", "::1")
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak label`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ[COMMAND] = shlex.join(["tiebreak", "label", *words])
     exit_with_message(lambda: print_help(["label", *words]) if wants_help(words) else _dispatch(words))
 
 

@@ -165,6 +165,7 @@ class Policy(Part):
     length: Spread
     unfinished: Spread | None = None
     repetition: Spread | None = None
+    """share of an answer's 4-word sequences that came before in it"""
     refusals: Spread
     """share of answers that open with a refusal"""
     score: Spread | None = None

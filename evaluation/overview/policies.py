@@ -26,7 +26,7 @@ from tiebreak.measures.ratings import (
     share_p_value,
 )
 from tiebreak.measures.statistics import Outcomes, bootstrap_interval, holm
-from tiebreak.measures.yardsticks.wording import refuses
+from tiebreak.measures.yardsticks.wording import refuses, repeated_share
 
 Array = NDArray[np.float64]
 
@@ -283,6 +283,7 @@ def describe(
         yardstick_interval=bootstrap_interval(list(per_prompt)) if len(per_prompt) > 1 else None,
         length=spread_of(_mean([a.length_tokens for a in rows]) for rows in answers),
         unfinished=spread_of(_mean([not a.finished for a in rows]) for rows in answers),
+        repetition=spread_of(_mean([repeated_share(a.text) for a in rows]) for rows in answers),
         refusals=spread_of(_mean([refuses(a.text) for a in rows]) for rows in answers),
         score=spread([_mean_if_all([a.score for a in rows]) for rows in answers]),
         kl=spread([_mean_if_all([a.kl for a in rows]) for rows in answers]),

@@ -190,7 +190,7 @@ def _in_short(match: Match) -> str:
 
 
 def shifts_part(report: Overview, styles: Styles) -> Markup | None:
-    """Length, refusals and cut-off answers, with the win rate at equal length."""
+    """Length, refusals, cut-off answers and repetition, with the win rate at equal length."""
     parts = [join(_apart(field), _shift_table(field, styles)) for field in report.fields]
     return join(*parts) if parts else None
 
@@ -204,6 +204,7 @@ def _shift_table(field: Field, styles: Styles) -> Markup:
         heading("Length", "tokens", numeric=True),
         heading("Refusals", "share", numeric=True),
         heading("Cut off", "share", numeric=True),
+        heading("Repetition", "share", numeric=True),
         heading(f"Win rate against {against}", numeric=True) if against else heading("Win rate", numeric=True),
         heading("At equal length", "95% interval", numeric=True),
         heading("Due to length", "points", numeric=True),
@@ -214,7 +215,8 @@ def _shift_table(field: Field, styles: Styles) -> Markup:
         note(
             "In small print, the change against the baseline. At equal length: the win rate that answers as long as the "
             "baseline's would have (length-controlled, Dubois et al. 2024); the rest of the win rate is due to length. "
-            "Refusals: answers that open with a refusal, in English."
+            "Refusals: answers that open with a refusal, in English. Repetition: runs of four words that came before in "
+            "the answer."
         ),
     )
 
@@ -225,8 +227,13 @@ def _shift_row(one: Policy, base: Policy | None, match: Match | None, styles: St
         return el("span", form(value), moved, cls="value")
 
     controlled = match.length_controlled if match else None
-    unfinished = one.unfinished.mean if one.unfinished else None
-    cut = base.unfinished.mean if base and base.unfinished else None
+
+    def share(name: str, key: str) -> Markup:
+        mine, theirs = (getattr(policy, key) if policy else None for policy in (one, base))
+        if mine is None:
+            return cell(name, "–", cls="n", absent=True)
+        return cell(name, shifted(mine.mean, theirs.mean if theirs else None, finer_percent, signed_points), cls="n")
+
     return el(
         "tr",
         el("th", named(one.name, styles), scope="row"),
@@ -235,17 +242,9 @@ def _shift_row(one: Policy, base: Policy | None, match: Match | None, styles: St
             shifted(one.length.mean, base.length.mean if base else None, one_digit, lambda v: signed(v, 1)),
             cls="n",
         ),
-        cell(
-            "Refusals",
-            shifted(one.refusals.mean, base.refusals.mean if base else None, finer_percent, signed_points),
-            cls="n",
-        ),
-        cell(
-            "Cut off",
-            "–" if unfinished is None else shifted(unfinished, cut, finer_percent, signed_points),
-            cls="n",
-            absent=unfinished is None,
-        ),
+        share("Refusals", "refusals"),
+        share("Cut off", "unfinished"),
+        share("Repetition", "repetition"),
         figure("Win rate", match.win_rate if match else None, edge),
         cell(
             "At equal length",

@@ -91,6 +91,11 @@ def test_the_best_policy_is_named_with_its_evidence(report: Overview) -> None:
     assert ours.interval == pytest.approx((1 - theirs.interval[1], 1 - theirs.interval[0]))
     assert field.baseline == "SFT"
     assert field.policies[-1].refusals.mean == pytest.approx(0.1)
+    # SFT's answers are 2, 3 or 4 times "Lower the pH to 5.n and wait.": of 11, 18 or 25 runs of four words, 1, 4 or 7
+    # came before.
+    shares = [(1 / 11, 4 / 18, 7 / 25)[prompt % 3] for prompt in range(field.prompts)]
+    assert field.policies[2].repetition is not None
+    assert field.policies[2].repetition.mean == pytest.approx(sum(shares) / len(shares))
 
 
 def test_a_policy_sampled_with_two_seeds_shows_the_noise_floor(report: Overview) -> None:

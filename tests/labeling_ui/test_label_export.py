@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shlex
 import signal
 import sqlite3
@@ -45,6 +46,7 @@ from tiebreak.files import write_jsonl
 from tiebreak.measures.yardstick import find_yardstick
 from tiebreak.records import Demonstration, ExportedJudgment, Judgment, Pair, Preference
 from tiebreak.runs.run import identify_input, read_manifest, start_run
+from tiebreak.tracking.contents import COMMAND
 
 
 def opinion(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:
@@ -357,6 +359,7 @@ def test_simulated_raters_judge_by_a_yardstick_of_ones_own(tmp_path: Path) -> No
     simulated = {"raters": 1, "error_rate": 0.0, "yardstick": "mine:brief", "tie_threshold": 2, "strength_step": 2}
     (tmp_path / "label.yaml").write_text(json.dumps(recipe | {"simulate": simulated}))
     tiebreak("label", "--config", "label.yaml", cwd=tmp_path)
+    assert os.environ[COMMAND] == "tiebreak label --config label.yaml", "for the notes in W&B"
     judgments = read_records(tmp_path / "label/final/judgments.jsonl", ExportedJudgment)
     texts = {one.id: one.text for pair in read_records(tmp_path / "pairs.jsonl", Pair) for one in pair.completions}
     found = {(texts[one.left], texts[one.right], one.answer) for one in judgments}

@@ -178,14 +178,18 @@ def test_an_alert_reaches_wandb_and_a_webhook_that_fails_ends_nothing(
 
 
 def test_a_monitor_stops_the_training_and_the_run_is_finished(tmp_path: Path, tiny_model: Path, raw_data: Path) -> None:
-    output = tmp_path / "stopped"
-    monitors = [{"yardstick": "length", "every_steps": 2, "stop_above": -1}]
+    output, heard = tmp_path / "stopped", tmp_path / "heard.txt"
+    write = f"import sys; open({str(heard)!r}, 'a').write(sys.argv[1])"
+    command = [sys.executable, "-c", write]
+    monitors = [{"yardstick": "length", "every_steps": 2, "alert_above": -2, "stop_above": -1, "command": command}]
     status, printed = train("sft", output, tiny_model, raw_data, monitors=monitors)
     assert status == 0, printed
     assert "training ends here" in printed
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["monitors"]["stopped"] is True
     assert max(row["step"] for row in read_rows(output / "metrics.jsonl")) < 3
+    assert "training ends here" in heard.read_text(), "a stop is an alert, too"
+    assert "training ends here" in read_rows(output / "alerts.jsonl")[0]["message"]
 
 
 @pytest.mark.parametrize(

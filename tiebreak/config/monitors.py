@@ -29,13 +29,14 @@ class MonitorConfig(Section):
     alert_below: float | None = None
     """alert if the mean is below this"""
     command: list[str] = []
-    """a program and its arguments, run on an alert; the message is added as the last argument"""
+    """a program and its arguments, run on an alert and when training is stopped; the message is added as the last
+    argument"""
     webhook: str | None = Field(default=None, pattern=r"^https?://", exclude_if=lambda url: url is None)
-    """address that an alert is posted to, as JSON with `text`, `monitor`, `mean`, `step` and `run`"""
+    """address that alerts and stops are posted to, as JSON with `text`, `monitor`, `mean`, `step` and `run`"""
     stop_above: float | None = None
-    """stop training if the mean is above this; the policy of that step is saved"""
+    """stop training if the mean is above this, and alert; the policy of that step is saved"""
     stop_below: float | None = None
-    """stop training if the mean is below this; the policy of that step is saved"""
+    """stop training if the mean is below this, and alert; the policy of that step is saved"""
 
     @property
     def key(self) -> str:
@@ -53,9 +54,9 @@ class MonitorConfig(Section):
             raise ValueError(
                 f"yardstick: {self.yardstick} needs more than answers: monitors take yardsticks of texts alone"
             )
-        alerts = self.alert_above is not None or self.alert_below is not None
+        limits = (self.alert_above, self.alert_below, self.stop_above, self.stop_below)
         for key in ("command", "webhook"):
-            if getattr(self, key) and not alerts:
+            if getattr(self, key) and all(limit is None for limit in limits):
                 raise ValueError(f"{key}: it is for alerts: give alert_above or alert_below")
         return self
 

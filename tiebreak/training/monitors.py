@@ -127,8 +127,9 @@ class Monitor(TrainerCallback):
         if not action:
             return
         message = f"monitor {config.yardstick}: {mean:.3g} at step {step}, {limit}"
-        say("", f"{message}: training ends here" if action == "stop" else message)
-        if action == "alert" and is_main_process():
+        message += ": training ends here" if action == "stop" else ""
+        say("", message)
+        if action in ("alert", "stop") and is_main_process():
             self.recorder.alert(step, message)
             self._run(config.command, message)
             self._post(config, message, mean, step)
