@@ -5,6 +5,7 @@ The oracle is PEFT's own forward of the folder as `AutoPeftModelForCausalLM` loa
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -17,7 +18,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, HRAConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import TINY_TRAINING, run_here, write_config
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LagunaConfig
 
 from preference.policy.adapters import POLICY, REFERENCE
 from tiebreak.config import AdapterConfig, TrainingConfig
@@ -279,6 +280,27 @@ def test_what_cannot_be_continued_exactly_is_refused_by_name(
 def change(folder: Path, **values: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_an_adapter_that_peft_loads_in_part_is_refused_before_and_after_training(tmp_path: Path) -> None:
+    """transformers renames Laguna's `mlp.shared_expert.` on reading; as a pattern it also fits `mlp.shared_experts`, so
+    PEFT finds no place for an adapter's weights there, warns, and goes on with random ones."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    config = LagunaConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=2, **heads, **experts
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ConfigError, match=r"cannot load what it would save of .*shared_experts\.down_proj on Laguna"):
+        Adapter.build(copy.deepcopy(base), AdapterConfig(r=2), "CAUSAL_LM")
+    assert Adapter.build(copy.deepcopy(base), AdapterConfig(r=2, target_modules=["q_proj"]), "CAUSAL_LM").layers()
+    base.save_pretrained(tmp_path / "base")
+    elsewhere = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False)
+    made = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), elsewhere)
+    made.save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with pytest.raises(HandoffError, match=r"does not load .*shared_experts.down_proj.* \(and 5 more\) on Laguna"):
+        Adapter.load(base, tmp_path / "adapter", "mine", trains=False)
 
 
 def test_an_adapter_that_does_not_fit_its_base_is_refused(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,9 @@ DEFAULT = "default"
 PROBED_TOKENS = 24
 SHARED = tuple(f"base_model.{method.shared}" for method in METHODS.values() if method.shared)
 """prefixes of the buffers that an adapter's layers share, such as VeRA's projections: they are saved with it"""
+RENAMES = "since transformers renames weights there as it loads them, and PEFT an adapter's with them"
+ROUNDED = 2.0**-7
+"""largest share of a weight that rounding to 16 bits (bfloat16) takes"""
 COMPARED = "_tiebreak_merged"
 """the attribute of a model that names the adapters whose sums were compared"""
 
@@ -79,6 +82,7 @@ class Adapter:
             start_prefix(model)
         adapter = cls(attach(model))
         adapter.hold_in_float32()
+        adapter.require_loadable()
         return adapter
 
     @classmethod
@@ -118,7 +122,13 @@ class Adapter:
             lost = sorted(saved - used) or sorted(used - saved)
             what = "weights that have no place" if saved - used else "no weights"
             raise HandoffError(f"{source} has {what} in {type(base).__name__} for {lost[0]} (and {len(lost) - 1} more)")
-        return cls(unrounded(model, folder))
+        adapter = cls(unrounded(model, folder))
+        if skipped := adapter._skipped(folder, used):
+            raise HandoffError(
+                f"{source}: PEFT does not load {skipped[0]} (and {len(skipped) - 1} more) on {type(base).__name__}, "
+                f"{RENAMES}. Merge it into its base with what made it, and name the merged model"
+            )
+        return adapter
 
     @classmethod
     def start_from(
@@ -176,6 +186,35 @@ class Adapter:
         ]
         if lost:
             raise HandoffError(f"{refusal}: {lost[:3]}")
+
+    def _skipped(self, folder: Path, names: Collection[str]) -> list[str]:
+        """Weights of the file that are not those of the model, although the model has weights of their names."""
+        from peft import get_peft_model_state_dict
+        from safetensors import safe_open
+
+        state = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
+            return [name for name in sorted(names) if not _nearly_equal(state[name], tensors.get_tensor(name))]
+
+    def require_loadable(self) -> None:
+        """Refuse an adapter that PEFT could not load from its own file, before anything is trained.
+
+        Raises:
+            ConfigError: PEFT has no place for some of its weights.
+        """
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        if is_virtual(self.model):
+            return
+        state = get_peft_model_state_dict(self.model, adapter_name=self.name, save_embedding_layers=False)
+        loaded = set_peft_model_state_dict(self.model, state, adapter_name=self.name)
+        if set(loaded.unexpected_keys) - {EMBEDDINGS}:  # which PEFT loads apart
+            skipped = sorted(key for key in loaded.missing_keys if belongs_to(key, self.name))
+            layer = skipped[0].removeprefix("base_model.model.").rsplit(".", 3)[0] if skipped else "one layer"
+            raise ConfigError(
+                f"adapter: PEFT cannot load what it would save of {layer} on {type(self.model.get_base_model()).__name__}, "
+                f"{RENAMES}. Name other layers with adapter.target_modules, or give adapter.method: full"
+            )
 
     def copy(self, name: str) -> Adapter:
         """A copy of its weights, under a new name.
@@ -380,6 +419,14 @@ def unrounded(model: PeftModel, folder: Path) -> PeftModel:
     if Adapter(model).hold_in_float32():
         set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
     return model
+
+
+def _nearly_equal(loaded: Tensor, saved: Tensor) -> bool:
+    """Whether two weights are equal but for rounding to 16 bits."""
+    if loaded.shape != saved.shape:
+        return False
+    loaded, saved = loaded.detach().float().cpu(), saved.float()
+    return not saved.numel() or bool((loaded - saved).abs().max() <= ROUNDED * saved.abs().max())
 
 
 def tuner_layers(model: nn.Module) -> list[Any]:
