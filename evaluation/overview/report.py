@@ -79,7 +79,7 @@ def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], ti
     agreement = [
         found for one in everyone for found in agreement_of(one, names)
     ]  # may add notes to the runs, as the next
-    calibration = [found for one in everyone if (found := calibration_of(one, names))]
+    calibration = [held_out for one in everyone if (held_out := calibration_of(one, names))]
     return Overview(
         title=title,
         headline=make_headline(records, fields, evaluations, names, faults),

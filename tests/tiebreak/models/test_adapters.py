@@ -18,7 +18,8 @@ import torch
 from peft import AutoPeftModelForCausalLM, HRAConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from support import TINY_TRAINING, run_here, write_config
-from transformers import AutoModelForCausalLM, LagunaConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, LagunaConfig, LlamaConfig, LlamaForSequenceClassification
 
 from preference.policy.adapters import POLICY, REFERENCE
 from tiebreak.config import AdapterConfig, TrainingConfig
@@ -301,6 +302,17 @@ def test_an_adapter_that_peft_loads_in_part_is_refused_before_and_after_training
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     with pytest.raises(HandoffError, match=r"does not load .*shared_experts.down_proj.* \(and 5 more\) on Laguna"):
         Adapter.load(base, tmp_path / "adapter", "mine", trains=False)
+
+
+def test_a_module_that_peft_takes_for_the_head_is_refused() -> None:
+    config = LlamaConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+    )
+    base = LlamaForSequenceClassification(config)
+    assert Adapter.build(copy.deepcopy(base), AdapterConfig(r=2), "SEQ_CLS").layers()
+    base.model.layers[0].mlp.classifier = nn.Linear(16, 4)  # as LongCat-Flash's router
+    with pytest.raises(ConfigError, match=r"takes model\.layers\.0\.mlp\.classifier for the head of the reward model"):
+        Adapter.build(base, AdapterConfig(r=2), "SEQ_CLS")
 
 
 def test_an_adapter_that_does_not_fit_its_base_is_refused(

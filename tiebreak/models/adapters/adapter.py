@@ -45,6 +45,8 @@ SHARED = tuple(f"base_model.{method.shared}" for method in METHODS.values() if m
 RENAMES = "since transformers renames weights there as it loads them, and PEFT an adapter's with them"
 ROUNDED = 2.0**-7
 """largest share of a weight that rounding to 16 bits (bfloat16) takes"""
+HEADS = ("classifier", "score")
+"""names of modules that PEFT takes for a classifier's head wherever they are"""
 COMPARED = "_tiebreak_merged"
 """the attribute of a model that names the adapters whose sums were compared"""
 
@@ -77,6 +79,7 @@ class Adapter:
             model = peft.get_peft_model(base, getattr(peft, method.config_class)(**values))
         except ValueError as error:  # what PEFT refuses for an architecture's own reasons
             raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
+        _require_one_head(model, config)
         start(model, config, rows)
         if config.method == "prefix":
             start_prefix(model)
@@ -419,6 +422,23 @@ def unrounded(model: PeftModel, folder: Path) -> PeftModel:
     if Adapter(model).hold_in_float32():
         set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILE))
     return model
+
+
+def _require_one_head(model: PeftModel, config: AdapterConfig) -> None:
+    """Refuse a reward model in which PEFT takes another module for the head, by its name, as LongCat-Flash's
+    `mlp.router.classifier`: it would train it whole.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    whole = {id(module) for module in whole_modules(model)}
+    names = [name.removeprefix("base_model.model.") for name, module in model.named_modules() if id(module) in whole]
+    for name in names:
+        if "." in name and name.rpartition(".")[2] in HEADS and name.rpartition(".")[2] not in config.modules_to_save:
+            raise ConfigError(
+                f"adapter: PEFT takes {name} for the head of the reward model, by its name, and would train it whole: "
+                f"{type(model.get_base_model()).__name__} needs adapter.method: full"
+            )
 
 
 def _nearly_equal(loaded: Tensor, saved: Tensor) -> bool:
