@@ -20,7 +20,7 @@ help:
 	@echo "make proofs       tests that take too long for every day: benchmarks, and more losses trained and resumed"
 	@echo "make campaign     a lead runs a campaign of 20 raters on the page, in real browsers: an hour, or MINUTES=5"
 	@echo "make kills        recipes killed at 40 random moments, half of them under ZeRO-2 and 3, against uncut ones: an hour or two"
-	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 5 minutes on two cores"
+	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 7 minutes on two cores"
 	@echo "make spread       ten steps of each stage under ZeRO-1, 2, 3 and FSDP2 on two processes, against one: about 10 minutes"
 	@echo "make methods      every adapter method through all stages that train, and docs/methods.md: about half an hour on two cores"
 	@echo "make docs         the documentation, into site/; links are checked"

@@ -99,6 +99,17 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 STATE = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
+ROUTED = {
+    **SHARED_EXPERT,
+    **HEADS,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+}
+LATENT_ROUTED = {**EXPERTS, **LATENT}
+INDEXED = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 64}
 GEMMA = {**HEADS, **WINDOW, "query_pre_attn_scalar": 16}
 TINY_VISION = {
     "hidden_size": 16,
@@ -108,6 +119,62 @@ TINY_VISION = {
     "image_size": 32,
     "patch_size": 16,
 }
+
+FURTHER: list[tuple[str, Kind, str, dict[str, Any]]] = [
+    ("BitNet", "dense", "bitnet", {}),
+    ("nanochat", "dense", "nanochat", HEADS),
+    ("MiniCPM3", "dense", "minicpm3", LATENT_ROUTED),
+    ("Jais 2", "dense", "jais2", {}),
+    ("InternLM3", "dense", "internlm3", HEADS),
+    ("HyperCLOVA X", "dense", "hyperclovax", HEADS),
+    ("Youtu-LLM", "dense", "youtu", LATENT_ROUTED),
+    ("Ministral 3", "dense", "ministral3", HEADS),
+    ("IQuest-Coder", "dense", "iquestcoder", HEADS),
+    ("Doge", "dense", "doge", ROUTED),
+    ("Ministral", "sliding window", "ministral", {**HEADS, **WINDOW}),
+    ("CWM", "sliding window", "cwm", {**HEADS, **WINDOW}),
+    ("Granite SWA", "sliding window", "granite_swa", {**HEADS, "sliding_window": 8}),
+    ("VaultGemma", "capped or scaled", "vaultgemma", {**HEADS, **WINDOW, "query_pre_attn_scalar": 16}),
+    ("JetMoE", "mixture of experts", "jetmoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 16}),
+    ("dots.llm1", "mixture of experts", "dots1", ROUTED),
+    ("EXAONE-MoE", "mixture of experts", "exaone_moe", {**ROUTED, **WINDOW}),
+    ("FlexOlmo", "mixture of experts", "flex_olmo", ROUTED),
+    (
+        "Granite-MoE, shared experts",
+        "mixture of experts",
+        "granitemoeshared",
+        {**EXPERTS, "shared_intermediate_size": 48},
+    ),
+    ("HunYuan V3", "mixture of experts", "hy_v3", ROUTED),
+    ("Solar Open", "mixture of experts", "solar_open", ROUTED),
+    ("AFMoE", "mixture of experts", "afmoe", {**ROUTED, **WINDOW, "num_dense_layers": 1}),
+    ("DeepSeek-V2", "mixture of experts", "deepseek_v2", LATENT_ROUTED),
+    ("DeepSeek-V3.2", "mixture of experts", "deepseek_v32", {**LATENT_ROUTED, **INDEXED}),
+    ("GLM-4-MoE Lite", "mixture of experts", "glm4_moe_lite", LATENT_ROUTED),
+    ("GLM-MoE-DSA", "mixture of experts", "glm_moe_dsa", {**LATENT_ROUTED, **INDEXED}),
+    ("A.X-K1", "mixture of experts", "axk1", LATENT_ROUTED),
+    ("MiMo-V2-Flash", "mixture of experts", "mimo_v2_flash", ROUTED),
+    ("Mellum", "mixture of experts", "mellum", ROUTED),
+    ("MiniMax", "hybrid", "minimax", {**ROUTED, "layer_types": LINEAR["layer_types"], "block_size": 16}),
+    ("Bailing hybrid", "hybrid", "bailing_hybrid", {**ROUTED, **LATENT_ROUTED, "layer_types": LINEAR["layer_types"]}),
+    (
+        "Kimi Linear",
+        "hybrid",
+        "kimi_linear",
+        {
+            **LATENT_ROUTED,
+            "layer_types": LINEAR["layer_types"],
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+            "mlp_layer_types": ["dense", "sparse"],
+        },
+    ),
+    ("LFM3", "hybrid", "lfm3", {"layer_types": ["conv", "full_attention"]}),
+    ("ZAYA", "hybrid", "zaya", {**ROUTED, "num_experts_per_tok": 1}),
+    ("RWKV", "recurrent", "rwkv", {"context_length": 1024, "attention_hidden_size": 64}),
+    ("HRM-Text", "recurrent", "hrm_text", {}),
+]
+"""tested with one template"""
 
 ARCHITECTURES: dict[str, Architecture] = {
     made.name: made
@@ -377,6 +444,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "image_grid_pinpoints": [[32, 32]],
             },
         ),
+        *(Architecture(name, kind, model_type, ("zephyr",), values) for name, kind, model_type, values in FURTHER),
     ]
 }
 
