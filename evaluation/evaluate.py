@@ -43,7 +43,7 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.files import write_json, write_jsonl
-from tiebreak.measures.statistics import Interval, bootstrap_interval, count_outcomes
+from tiebreak.measures.statistics import Interval, bootstrap_interval, count_outcomes, ratio_interval
 from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, shortened
 from tiebreak.measures.yardsticks.registry import Measure
 from tiebreak.measures.yardsticks.wording import repeated_share
@@ -522,7 +522,6 @@ def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, see
     measured = list(means_by_prompt(rows, "yardstick_score").values())
     tokens = sum(row["length_tokens"] for row in rows)
     scores = list(means_by_prompt([row for row in rows if row["score"] is not None], "score").values())
-    kl = [row["kl"] for row in rows if row["kl"] is not None]
     mean, interval = statistics.fmean(measured), mean_interval(measured, seed)
     return {
         "yardstick_mean": mean,
@@ -533,13 +532,31 @@ def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, see
         **win_figures(measured, baseline),
         "score_mean": statistics.fmean(scores) if scores else None,
         "score_interval": mean_interval(scores, seed),
-        "kl_per_sequence": statistics.fmean(kl) if kl else None,
-        "kl_per_token": sum(kl) / tokens if kl else None,
+        **kl_figures(rows, None if baseline is None else seed),
         "length_tokens_mean": tokens / len(rows),
         "unfinished_share": statistics.fmean(not row["finished"] for row in rows),
         "repetition_mean": statistics.fmean(row["repetition"] for row in rows),
         "n_prompts": len(measured),
     }
+
+
+def kl_figures(rows: Sequence[Mapping[str, Any]], seed: int | None) -> dict[str, Any]:
+    """The KL from the baseline per answer and per token, estimated by the mean log-ratio of the answers (k1; Schulman
+    2020), with intervals over prompts.
+
+    Args:
+        seed: of the intervals; None for the baseline, whose KL is exactly 0.
+    """
+    own = [row for row in rows if row["kl"] is not None]
+    if not own:
+        return {"kl_per_sequence": None, "kl_per_token": None}
+    kl, tokens = [row["kl"] for row in own], sum(row["length_tokens"] for row in rows)
+    found: dict[str, Any] = {"kl_per_sequence": statistics.fmean(kl), "kl_per_token": sum(kl) / tokens}
+    by_prompt = [list(means_by_prompt(own, key).values()) for key in ("kl", "length_tokens")]
+    if seed is not None and len(by_prompt[0]) > 1:
+        found["kl_per_sequence_interval"] = bootstrap_interval(by_prompt[0], seed)
+        found["kl_per_token_interval"] = ratio_interval(by_prompt[0], by_prompt[1], seed)
+    return found
 
 
 def win_figures(measured: list[float], baseline: list[float] | None) -> dict[str, Any]:

@@ -75,10 +75,10 @@ from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, 
 from tiebreak.extras import require_package
 from tiebreak.process.ending import exit_with_message
 from tiebreak.records import ExportedJudgment, Judgment, Pair
+from tiebreak.runs.audit import COMMAND
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import MANIFEST, Run, identify_input, read_manifest, start_run
 from tiebreak.terminal import Cell, has_colours, paint, show, table
-from tiebreak.tracking.contents import COMMAND
 from tiebreak.tracking.recorder import tracked
 
 if TYPE_CHECKING:

@@ -214,8 +214,8 @@ def _policies(report: Report, marks: Marks, measure: Measure) -> Markup:
     remarks = (
         f"Means over {n} held-out prompts, the same for every policy. Intervals of means are 95% bootstraps over prompts "
         "(expanded percentiles), those of win rates score intervals. A win rate counts a tie as half a win; 50% is no "
-        "difference. Cut off: answers that reached the limit of tokens. Repetition: runs of four words that came before "
-        "in the answer."
+        "difference. KL: the mean log-ratio of the policy's own answers (k1). Cut off: answers that reached the limit of "
+        "tokens. Repetition: runs of four words that came before in the answer."
     )
     if judged:
         remarks += " Verdicts: McNemar's test at 5%, from 30 prompts on" + (
@@ -247,7 +247,13 @@ def _policy_row(name: str, row: Row, report: Report, marks: Marks, measure: Meas
         figure("Score", None, two_digits)
         if score is None
         else cell("Score", ranged(score, row["score_interval"], two_digits), cls="n two-lines"),
-        figure("KL, nats per answer", row["kl_per_sequence"], one_digit),
+        figure("KL, nats per answer", None, one_digit)
+        if row["kl_per_sequence"] is None
+        else cell(
+            "KL, nats per answer",
+            ranged(row["kl_per_sequence"], row.get("kl_per_sequence_interval"), one_digit),
+            cls="n two-lines" if row.get("kl_per_sequence_interval") else "n",
+        ),
         figure("Length, tokens", row["length_tokens_mean"], one_digit),
         figure("Cut off", row["unfinished_share"], finer_percent),
         figure("Repetition", row["repetition_mean"], finer_percent),
@@ -387,7 +393,7 @@ def _against(report: Report, marks: Marks, measure: Measure) -> Markup | None:
     measures: list[tuple[str, str, str | None, Form]] = [
         (measure.name, "yardstick_mean", "yardstick_interval", measure.form),
         (f"Win rate against {label(report['baseline'])}", "win_rate_vs_baseline", "win_rate_interval", edge),
-        ("KL, nats per answer", "kl_per_sequence", None, one_digit),
+        ("KL, nats per answer", "kl_per_sequence", "kl_per_sequence_interval", one_digit),
         ("Length, tokens", "length_tokens_mean", None, one_digit),
     ]
     if against["score_comparable"]:

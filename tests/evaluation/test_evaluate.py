@@ -422,6 +422,10 @@ def test_figures_of_rows_by_hand() -> None:
     low, high = figures["yardstick_interval"]
     assert 0.5 <= low < 0.75 < high <= 1.0
     assert figures["score_interval"] is not None
+    # Two prompts, drawn twice: the first alone, the second alone, or both. The ends of the interval are the first two.
+    assert figures["kl_per_sequence_interval"] == (3.0, 5.0)
+    assert figures["kl_per_token_interval"] == pytest.approx((5 / 12, 3 / 4))
+    assert not [key for key in policy_figures(rows, None, seed=0) if key.startswith("kl") and "interval" in key]
 
 
 def test_what_was_not_measured_has_no_figure() -> None:

@@ -45,8 +45,8 @@ from tiebreak.data.reading import Rules, read_preferences, read_records
 from tiebreak.files import write_jsonl
 from tiebreak.measures.yardstick import find_yardstick
 from tiebreak.records import Demonstration, ExportedJudgment, Judgment, Pair, Preference
+from tiebreak.runs.audit import COMMAND
 from tiebreak.runs.run import identify_input, read_manifest, start_run
-from tiebreak.tracking.contents import COMMAND
 
 
 def opinion(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:

@@ -26,10 +26,10 @@ from tiebreak.process.limit import limited_to
 from tiebreak.process.settings import leave_out_inference_kernel, process_settings, quiet_upstream, settle_process
 from tiebreak.process.stopping import heeding_signals
 from tiebreak.runs.agreement import require_placeable, require_same_values
+from tiebreak.runs.audit import COMMAND
 from tiebreak.shipped import find_shipped, shipped_names
 from tiebreak.stages import STAGES, Command, find_stage
 from tiebreak.terminal import process_count
-from tiebreak.tracking.contents import COMMAND
 
 C = TypeVar("C", bound=StageConfig)
 

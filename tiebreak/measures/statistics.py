@@ -9,6 +9,7 @@ from functools import cache
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Interval = tuple[float, float]
 Z = 1.959964
@@ -85,9 +86,20 @@ def bootstrap_interval(
     if groups is not None:
         _, group = np.unique(np.asarray(groups), return_inverse=True)
     totals, counts = np.bincount(group, weights=array), np.bincount(group)
-    picks = np.random.default_rng(seed).integers(0, len(totals), size=(resamples, len(totals)))
-    tail = 100 * _expanded_tail(len(totals))
-    low, high = np.percentile(totals[picks].sum(axis=1) / counts[picks].sum(axis=1), [tail, 100 - tail])
+    return ratio_interval(totals, counts, seed, resamples)
+
+
+def ratio_interval(totals: ArrayLike, counts: ArrayLike, seed: int = 0, resamples: int = 10_000) -> Interval:
+    """`bootstrap_interval` of Σ totals / Σ counts, such as a mean over tokens.
+
+    Args:
+        totals: a sum for each prompt, shape (prompts,).
+        counts: what it is a sum over, shape (prompts,).
+    """
+    sums, sizes = np.asarray(totals, dtype=np.float64), np.asarray(counts)
+    picks = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
+    tail = 100 * _expanded_tail(len(sums))
+    low, high = np.percentile(sums[picks].sum(axis=1) / sizes[picks].sum(axis=1), [tail, 100 - tail])
     return float(low), float(high)
 
 

@@ -28,6 +28,8 @@ from tiebreak.hashing import hash_file, hash_text
 TRAIL = "audit.jsonl"
 DEPTH = 4
 """how many folders above a run's a trail is looked for"""
+COMMAND = "TIEBREAK_COMMAND"
+"""variable with a stage's command"""
 FIRST = "0" * 64
 MANIFEST = "manifest.json"
 
@@ -115,7 +117,7 @@ def record(folder: Path, event: str, facts: Mapping[str, Any]) -> None:
     if file is None:
         return
     place = os.path.relpath(folder.resolve(), file.parent)
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = os.environ.get(COMMAND) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     try:
         append(file, {"event": event, "folder": place, "command": command, **facts})
     except (OSError, ValueError, KeyError) as error:

@@ -15,8 +15,6 @@ FOLDER = "wandb"
 FACTS_FILE, STATE_FILE = "tiebreak.json", "state.json"
 ALERTS = "alerts.jsonl"
 """file of a run folder with the monitors' alerts"""
-COMMAND = "TIEBREAK_COMMAND"
-"""variable with a stage's command, for the notes of its W&B run"""
 MOST_ROWS = 2000
 """of a table"""
 STEP = "train/global_step"

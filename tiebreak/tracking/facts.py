@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.config import TrackingConfig
+from tiebreak.runs.audit import COMMAND
 from tiebreak.runs.run import MANIFEST, RUN_FILE, Run, git_commit
-from tiebreak.tracking.contents import COMMAND, FACTS_FILE, FOLDER, artifact_name, read_json
+from tiebreak.tracking.contents import FACTS_FILE, FOLDER, artifact_name, read_json
 
 
 def wanted_mode(run: Run) -> str:

@@ -17,7 +17,8 @@ from tiebreak.runs.audit import FIRST
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TIEBREAK_COMMAND", "tiebreak sft --config a.yaml")
     root = tmp_path / "runs"
     assert run_here("audit", "begin", root)[0] == 0
     sft = finished(root / "sft", "sft", {"policy": "org/base"})
@@ -38,6 +39,7 @@ def test_stages_are_recorded_in_a_chain_that_is_recomputed_by_hand(root: Path) -
         ("started", "round-1/dpo"),
         ("finished", "round-1/dpo"),
     ]
+    assert {row.get("command") for row in rows[1:]} == {"tiebreak sft --config a.yaml"}
     before = FIRST
     for row in rows:
         stated = row.pop("hash")
