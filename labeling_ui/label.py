@@ -802,7 +802,7 @@ def _agreement(words: list[str]) -> None:
         groups = [group for group in group_judgments(judgments) if group.kind == measured["kind"]]
         measured["reliability"] = describe_reliability(ballots_of_groups(groups, known_answers))
         mine = [judgment for judgment in judgments if judgment.kind == measured["kind"]]
-        measured["criteria"] = agreement_by_criterion(mine)
+        measured["criteria"] = agreement_by_criterion(mine, known_answers.gold)
     measured["judges"] = measure_judges(pairs, judgments)
     if assessments := store.assessments():
         measured["single_answers"] = measure_assessments(assessments)

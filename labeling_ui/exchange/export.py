@@ -398,7 +398,7 @@ def as_cell(value: Any) -> str:
         value = "; ".join(f"{name}: {_inner(answer)}" for name, answer in value.items())
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         value = json.dumps(value, ensure_ascii=False)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         value = " > ".join(" = ".join(one) if isinstance(one, list) else one for one in value)
     text = str(value)
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
@@ -544,7 +544,7 @@ def _report_agreement(labels: Labels, rest: Sequence[Judgment], config: Aggregat
             continue
         report[kind] = measure_percent(read_votes(labels.pairs, everyone, kind, labels.known_answers.gold))
         if any(judgment.criteria for judgment in everyone):
-            report[kind]["criteria"] = agreement_by_criterion(everyone, aspects=False)
+            report[kind]["criteria"] = agreement_by_criterion(everyone, labels.known_answers.gold, aspects=False)
         others = [judgment for judgment in rest if judgment.kind == kind]
         if len(others) < len(everyone):
             left_out = {"raters": config.exclude_raters, "judgments": len(everyone) - len(others)}

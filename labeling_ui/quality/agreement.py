@@ -35,6 +35,8 @@ PUBLISHED = (
     ("MT-Bench humans, counting ties (Zheng et al. 2023)", "63%"),
     ("MT-Bench humans, without ties", "81%"),
 )
+ROUNDING = 1e-9
+"""Resampled values that differ by less are the same."""
 SHOWN = 20
 """pairs of raters listed with their κ in the printed output"""
 
@@ -216,7 +218,7 @@ def _bootstrap(statistic: Callable[[Floats], Floats], many: Integers, n: int) ->
         ]
     )
     resampled = resampled[np.isfinite(resampled)]
-    if not len(resampled) or np.ptp(resampled) == 0:
+    if not len(resampled) or np.ptp(resampled) < ROUNDING:
         return Figure(value, n, None)
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Figure(value, n, (float(low), float(high)))

@@ -7,13 +7,14 @@ prefer the same side. Bars and stars have an interval-scaled α, yes or no and c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from labeling_ui.quality.agreement import krippendorff_alpha, shown_figure
 from labeling_ui.quality.intervals import mean_over_clusters
+from labeling_ui.quality.votes import Comparison
 from tiebreak.records import Judgment
 from tiebreak.terminal import titled_table
 
@@ -22,16 +23,21 @@ Unit = tuple[str, ...]
 """A pair, its two sides, and the answer that the value is about; empty for the pair."""
 
 
-def agreement_by_criterion(judgments: Sequence[Judgment], *, aspects: bool = True) -> dict[str, Any]:
+def agreement_by_criterion(
+    judgments: Sequence[Judgment], gold: Container[Comparison] = (), *, aspects: bool = True
+) -> dict[str, Any]:
     """Each criterion's share of agreement and Krippendorff's α, over what two or more raters answered.
 
     Args:
         judgments: of one kind; a rater's first one of a pair counts.
+        gold: comparisons that are left out, as they are from the agreement of the votes: every rater gets them.
         aspects: with the aspects.
     """
     answers: dict[str, dict[Unit, dict[str, Value]]] = {}
     bars: set[str] = set()
     for judgment in judgments:
+        if _comparison(judgment) in gold:
+            continue
         for name, unit, value, is_bar in _values(judgment, aspects):
             answers.setdefault(name, {}).setdefault(unit, {}).setdefault(judgment.rater_id, value)
             if is_bar:
@@ -42,8 +48,14 @@ def agreement_by_criterion(judgments: Sequence[Judgment], *, aspects: bool = Tru
     }
 
 
+def _comparison(judgment: Judgment) -> Comparison:
+    first, second = sorted((judgment.left, judgment.right))
+    return judgment.pair_id, first, second
+
+
 def _values(judgment: Judgment, aspects: bool) -> Iterator[tuple[str, Unit, Value, bool]]:
-    sides = judgment.pair_id, *sorted((judgment.left, judgment.right))
+    # A ranking's left and right are the first two of its rater's own order: the unit is the pair as a whole.
+    sides: Unit = (judgment.pair_id,) if judgment.shown else _comparison(judgment)
     turned = -1 if judgment.right < judgment.left else 1
     if aspects:
         for name, step in judgment.aspects.items():

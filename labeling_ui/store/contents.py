@@ -45,6 +45,7 @@ def judgments_with_criteria(connection: Connection, limit: int) -> list[Judgment
     answers = sa.or_(record.like('%"criteria":{"%'), record.like('%"aspects":{"%'))
     query = sa.select(record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
     query = query.where(answers, JUDGMENTS.c.occasion == 0, ITEMS.c.withdrawn == sa.literal_column("0"))
+    query = query.where(ITEMS.c.id.not_in(sa.select(GOLD.c.item_id)))
     rows = connection.scalars(query.order_by(JUDGMENTS.c.seq.desc()).limit(limit)).all()
     return [read_judgment(one) for one in reversed(rows)]
 

@@ -820,7 +820,7 @@ class Store(TransactionalStore):
             return contents.judgments(connection)
 
     def judgments_with_criteria(self, limit: int) -> list[Judgment]:
-        """The latest judgments that answer aspects or criteria, without repeats, in order."""
+        """The latest judgments that answer aspects or criteria, without gold and repeats, in order."""
         with self.reading() as connection:
             return contents.judgments_with_criteria(connection, limit)
 

@@ -76,6 +76,22 @@ def test_kappa_where_raters_always_agree_is_not_certain() -> None:
     assert figure.interval == pytest.approx((0.4449, 1.0), abs=1e-3)
 
 
+def test_kappa_of_one_item_is_not_certain() -> None:
+    # One says first and the other second: κ 0, chance 0. Wilson's high edge of 0 of 1 is 1.96² / (1 + 1.96²) = 0.7935.
+    figure = cohen_kappa(np.array([[0.0, 1.0], [0.0, 0.0]]))
+    assert (figure.value, figure.n) == (0.0, 1)
+    assert figure.interval == pytest.approx((0.0, 0.793451), abs=1e-5)
+
+
+def test_alpha_has_no_interval_where_all_samples_give_the_same() -> None:
+    # Votes 3 4 4 5 of two items, and 4 4 4 4 of one. With k of three such items, the observed disagreement is 4/9 · k and
+    # the expected 4/11 · k: α = 1 − 11/9, whichever are drawn.
+    tallies = np.array([[0, 4, 0], [1, 2, 1], [1, 2, 1]])
+    figure = krippendorff_alpha(tallies, [3, 4, 5], interval=True)
+    assert figure.value == pytest.approx(-2 / 9)
+    assert figure.interval is None
+
+
 def test_kappas_interval_covers_the_truth_as_often_as_it_says() -> None:
     # Both say what is so with chance 0.85 each, of two sides: they agree with chance 0.745, by chance 0.5: κ = 0.49.
     chance, covered = np.random.default_rng(0), 0

@@ -76,3 +76,5 @@ def test_a_rater_judges_through_the_client(served: tuple[str, Store]) -> None:
         Client(address, "one", "wrong")
     with Client(address, "lead", PASSWORD) as lead:
         assert lead.lead_download()[:2] == b"PK"
+        (found,) = lead.lead_items(text="question", agreement="one")["items"]
+        assert found["item_id"] == pair["pair_id"]

@@ -18,6 +18,7 @@ from labeling_ui.database.schema import EVENTS, IDENTITIES, INVITATIONS, METADAT
 from labeling_ui.label import main
 from labeling_ui.raters import main as raters
 from labeling_ui.store.answers import Draft, Submission
+from labeling_ui.store.leads import notes
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web import context
@@ -194,6 +195,24 @@ def test_an_erased_rater_leaves_a_pseudonym_and_a_log_that_verifies(
     assert campaign.call("lead", "PUT", f"/api/lead/raters/{rater_id}", {"disabled": False}).status_code == 409
     assert campaign.call("lead", "POST", f"/api/lead/raters/{rater_id}/password", {}).status_code == 409
     assert campaign.call("lead", "POST", path, {"judgments": True}).status_code == 200, "completes an interrupted one"
+
+
+def test_an_erased_reviewer_leaves_settled_answers_without_their_words(campaign: Campaign, tmp_path: Path) -> None:
+    store, ids = campaign.store, {name: one.rater.id for name, one in campaign.sessions.items()}
+    given = store.claim(ids["one"])
+    assert given is not None
+    fields = {"answer": 2, "edited_text": "the better answer", "rationale": SECRETS[3]}
+    store.adjudicate(ids["reviewer"], Submission(client_id="s", pair_id=given.item_id, **fields))
+    store.transact(lambda tx: notes.write(tx, given.item_id, ids["one"], ids["one"], "why?"))
+    store.transact(lambda tx: notes.write(tx, given.item_id, ids["one"], ids["reviewer"], SECRETS[5]))
+    store.erase_rater(ids["reviewer"], judgments=False)
+    assert anywhere(store, tmp_path) == [SECRETS[3]], "messages in others' threads go too"
+    store.erase_rater(ids["reviewer"], judgments=True)
+    assert anywhere(store, tmp_path) == []
+    (still,) = store.adjudications()
+    assert (still.answer, still.edited_text, still.rationale) == (2, "the better answer", "")
+    result = verify(store)
+    assert (result.faults, result.redacted) == ([], 2)
 
 
 def test_a_redaction_that_no_erasure_announces_is_found(campaign: Campaign) -> None:

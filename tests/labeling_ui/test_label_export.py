@@ -325,6 +325,12 @@ def test_a_spreadsheet_shows_a_formula_and_does_not_run_it(text: str) -> None:
     assert (row["answer"], row["edited_text"], row["pair_id"]) == ("-3", "1 - 1", "pair-0")
 
 
+def test_a_table_has_empty_cells_for_what_a_judgment_does_not_have() -> None:
+    linked = opinion(0, "a", 1).model_copy(update={"links": ("https://example.org",)})
+    rows = list(csv.DictReader(io.StringIO(judgments_as_csv([linked, opinion(0, "b", 1)]), newline="")))
+    assert [row["links"] for row in rows] == ["https://example.org", ""]
+
+
 def test_both_bad_is_told_from_a_tie() -> None:
     (group,) = group_judgments([opinion(0, r, None, both_bad=True) for r in "ab"] + [opinion(0, "c", 0)])
     assert decide(group).reason == "both_bad"

@@ -158,7 +158,9 @@ def test_repeats_go_with_their_firsts_and_skips_and_gold_change_no_places(url: s
     firsts = [one for one in store.judgments_of_rater("r0", limit=100) if one.item_id == repeated[0].item_id]
     effect = store.preview_rejection(Selection(judgment_ids=(firsts[-1].judgment_id,)))
     assert (effect.judgments, effect.repeats, effect.requeued, effect.unjudged) == (2, 1, 1, 1)
+    wanted = store.status()["judgments_wanted"]
     store.reject(Selection(judgment_ids=(firsts[-1].judgment_id,)), "the side")
+    assert store.status()["judgments_wanted"] == wanted - 1, "nobody is given a rejected repeat again"
     assert not [one for one in read_labels(store).judgments if one.pair_id == repeated[0].item_id]
     assert_whole(store)
     store.rules.repeat_share, store.rules.gold_share = 0.0, 0.99

@@ -432,6 +432,34 @@ def test_each_criterion_has_its_agreement_worked_by_hand() -> None:
     assert (sourced["scale"], measured["better"]["scale"]) == ("nominal", "interval")
 
 
+def test_criteria_of_gold_are_not_in_their_agreement(tmp_path: Path) -> None:
+    # The two agree on gold, which everybody gets, and disagree on the other pair: 0 of 1, and not 1 of 2.
+    judgments = [said(who, "gold", "x", "y", better=1) for who in "ab"]
+    judgments += [said("a", "p", "x", "y", better=1), said("b", "p", "x", "y", better=-1)]
+    agreement = agreement_by_criterion(judgments, {("gold", "x", "y")})["better"]["agreement"]
+    assert (agreement["value"], agreement["n"]) == (0.0, 1)
+    store = open_store(tmp_path, [make_pair(0), make_pair(1)], overlap=1)
+    for _ in range(2):
+        given = store.claim("r0")
+        assert given is not None
+        fields = {"client_id": given.item_id, "pair_id": given.item_id, "answer": 1, "criteria": {"better": 1}}
+        store.submit("r0", Submission.model_validate(fields))
+    store.set_gold("pair-0", "0-0")
+    assert [one.pair_id for one in store.judgments_with_criteria(10)] == ["pair-1"]
+    store.close()
+
+
+def test_criteria_of_a_ranking_are_about_the_pair_whatever_its_order_on_the_page() -> None:
+    def ranked(rater: str, order: str, sourced: bool) -> Judgment:
+        about = {"ranking": [list(order)], "shown": tuple(order), "kind": "human", "criteria": {"sourced": sourced}}
+        return Judgment(pair_id="p", rater_id=rater, left=order[0], right=order[1], **about)
+
+    # Three raters see three orders, whose first two answers differ: one in three pairs of raters agrees.
+    judgments = [ranked("a", "xyz", sourced=True), ranked("b", "zxy", sourced=True), ranked("c", "yzx", sourced=False)]
+    agreement = agreement_by_criterion(judgments)["sourced"]["agreement"]
+    assert (agreement["value"], agreement["n"]) == (pytest.approx(1 / 3, abs=1e-6), 1)
+
+
 # --- files and configurations without it ---
 
 

@@ -1451,9 +1451,41 @@ class Operations(Connection):
         reply: Done = self.request("DELETE", f"/api/lead/adjudications/{quote(str(pair_id), safe='')}")
         return reply
 
-    def lead_items(self, *, after: int = -1, limit: int = 50) -> ItemsFound:
+    def lead_items(
+        self,
+        *,
+        after: int = -1,
+        limit: int = 50,
+        text: str = "",
+        id: str = "",
+        batch: str | None = None,
+        rater: str = "",
+        flag: str = "",
+        answer: Literal["", "first", "second", "neither", "skip"] = "",
+        agreement: Literal["", "one", "agree", "tie", "side"] = "",
+        state: Literal["", "unjudged", "open", "full", "gold", "settled", "withdrawn", "rejected"] = "",
+        shortest: int | None = None,
+        longest: int | None = None,
+    ) -> ItemsFound:
         """A page of the items that a search is for, in campaign order. `after`: where the next page begins; null: the end."""
-        reply: ItemsFound = self.request("GET", "/api/lead/items", query={"after": after, "limit": limit})
+        reply: ItemsFound = self.request(
+            "GET",
+            "/api/lead/items",
+            query={
+                "after": after,
+                "limit": limit,
+                "text": text,
+                "id": id,
+                "batch": batch,
+                "rater": rater,
+                "flag": flag,
+                "answer": answer,
+                "agreement": agreement,
+                "state": state,
+                "shortest": shortest,
+                "longest": longest,
+            },
+        )
         return reply
 
     def lead_item(self, pair_id: str) -> ItemRead:

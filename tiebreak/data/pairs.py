@@ -128,10 +128,13 @@ def _pair_of(cells: Cells, stage: str, media: bool) -> tuple[str, Pair]:
 
 
 def _marks(cells: Cells) -> tuple[str, ...]:
-    """The marks of a synthetic row."""
+    """The marks of a synthetic row. Other tags are not kept: the column then counts as ignored, which is reported."""
     tags = about(cells, ("tags",)).get("tags", ()) if "tags" in cells else ()
     is_made = cells.values.get("kind") == SYNTHETIC and cells.get("kind")
-    return synthetic_marks((*tags, SYNTHETIC) if is_made and SYNTHETIC not in tags else tags)
+    marks = synthetic_marks((*tags, SYNTHETIC) if is_made and SYNTHETIC not in tags else tags)
+    if set(tags) - set(marks):
+        cells.used.discard("tags")
+    return marks
 
 
 def completion_of(identity: str, answer: Messages, *, media: bool) -> Completion:

@@ -109,11 +109,14 @@ def _seen(connection: Connection) -> list[sa.ColumnElement[bool]]:
 
 
 def _with_gold_and_repeats(connection: Connection, every: int) -> int:
-    """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far. The rest of a lot
-    under inspection is needed once its sample has failed."""
+    """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far. Repeats that were
+    skipped or rejected, or whose lease expired, are left out: nobody else is given them. The rest of a lot under inspection
+    is needed once its sample has failed."""
     of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(_IS_GOLD, _IN_CAMPAIGN)
     again = sa.select(ASSIGNMENTS.c.id).join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id).where(_IN_CAMPAIGN)
-    repeats = _count(connection, again.where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))
+    again = again.outerjoin(JUDGMENTS, JUDGMENTS.c.assignment_id == ASSIGNMENTS.c.id)
+    stands = sa.or_(ASSIGNMENTS.c.state == "open", sa.and_(JUDGMENTS.c.id.is_not(None), ~_SKIPS))
+    repeats = _count(connection, again.where(ASSIGNMENTS.c.occasion > sa.literal_column("0"), stands))
     return int(every + (connection.scalar(of_gold) or 0) + repeats)
 
 

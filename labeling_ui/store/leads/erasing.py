@@ -1,7 +1,8 @@
 """Personal data: what the store has about a person, and its erasure.
 
 Erasure leaves the pseudonym. The name, the password, sessions, drafts, identities and what an invitation said of the person
-go; judgments stay under the pseudonym, or are rejected and lose every text that the rater wrote.
+go; judgments stay under the pseudonym, or are rejected and lose every text that the rater wrote. A lead's or a reviewer's
+messages go too; the answers they settled stay, with their edits, and lose reasons, links and comments where judgments go.
 
 Some of it is in the log, whose events are never changed otherwise. A redacted event keeps its hash, to which the next event
 is chained, and gets a payload without the texts; the event `erased`, at the end of the chain, has the hash of that payload.
@@ -25,6 +26,7 @@ from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.migrations import allow_redaction, forbid_redaction
 from labeling_ui.database.schema import (
     ACCEPTANCES,
+    ADJUDICATIONS,
     ANSWERS_INDEXED,
     ASSIGNMENTS,
     DRAFTS,
@@ -103,11 +105,11 @@ def events_to_redact(connection: Connection, rater_id: str, *, judgments: bool) 
         if event.kind == "invited":
             without = payload | {"name": ""} if payload.get("invitation") in mine and payload.get("name") else payload
         elif event.kind == "note":
-            without = payload | {"text": ""}
+            without = payload | {"text": ""} if rater_id in (event.rater_id, payload["by"]) else payload
         elif event.kind == "standing_changed":
             without = {name: value for name, value in payload.items() if name != "reason"}
         else:
-            without = payload | {"judgment": without_texts(payload["judgment"])}
+            without = payload | {"judgment": without_texts(payload["judgment"], keep_edit=event.kind == "adjudicated")}
         if without != payload:
             found[event.seq] = canonical_json(without)
     return found
@@ -115,20 +117,22 @@ def events_to_redact(connection: Connection, rater_id: str, *, judgments: bool) 
 
 def _events_about(connection: Connection, rater_id: str, *, judgments: bool) -> Iterator[Any]:
     """Events that may have a person's texts. The conditions are in the words of indices: see `ANSWERS_INDEXED`."""
-    query = sa.select(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.payload)
+    query = sa.select(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.payload, EVENTS.c.rater_id)
     theirs = EVENTS.c.rater_id == rater_id
     of_people = sa.text("events.kind IN ('invited', 'standing_changed')")
     yield from connection.execute(query.where(of_people, sa.or_(EVENTS.c.kind == "invited", theirs)))
-    yield from connection.execute(query.where(IS_NOTE, theirs))
+    yield from connection.execute(query.where(IS_NOTE))  # also in others' threads: a lead answers there
     if not judgments:
         return
+    yield from connection.execute(query.where(EVENTS.c.kind == "adjudicated", theirs))
     yield from connection.execute(query.where(sa.text(f"events.kind IN ({ANSWERS_INDEXED})"), theirs))
 
 
-def without_texts(judgment: Mapping[str, Any]) -> dict[str, Any]:
-    """A judgment's record without what its rater wrote: the reason, the edit, links, and comments on passages."""
+def without_texts(judgment: Mapping[str, Any], *, keep_edit: bool = False) -> dict[str, Any]:
+    """A judgment's record without what its rater wrote: the reason, the edit, links, and comments on passages.
+    `keep_edit`: of a settled answer, which the edit is."""
     emptied = {name: empty for name, empty in _WRITTEN.items() if judgment.get(name)}
-    if judgment.get("edited_text") is not None:
+    if judgment.get("edited_text") is not None and not keep_edit:
         emptied["edited_text"] = ""
     if judgment.get("spans"):
         emptied["spans"] = [{**span, "comment": ""} for span in judgment["spans"]]
@@ -161,7 +165,8 @@ def erase(tx: Transaction, rater_id: str, by: str | None, *, judgments: bool, re
     lapse_open(tx, rater_id)
     before = preview(tx.connection, rater_id, judgments=judgments)
     if judgments:
-        _empty_rejections(tx.connection, rater_id)
+        _empty(tx.connection, REJECTIONS, REJECTIONS.c.id, REJECTIONS.c.rater_id == rater_id)
+        _empty(tx.connection, ADJUDICATIONS, ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.lead_id == rater_id)
     _redact(tx.connection, redactions)
     digests = {str(seq): digest_of(payload) for seq, payload in sorted(redactions.items())}
     now = tx.event("erased", rater_id=rater_id, payload={"judgments": judgments, "by": by, "redacted": digests})
@@ -196,10 +201,12 @@ def _refuse_the_last(connection: Connection, row: Any, by: str | None) -> None:
         raise RefusedError("it is the only account: without any, the pages need no login. Add another account first")
 
 
-def _empty_rejections(connection: Connection, rater_id: str) -> None:
-    for row in connection.execute(sa.select(REJECTIONS).where(REJECTIONS.c.rater_id == rater_id)).all():
-        emptied = json.dumps(without_texts(json.loads(row.record)), ensure_ascii=False, separators=(",", ":"))
-        connection.execute(sa.update(REJECTIONS).where(REJECTIONS.c.id == row.id).values(record=emptied))
+def _empty(connection: Connection, table: sa.Table, key: sa.Column[str], whose: sa.ColumnElement[bool]) -> None:
+    """Remove the texts from a person's records in a table."""
+    for identity, record in connection.execute(sa.select(key, table.c.record).where(whose)).all():
+        without = without_texts(json.loads(record), keep_edit=table is ADJUDICATIONS)
+        emptied = json.dumps(without, ensure_ascii=False, separators=(",", ":"))
+        connection.execute(sa.update(table).where(key == identity).values(record=emptied))
 
 
 def _redact(connection: Connection, redactions: Mapping[int, str]) -> None:

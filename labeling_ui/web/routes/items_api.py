@@ -68,7 +68,13 @@ class TakeBack(BaseModel):
         return [storable(name) or "" for name in names]
 
 
-@router.get("/items", **replies(ItemsFound))
+def _search_parameters() -> list[dict[str, Any]]:
+    """The fields of `Search` as the API describes them: an empty one is as if it were not there, except the batch's."""
+    fields = Search.model_json_schema()["properties"]
+    return [{"name": name, "in": "query", "required": False, "schema": about} for name, about in fields.items()]
+
+
+@router.get("/items", **replies(ItemsFound), openapi_extra={"parameters": _search_parameters()})
 def items(desk: DeskOf, page: Annotated[Page, Query()]) -> dict[str, Any]:
     """A page of the items that a search is for, in campaign order. `after`: where the next page begins; null: the end."""
     try:

@@ -267,5 +267,7 @@ def test_only_the_labelling_stage_names_its_key_for_media(stage: str, key: bool,
     ],
 )
 def test_a_synthetic_pair_keeps_its_mark(columns: dict[str, Any], marks: tuple[str, ...], tmp_path: Path) -> None:
-    (pair,) = read_pairs(str(write_rows(tmp_path / "rows.jsonl", [{**rows_of()[0], **columns}])))
+    said: list[str] = []
+    (pair,) = read_pairs(str(write_rows(tmp_path / "rows.jsonl", [{**rows_of()[0], **columns}])), report=said.append)
     assert pair.tags == marks
+    assert any("ignored" in line and "tags" in line for line in said) == ("maths" in columns.get("tags", ()))
