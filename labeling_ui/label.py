@@ -25,7 +25,7 @@ import re
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ from labeling_ui.configuration import (
 )
 from labeling_ui.database.errors import StoreError
 from labeling_ui.exchange.arms import arm_lines
-from labeling_ui.exchange.export import export, read_known_answers
+from labeling_ui.exchange.export import GOLD_FILE, export, read_known_answers
 from labeling_ui.exchange.foreign import read_foreign, read_gold, read_own
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.exchange.media import MediaConfig, add_media
@@ -774,6 +774,20 @@ def _import(words: list[str]) -> None:
     )
     more = f", and {counted(added.settled, 'settled answer')}" if records.settled else ""
     print(f"added {counted(added.pairs, 'pair')} and {counted(added.judgments, 'judgment')}{more} to {store.url}")
+    _say_lost_gold(store, records.gold, arguments.judgments or "")
+
+
+def _say_lost_gold(store: Store, marked: Collection[str], judgments: str) -> None:
+    """Name the command that makes pairs gold which were gold where their judgments come from."""
+    there = {pair_id for pair_id, *_ in read_known_answers(store).gold} | {one.item_id for one in store.gold()}
+    if lost := set(marked) - there:
+        file = Path(judgments).with_name(GOLD_FILE)
+        command = shlex.join(
+            ["tiebreak", "label", "gold", "--gold", str(file) if file.is_file() else "FILE", "--store", store.url]
+        )
+        print(
+            f"{counted(len(lost), 'pair')} with judgments of gold: they count as votes here. To make them gold: {command}"
+        )
 
 
 def _gold(words: list[str]) -> None:

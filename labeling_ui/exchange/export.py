@@ -1,7 +1,7 @@
 """The run folder for the next stages: `final/preferences.jsonl` in TRL's columns, `judgments.jsonl` and
-`report.json`; settled answers in `adjudications.jsonl`; judgments of single answers in `assessments.jsonl`; where raters
-edited answers, also `demonstrations.jsonl` (for SFT) and `edit_preferences.jsonl` (edited > chosen > rejected; edited >
-first > … of a ranking).
+`report.json`; settled answers in `adjudications.jsonl`; known answers in `gold.jsonl`; judgments of single answers in
+`assessments.jsonl`; where raters edited answers, also `demonstrations.jsonl` (for SFT) and `edit_preferences.jsonl` (edited
+> chosen > rejected; edited > first > … of a ranking).
 
     tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output runs/quickstart/label
 """
@@ -36,6 +36,7 @@ from labeling_ui.quality.agreement import measure_percent
 from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.votes import KINDS, Comparison, read_votes
 from labeling_ui.store.pairs import campaign
+from labeling_ui.store.pairs.campaign import Gold
 from labeling_ui.store.pairs.changes import Withdrawal
 from labeling_ui.store.pairs.items import items_of
 from labeling_ui.store.pairs.media import described
@@ -49,6 +50,7 @@ from tiebreak.messages import assistant
 from tiebreak.records import Completion, Demonstration, ExportedJudgment, Judgment, Pair, Preference, Prompt
 from tiebreak.runs.run import Run
 
+GOLD_FILE = "gold.jsonl"
 Format = Literal["parquet", "datasets", "unpaired", "csv", "argilla", "label_studio", "hub"]
 
 
@@ -61,6 +63,7 @@ class Labels:
     adjudications: list[ExportedJudgment]
     """of pairs and of single answers"""
     known_answers: KnownAnswers
+    gold: list[Gold]
     withdrawn: list[Withdrawal]
     single_answers: list[SingleAnswer]
     assessments: list[ExportedAssessment]
@@ -89,6 +92,7 @@ def read_labels(store: Store) -> Labels:
         judgments,
         adjudications,
         known_answers,
+        store.gold(),
         store.withdrawals(),
         single_answers,
         assessments,
@@ -253,10 +257,18 @@ def _write_records(
         write_jsonl(folder / "assessments.jsonl", labels.assessments)
     if labels.adjudications:
         write_jsonl(folder / "adjudications.jsonl", labels.adjudications)
+    if labels.gold:
+        write_jsonl(folder / GOLD_FILE, [_gold_row(one) for one in labels.gold])
     if demonstrations:
         write_jsonl(folder / "demonstrations.jsonl", demonstrations)
     if edits:
         write_jsonl(folder / "edit_preferences.jsonl", [one for edit in edits for one in edit.preferences])
+
+
+def _gold_row(gold: Gold) -> dict[str, Any]:
+    """A known answer as `tiebreak label gold` reads it."""
+    known = {"preferred_id": gold.preferred_id} if gold.value is None else {"value": gold.value}
+    return {"item_id": gold.item_id, **known}
 
 
 def _write_formats(

@@ -77,6 +77,8 @@ class Records:
     settled: list[Judgment] = field(default_factory=list)
     """leads' answers, which override the votes"""
     settled_places: list[str] = field(default_factory=list)
+    gold: set[str] = field(default_factory=set)
+    """pairs that were gold where their judgments were exported"""
     faults: list[str] = field(default_factory=list)
 
 
@@ -111,6 +113,7 @@ def read_own(
         all_settled = path == adjudications or Path(path).name == SETTLED_FILE
         for where, one in _read_judgments(path):
             settled = one.settled or all_settled
+            result.gold |= {one.pair_id} if one.gold else set()
             (result.settled if settled else result.judgments).append(one.judgment)
             (result.settled_places if settled else result.places).append(where)
     return result

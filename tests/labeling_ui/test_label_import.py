@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from label_support import make_pair, open_store, tiebreak
 
-from labeling_ui.exchange.export import build_edits
+from labeling_ui.exchange.export import build_edits, write_labels
 from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_gold, read_objects, read_own
 from labeling_ui.exchange.importing import import_records
+from labeling_ui.label import main as label
+from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.raters import NameTakenError, find_rater
 from labeling_ui.store.store import Store
@@ -276,6 +278,35 @@ def test_a_stores_own_export_adds_nothing_to_it(url: str, tmp_path: Path) -> Non
     other = read.judgments[0].model_copy(update={"answer": -1})
     assert import_records(store, [], [other], source="more", source_id="more").judgments == 1
     assert verify(store).faults == []
+    store.close()
+
+
+def test_gold_of_an_export_is_named_and_is_gold_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, other = (
+        open_store(tmp_path, [make_pair(0), make_pair(1)], overlap=1, raters=1),
+        f"sqlite:///{tmp_path}/2.sqlite",
+    )
+    while (held := store.claim("r0")) is not None:
+        store.submit("r0", Submission(client_id=held.id, pair_id=held.item_id, answer=2))
+    store.set_gold("pair-0", "0-1")
+    final, again = tmp_path / "final", tmp_path / "again"
+    for folder in (final, again):
+        folder.mkdir()
+    write_labels(store, final, AggregationConfig(), ())
+    write_jsonl(tmp_path / "pairs.jsonl", store.pairs())
+    files = ("--pairs", str(tmp_path / "pairs.jsonl"), "--judgments", str(final / "judgments.jsonl"))
+    label(["import", "--store", other, *files])
+    command = f"tiebreak label gold --gold {final}/gold.jsonl --store {other}"
+    assert (
+        f"1 pair with judgments of gold: they count as votes here. To make them gold: {command}"
+        in capsys.readouterr().out
+    )
+    label(command.split()[2:])
+    label(["import", "--store", other, *files])
+    assert "judgments of gold" not in capsys.readouterr().out
+    write_labels(Store.open(other), again, AggregationConfig(), ())
+    assert (again / "preferences.jsonl").read_text() == (final / "preferences.jsonl").read_text() != ""
+    assert (again / "gold.jsonl").read_text() == '{"item_id": "pair-0", "preferred_id": "0-1"}\n'
     store.close()
 
 
