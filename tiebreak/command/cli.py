@@ -115,8 +115,8 @@ def help_page() -> str:
         lines += ["", paint(title, style) if style else title, *rows]
     about = (
         "Every key of a configuration is a flag: 'tiebreak COMMAND --help' lists them.",
-        "--accelerate NAME starts a training stage through 'accelerate launch' with configs/accelerate/NAME.yaml; with "
-        "--dry-run, the command is printed instead.",
+        "--accelerate NAME starts a stage on several devices, through 'accelerate launch' with "
+        "configs/accelerate/NAME.yaml; with --dry-run, the command is printed instead.",
         "Start here: tiebreak run --config configs/quickstart/pipeline.yaml",
     )
     return "\n".join([*lines, "", *map(_wrapped, about)])
