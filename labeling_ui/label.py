@@ -387,7 +387,7 @@ def serve_several(campaigns: Sequence[tuple[LabelConfig, list[str]]]) -> None:
             made.append(Campaign(name, create_app(store, page, config.aggregation, limit, config.oidc, mail)))
             _greet(store, under, new, pairs, answers)
             stack.enter_context(_answering(config))
-            stack.enter_context(_reporting(store, config))
+            stack.enter_context(_reporting(store, config, name))
             stack.enter_context(_retaining(store, config))
         door = replace(build_page(server), title="Tiebreak", oidc="")  # the button is on each campaign's own login page
         with contextlib.suppress(KeyboardInterrupt):
@@ -492,13 +492,13 @@ def believed_proxies(config: LabelConfig) -> Sequence[str]:
     return [one.strip() for one in named.split(",") if one.strip()] or (LOOPBACK_PROXIES if config.hosts else ())
 
 
-def _reporting(store: Store, config: LabelConfig) -> contextlib.AbstractContextManager[object]:
-    """Sends news to the webhook, if one is configured, while the page is served."""
+def _reporting(store: Store, config: LabelConfig, name: str = "") -> contextlib.AbstractContextManager[object]:
+    """Sends news to the webhook, if one is configured, while the page is served. `name`: of one of several campaigns."""
     if config.webhook is None:
         return contextlib.nullcontext()
     from labeling_ui.web.webhook import Webhook
 
-    return Webhook(store, config.webhook, config.title)
+    return Webhook(store, config.webhook, config.title, name=name)
 
 
 def _mailing(store: Store, config: LabelConfig, page: PageConfig) -> contextlib.AbstractContextManager[Mailer | None]:
@@ -554,6 +554,7 @@ def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair], a
     show(
         f"{' and '.join(there)} ({new} new), {judged} of {status['judgments_wanted']} judgments",
         *(steering.difference_lines(store, config.pairs, pairs, configured) if pairs else ()),
+        *steering.ranking_lines(store, config.pairs, pairs, config.ranking),
         *(_answer_lines(store, config, answers, configured) if answers else ()),
         *lines,
         f"judgments are stored in {store.url}",

@@ -367,6 +367,19 @@ def _known(store: Store, pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if pair.id in there]
 
 
+def ranking_lines(store: Store, source: str, pairs: Sequence[Pair], ranking: bool) -> list[str]:
+    """Which of the store's larger pairs are judged otherwise than `ranking` says: that is decided when they are added."""
+    larger = {pair.id for pair in pairs if len(pair.completions) > 2}
+    ranked = store.ranked_pairs() if larger else set()
+    if not (otherwise := larger - ranked if ranking else larger & ranked):
+        return []
+    how = "are compared two answers at a time" if ranking else "are ranked"
+    return [
+        f"ranking: {str(ranking).lower()} applies to new pairs: {len(otherwise)} of {source} {how}, as they were added; "
+        "give another --store to judge them otherwise"
+    ]
+
+
 def difference_lines(store: Store, source: str, pairs: Sequence[Pair], batch: Batch) -> list[str]:
     """Where the store's pairs differ from the configuration that names them, and the commands that change it."""
     ids, at = [pair.id for pair in pairs], ["--store", store.url]

@@ -362,6 +362,11 @@ class Store(TransactionalStore):
         with self.reading_once() as connection:
             return connection.scalar(sa.select(ITEMS.c.task).where(ITEMS.c.id == item_id))
 
+    def ranked_pairs(self) -> set[str]:
+        """The pairs whose completions are all ranked at once."""
+        with self.reading_once() as connection:
+            return set(connection.scalars(sa.select(ITEMS.c.pair_id).where(ITEMS.c.task == "ranking")))
+
     def remove_gold(self, item_id: str) -> None:
         """Make a gold item an ordinary one. Raises RefusedError if it is not gold."""
         self.transact(lambda tx: campaign.remove_gold(tx, item_id))

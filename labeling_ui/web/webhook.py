@@ -95,12 +95,23 @@ def sign(secret: bytes, timestamp: str, body: bytes) -> str:
 
 
 class Webhook:
-    """Sends a campaign's news from a thread of its own, until it is closed."""
+    """Sends a campaign's news from a thread of its own, until it is closed.
+
+    Args:
+        name: of the campaign in addresses, by which a receiver tells the campaigns of a server apart; their logs, and so
+            the numbers of their events, are independent.
+    """
 
     def __init__(
-        self, store: Store, config: WebhookConfig, title: str, send: Callable[[News], None] | None = None
+        self,
+        store: Store,
+        config: WebhookConfig,
+        title: str,
+        send: Callable[[News], None] | None = None,
+        *,
+        name: str = "",
     ) -> None:
-        self._store, self._config, self._title = store, config, title
+        self._store, self._config, self._title, self._name = store, config, title, name
         self._secret = secret_of_environment()
         if not config.allow_private and urlsplit(config.url).scheme != "https":
             raise ConfigError("webhook: url must be https, or set webhook.allow_private: true")
@@ -172,13 +183,15 @@ class Webhook:
         self._store.transact(keep)
 
     def _post(self, news: News) -> None:
-        message = {"id": news.id, "event": news.kind, "at_ms": news.at_ms, "campaign": self._title, "data": news.about}
+        identity = f"{self._name}-{news.id}" if self._name else news.id
+        campaign = {"campaign": self._title} | ({"name": self._name} if self._name else {})
+        message = {"id": identity, "event": news.kind, "at_ms": news.at_ms, **campaign, "data": news.about}
         body, timestamp = json.dumps(message, ensure_ascii=False).encode(), str(int(time.time()))
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "tiebreak",
             "X-Tiebreak-Event": news.kind,
-            "X-Tiebreak-Delivery": news.id,
+            "X-Tiebreak-Delivery": identity,
             "X-Tiebreak-Timestamp": timestamp,
             "X-Tiebreak-Signature": sign(self._secret, timestamp, body),
         }

@@ -14,7 +14,7 @@ from labeling_ui.database.errors import RefusedError
 from labeling_ui.exchange.export import read_labels
 from labeling_ui.quality.agreement import measure_agreement, measure_votes
 from labeling_ui.quality.vote_cache import LiveVotes
-from labeling_ui.steering import difference_lines
+from labeling_ui.steering import difference_lines, ranking_lines
 from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.pairs.campaign import Batch, BatchChange
 from labeling_ui.store.store import Store, wall_clock_ms
@@ -64,6 +64,19 @@ def test_pairs_that_are_there_stay_in_their_batch_and_no_empty_one_appears(url: 
     store.move_rater("r0", "german")
     assert judge_all(store, "r0") == ["pair-0", "pair-1", "pair-2"]
     assert_whole(store)
+
+
+def test_pairs_that_are_judged_otherwise_than_the_configuration_says_are_named(tmp_path: Path) -> None:
+    larger = make_pair(1, more=("third",))
+    store = open_store(tmp_path, [make_pair(0), larger])
+    (line,) = ranking_lines(store, "pairs.jsonl", [make_pair(0), larger], ranking=True)
+    assert line.startswith("ranking: true applies to new pairs: 1 of pairs.jsonl are compared two answers at a time")
+    assert ranking_lines(store, "pairs.jsonl", [make_pair(0), larger], ranking=False) == []
+    ranked = make_pair(2, more=("third",))
+    store.add_pairs([ranked], overlap=1, seed=0, source="s", source_id="s", ranking=True)
+    assert ranking_lines(store, "pairs.jsonl", [ranked], ranking=True) == []
+    assert "are ranked, as they were added" in ranking_lines(store, "pairs.jsonl", [ranked], ranking=False)[0]
+    store.close()
 
 
 def test_what_a_lead_has_set_outlives_a_restart_with_the_same_configuration(url: str) -> None:

@@ -103,6 +103,26 @@ def test_news_is_signed_and_sent_once(receiver: Receiver, tmp_path: Path) -> Non
     assert len({headers["X-Tiebreak-Delivery"] for headers, _ in receiver.got}) == 5
 
 
+def test_campaigns_of_one_server_are_told_apart(receiver: Receiver, tmp_path: Path) -> None:
+    config, sent = WebhookConfig(url=receiver.url, every=1, allow_private=True, events=["judgments"]), {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        store = open_store(tmp_path / name, [make_pair(0)], raters=1)
+        with Webhook(store, config, "Which is better?", name=name) as hook:
+            judge(store, "r0", 1)
+            hook.send_waiting()
+        sent[name] = [(headers["X-Tiebreak-Delivery"], json.loads(body)) for headers, body in receiver.got]
+        receiver.got.clear()
+        store.close()
+    (one, first), *_ = sent["one"]
+    (two, second), *_ = sent["two"]
+    assert (first["name"], second["name"]) == ("one", "two")
+    assert (one, two) == (first["id"], second["id"])
+    assert one.removeprefix("one-") == two.removeprefix("two-"), (
+        "their logs are alike; with one id, one would be dropped"
+    )
+
+
 def test_what_is_not_accepted_is_sent_again(receiver: Receiver, tmp_path: Path) -> None:
     """Redirects are not followed; the same delivery has the same id."""
     store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=1)
