@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,15 @@ def _run(words: list[str]) -> None:
     run, given = words[0], load_config(ExplainArguments, words[1:], "explain")
     if not given.prompt.strip() or not given.answer.strip():
         raise ConfigError("--prompt and --answer need text")
-    with while_importing():
-        import tiebreak.library  # noqa: F401 - torch
-    explanation = explain_score(run, given) if _made_by(run) == "reward" else explain_policy(run, given)
+    explain = explain_score if _made_by(run) == "reward" else explain_policy
+    if explain is explain_score and given.against is not None:
+        raise ConfigError("--against: of a policy; a reward model's scores are not comparable with another's")
+    if explain is explain_policy and given.pairs:
+        require_sigmoid(run)
+    with redirect_stdout(sys.stderr):  # libraries print to it, and a program may read the JSON
+        with while_importing():
+            import tiebreak.library  # noqa: F401 - torch
+        explanation = explain(run, given)
     if given.as_json:
         show(json.dumps(explanation.document(), indent=2, ensure_ascii=False))
     else:
@@ -84,8 +91,6 @@ def explain_score(run: str, given: ExplainArguments) -> Explanation:
     """The effect of each word on a reward model's score."""
     from tiebreak.library import load_reward_model, score
 
-    if given.against is not None:
-        raise ConfigError("--against: of a policy; a reward model's scores are not comparable with another's")
     judge = load_reward_model(run, precision=given.precision, trust_remote_code=given.trust_remote_code)
 
     def score_all(answers: Sequence[str]) -> list[float]:
@@ -170,6 +175,21 @@ def _began_from(run: str) -> str:
     return str(place)
 
 
+def require_sigmoid(run: str) -> None:
+    """Refuse `--pairs` of a policy that was trained with another loss than the one whose gradients are computed.
+
+    Raises:
+        HandoffError: it was.
+    """
+    manifest = read_manifest(run)
+    config = manifest["config"]
+    losses = (
+        config.get("loss_type", ["sigmoid"]) in ("sigmoid", ["sigmoid"]) and config.get("algorithm", "dpo") == "dpo"
+    )
+    if manifest["stage"] != "dpo" or not losses:
+        raise HandoffError(f"--pairs: {run} was not trained with DPO's sigmoid loss, whose gradients are computed here")
+
+
 def _pairs_of_policy(run: str, given: ExplainArguments, chat: Chat, against: str) -> tuple[Influence, ...]:
     from tiebreak.config import TrainingConfig
     from tiebreak.explain import influence
@@ -179,8 +199,6 @@ def _pairs_of_policy(run: str, given: ExplainArguments, chat: Chat, against: str
     from tiebreak.packed.logprobs import completion_logps_in_batches
 
     config = read_manifest(run)["config"]
-    if config.get("loss_type", ["sigmoid"]) not in ("sigmoid", ["sigmoid"]) or config.get("algorithm", "dpo") != "dpo":
-        raise HandoffError(f"--pairs: {run} was not trained with DPO's sigmoid loss, whose gradients are computed here")
     pairs, rows = training_pairs(run, chat)
     loading = {"precision": given.precision, "trust_remote_code": given.trust_remote_code}
     reference = load_policy(against, **loading).model  # type: ignore[arg-type]

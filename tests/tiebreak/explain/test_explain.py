@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,15 @@ def test_flipped_judgments_pull_against_the_rest_on_the_reward_models_page(tiny_
     ("stage", "words", "message"),
     [
         ("prepare", (), "which makes no model"),
-        ("sft", ("--pairs",), "was not trained"),
+        ("sft", ("--pairs",), "was not trained with DPO"),
         ("reward", ("--against", "x"), "--against: of a policy"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(
-    finished_recipe: Path, stage: str, words: tuple[str, ...], message: str
+    finished_recipe: Path, stage: str, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At once: before torch is imported."""
+    monkeypatch.setitem(sys.modules, "tiebreak.library", None)
     status, printed = run_here(
         "explain", finished_recipe / "runs" / stage, "--prompt", PROMPT, "--answer", ANSWER, *words
     )
