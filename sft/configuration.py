@@ -119,6 +119,14 @@ class AnonymiseConfig(Section):
     seed: int = Field(default=0, ge=0)
     """random seed of the surrogates"""
 
+    @model_validator(mode="after")
+    def _require_something_to_map(self) -> AnonymiseConfig:
+        if self.map is not None and self.mode == "redact":
+            raise ValueError(
+                "map with mode: redact, where all values of a kind look alike: set mode: tag, or map: null"
+            )
+        return self
+
 
 class BalanceConfig(Section):
     """Groups to count rows in, and when a group is too small."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 from tiebreak.messages import Messages, prompt_id
 from tiebreak.records import Prompt
@@ -33,20 +34,29 @@ def normalise(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 
-def _normalise_messages(messages: Messages) -> Messages:
+def normalise_lines(text: str) -> str:
+    """Only \\n line ends, and no blanks and tabs at line ends or around the whole, for text that may be in the wrong
+    encoding: there, control characters and no-break spaces are halves of letters (`Ã` and U+009F are `ß`)."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n".join(line.rstrip(" \t") for line in lines).strip(" \t\n")
+
+
+def _normalise_messages(messages: Messages, change: Callable[[str], str]) -> Messages:
     return tuple(
-        message.map_text(normalise).model_copy(
-            update={"reasoning_content": normalise(message.reasoning_content or "") or None}
+        message.map_text(change).model_copy(
+            update={"reasoning_content": change(message.reasoning_content or "") or None}
         )
         for message in messages
     )
 
 
-def normalise_completion(completion: str | Messages) -> str | Messages:
-    return normalise(completion) if isinstance(completion, str) else _normalise_messages(completion)
+def normalise_completion(completion: str | Messages, change: Callable[[str], str] = normalise) -> str | Messages:
+    """The normal form of an answer."""
+    return change(completion) if isinstance(completion, str) else _normalise_messages(completion, change)
 
 
-def normalise_prompt(prompt: Prompt) -> tuple[Prompt, bool]:
-    messages = _normalise_messages(prompt.messages)
+def normalise_prompt(prompt: Prompt, change: Callable[[str], str] = normalise) -> tuple[Prompt, bool]:
+    """(the normal form of a prompt, whether that differs)."""
+    messages = _normalise_messages(prompt.messages, change)
     identity = prompt_id(messages, prompt.tools)
     return prompt.model_copy(update={"messages": messages, "id": identity}), messages != prompt.messages

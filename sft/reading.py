@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sft import store
 from sft.canaries import planted, rows_of
 from sft.configuration import PrepareConfig
 from sft.distributions import Counts, counted_rows, stride_of
-from sft.normalising import normalise_completion, normalise_prompt
+from sft.normalising import normalise, normalise_completion, normalise_lines, normalise_prompt
 from sft.steps.step import Row
 from sft.store import Pass, RowFiles, Store, Summary, write_rows
 from tiebreak.data.reading import (
@@ -29,7 +29,7 @@ from tiebreak.data.reading import (
     require_columns,
     settle,
 )
-from tiebreak.data.sources import Piece, pieces_of
+from tiebreak.data.sources import Piece, pieces_of, unread_files
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted
 from tiebreak.messages import Messages
@@ -98,7 +98,9 @@ def read_sources(config: PrepareConfig, work: Store, run: Run | None = None) -> 
             faults.append(str(error))
             continue
         pieces = (_as_reading(piece, one["source"], one["wanted"]) for piece in one["pieces"])
-        readings.append(join_pieces(one["source"], one["wanted"], pieces, rules))
+        reading = join_pieces(one["source"], one["wanted"], pieces, rules)
+        reading.left_out.update({} if one["planted"] else unread_files(one["source"]))
+        readings.append(reading)
     leaked = _drop_leaked(readings, summary["sources"]) if rules.on_bad_row == "drop" and not faults else {}
     faults += [fault for reading in readings if rules.on_bad_row == "refuse" for fault in faults_of(reading)]
     if faults:
@@ -146,8 +148,10 @@ def _read_all(config: PrepareConfig, opened: Pass, rules: Rules) -> Summary:
 
     rows_of_all = sum(source.size for source in sources)
     stride = stride_of(rows_of_all)
+    repairs_encodings = "repair" in config.steps and config.repair.encoding
+    change = normalise_lines if repairs_encodings else normalise
     summaries = opened.work(
-        lambda task, stem: _read_part(*task, rules, stem, stride),
+        lambda task, stem: _read_part(*task, rules, stem, stride, change),
         tasks(),
         rows_of_all,
         "rows read",
@@ -188,12 +192,14 @@ def _may_name_split(piece: Piece, rules: Rules) -> bool:
     )
 
 
-def _read_part(source: Source, piece: Piece, rules: Rules, stem: Path, stride: int) -> Summary:
+def _read_part(
+    source: Source, piece: Piece, rules: Rules, stem: Path, stride: int, change: Callable[[str], str]
+) -> Summary:
     table = piece.table()
     if source.planted:
         rules = replace(rules, columns={})
     reading = read_piece(source.path, source.wanted, table, rules, source.has_splits)
-    normalised = _normalise_drafts(reading, source.name)
+    normalised = _normalise_drafts(reading, source.name, change)
     there, fields = columns_of(table, rules)
     rows = [Row(draft.where, draft.record, draft.split) for draft in reading.drafts]
     return {
@@ -249,7 +255,7 @@ def _drop_leaked(readings: Sequence[Reading], sources: Sequence[Mapping[str, Any
     return left_out
 
 
-def _normalise_drafts(reading: Reading, name: str) -> int:
+def _normalise_drafts(reading: Reading, name: str, change: Callable[[str], str]) -> int:
     """Normalise the rows, each to be split by its normalised prompt. What is empty then is a bad row.
 
     Returns:
@@ -260,8 +266,8 @@ def _normalise_drafts(reading: Reading, name: str) -> int:
         record = draft.placed(draft.split or "train")
         shown = record if isinstance(record, Demonstration) else None
         asked = record.prompt if isinstance(record, Demonstration) else record
-        prompt, changed = normalise_prompt(asked.model_copy(update={"source": asked.source or name}))
-        completion = normalise_completion(shown.completion) if shown else ""
+        prompt, changed = normalise_prompt(asked.model_copy(update={"source": asked.source or name}), change)
+        completion = normalise_completion(shown.completion, change) if shown else ""
         if unseen := "prompt" if is_blank(prompt) else "completion" if shown and not _says(completion) else "":
             reason = f"the {unseen} is empty but for characters that cannot be seen"
             reading.bad.append(BadRow(draft.where, reason))

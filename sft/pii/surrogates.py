@@ -1,6 +1,7 @@
 """Invented values in place of real ones, from ranges reserved for examples where there are any, so that they belong to
 nobody: RFC 2606 (domains), RFC 5737 and 3849 (IP addresses), RFC 7042 (MAC), Bundesnetzagentur's numbers for
-films, and bank code 00000000.
+films, and bank code 00000000. These ranges are small (1,000 telephone numbers of one town), so two values may get the
+same one: another `attempt` draws from a wider range.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ _FAMILY = "Adler Berg Brook Carter Fields Fischer Graf Hill Keller Lake Marsh Mo
 _STREETS = "Musterstraße Beispielweg Ahornallee Lindenplatz".split()
 
 
-def surrogate(kind: str, value: str, seed: int) -> str:
-    """An invented value of the kind. The same value and seed give the same one."""
-    digest = hashlib.sha256(f"{seed}\0{kind}\0{value}".encode()).digest()
+def surrogate(kind: str, value: str, seed: int, attempt: int = 0, shape: str | None = None) -> str:
+    """An invented value of the kind. The same arguments give the same one.
+
+    Args:
+        attempt: how many were drawn before, because another value has them.
+        shape: the value as it was written, for kinds that have no range of examples; `value` is its normal form.
+    """
+    again = f"\0{attempt}" if attempt else ""
+    digest = hashlib.sha256(f"{seed}\0{kind}\0{value}{again}".encode()).digest()
     pick = random.Random(int.from_bytes(digest[:8], "big"))
-    maker = _MAKERS.get(kind)
-    return maker(pick, value) if maker else in_its_shape(pick, value)
+    maker = (_WIDER.get(kind) if attempt else None) or _MAKERS.get(kind)
+    return maker(pick, value) if maker else in_its_shape(pick, shape or value)
 
 
 def in_its_shape(pick: random.Random, value: str) -> str:
@@ -96,4 +103,33 @@ _MAKERS = {
     "BIRTH_DATE": _date,
     "ADDRESS": lambda pick, value: _address(pick),
     "PERSON": _person,
+}
+
+_TOWNS = (("30", "23125"), ("40", "66969"), ("69", "90009"), ("89", "99998"), ("221", "4710"))
+
+
+def _wider_phone(pick: random.Random, value: str) -> str:
+    town, number = pick.choice(_TOWNS)
+    prefix = "+49 " if value.startswith(("+", "00")) else "0"
+    return f"{prefix}{town} {number} {_digits(pick, 3)}"
+
+
+def _wider_ip(pick: random.Random, value: str) -> str:
+    if ":" in value:
+        return f"2001:db8::{pick.randrange(1, 65536):x}:{pick.randrange(65536):x}"
+    return f"{pick.choice(('192.0.2', '198.51.100', '203.0.113'))}.{pick.randrange(1, 255)}"
+
+
+def _wider_person(pick: random.Random, value: str) -> str:
+    family = "-".join(pick.sample(_FAMILY, 2))
+    return f"{pick.choice(_GIVEN)} {family}" if " " in value.strip() else family
+
+
+_WIDER = {
+    "EMAIL": lambda pick, value: _email(pick).replace("@", f"{_digits(pick, 4)}@"),
+    "PHONE": _wider_phone,
+    "IP": _wider_ip,
+    "PERSON": _wider_person,
+    "ADDRESS": lambda pick, value: _address(pick).replace(",", f"{pick.choice('abcdefgh')},"),
+    "URL": lambda pick, value: f"https://example.org/{_digits(pick, 12)}",
 }

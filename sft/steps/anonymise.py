@@ -21,7 +21,7 @@ from sft.configuration import PrepareConfig
 from sft.pii.surrogates import surrogate
 from sft.pii.vault import secret_of, write_map
 from sft.steps.step import Entry, Ledger, Row, Step, Tally, empty_part, require_package
-from tiebreak.errors import ConfigError
+from tiebreak.errors import ConfigError, DataError
 from tiebreak.messages import Messages, prompt_id
 from tiebreak.pii.detector import KINDS, Detector
 from tiebreak.pii.finding import Finding
@@ -36,6 +36,8 @@ WORD = "WORD"
 
 MOST_FACTS = 10_000
 """sources and tags that are remembered"""
+MOST_DRAWS, FEW_DRAWS = 1_000, 10
+"""surrogates that are drawn for a value until one is free, with a map and without"""
 
 
 @dataclass
@@ -195,10 +197,28 @@ class Anonymise(Step):
                 digest = hmac.new(self.secret, "\0".join(key).encode(), hashlib.sha256).hexdigest()
                 place = f"<{kind}_{digest[:12]}>"
             else:
-                place = surrogate(kind, key[1] if kind != "PERSON" else value, settings.seed)
+                place = self._invented(kind, value, scope)
             scope.places[key] = place
             scope.values[place] = value
         return scope.places[key]
+
+    def _invented(self, kind: str, value: str, scope: Scope) -> str:
+        """A surrogate that no other value of the scope has, unless they are used up and no map is kept.
+
+        Raises:
+            DataError: there are too few of the kind, and a map is kept, which could not be undone.
+        """
+        normal = normal_form(kind, value) if kind != "PERSON" else value
+        for attempt in range(MOST_DRAWS if self.map else FEW_DRAWS):
+            place = surrogate(kind, normal, self.settings.seed, attempt, shape=value)
+            if place not in scope.values:
+                return place
+        if self.map is None:
+            return place
+        raise DataError(
+            f"anonymise.mode: surrogate: {scope.counts[kind]:,} values of kind {kind} are more than there are invented "
+            "ones, so anonymise.map could not be undone: set scope: conversation, or mode: tag"
+        )
 
 
 def normal_form(kind: str, value: str) -> str:

@@ -37,8 +37,10 @@ _SPACES = re.compile(r"(?<=\S)[ \u00a0]{2,}(?=\S)")
 _SENDERS = (
     r"-- ",  # RFC 3676, 4.3
     r"Sent from my \w.*",
+    r"Sent from (?:Mail|Outlook|Yahoo Mail) (?:for|on) \w.*",
     r"Von meinem \w+ gesendet.*",
     r"Gesendet mit (?:der )?\w.*",
+    r"Gesendet von (?:meine[mr] \w|(?:Mail|Outlook|Yahoo Mail) (?:für|auf) \w).*",
     r"Get Outlook for \w+.*",
     r"On .{4,80} wrote:",
     r"Am .{4,80} schrieb.{0,80}:",
@@ -47,10 +49,22 @@ _SENDERS = (
     r"Diese (?:E-?Mail|Nachricht) (?:enthält|ist).{0,80}\bvertraulich.*",
 )
 _CUT = re.compile(rf"^(?:{'|'.join(_SENDERS)})$", re.IGNORECASE)
+_WRAPPED = re.compile(r"^(?:On .{4,160} wrote:|Am .{4,160} schrieb.{0,160}:)$", re.IGNORECASE)
+"""A line before a quoted mail that a mail program broke in two; one half has the address."""
+_HEADERS = (
+    re.compile(r"^\W*(?:Von|From):\W*\w", re.IGNORECASE),
+    re.compile(r"^\W*(?:Gesendet|Datum|Sent|Date):\W*\w", re.IGNORECASE),
+    re.compile(r"^\W*(?:An|To|Betreff|Subject):\W*\w", re.IGNORECASE),
+)
+"""The lines with which Outlook begins a quoted mail."""
+MOST_HEADERS = 5
+_RULE = re.compile(r"^\s*_{5,}\s*$")
 _CLOSING = re.compile(
-    r"^(?:(?:kind|best|warm)(?:est)? regards|regards|yours (?:sincerely|faithfully|truly)|sincerely|best wishes|cheers|"
-    r"(?:mit )?(?:freundliche[nr]?|beste[nr]?|viele[nr]?|liebe[nr]?|herzliche[nr]?) "
-    r"gr(?:ü|ue)(?:ß|ss)e?n?|mfg|vg|lg)[,.!]?$",
+    r"^(?:(?:many )?thanks,? and )?(?:(?:kind|best|warm)(?:est)? regards|regards|yours (?:sincerely|faithfully|truly)|"
+    r"sincerely|best wishes|cheers)[,.!]?$|"
+    r"^(?:(?:vielen |besten |lieben |herzlichen )?danke? (?:im voraus )?und )?"
+    r"(?:(?:(?:mit )?(?:freundliche|beste|viele|liebe|herzliche|schöne|sonnige)[nmr]? )?gr(?:ü|ue|u)(?:ß|ss)e?n?|mfg|vg|lg)"
+    r"(?: (?:aus|vom|von der) [\w. -]{2,40})?[,.!]?$",
     re.IGNORECASE,
 )
 MOST_AFTER_CLOSING = 8
@@ -67,7 +81,7 @@ class Repair(RowStep):
         everyone = ("system", "user", "assistant", "tool")
         if settings.encoding:
             require_package("ftfy", "repair")
-            self.repairs.append(("encoding", fix_encoding, everyone))
+            self.repairs.append(("encoding", lambda text: normalise(fix_encoding(text)), everyone))
         if settings.markup:
             self.repairs.append(("markup", without_markup, everyone))
         if settings.signatures:
@@ -145,11 +159,10 @@ def fix_whitespace(text: str) -> str:
 def without_signature(text: str) -> str:
     """A mail without its signature, the mail that it quotes at its end, and its disclaimer; never an empty text."""
     lines = text.split("\n")
-    cut = next(
-        (n for n, line in enumerate(lines) if n and _CUT.match(line if line == "-- " else line.strip())), len(lines)
-    )
-    kept = lines[:cut]
-    while kept and (not kept[-1].strip() or kept[-1].startswith(">")):
+    kept = lines[: next((n for n in range(1, len(lines)) if _is_cut(lines, n)), len(lines))]
+    while kept and (
+        not kept[-1].strip() or kept[-1].startswith(">") or (len(kept) < len(lines) and _RULE.match(kept[-1]))
+    ):
         kept.pop()
     for n in range(len(kept) - 1, max(0, len(kept) - 2 - MOST_AFTER_CLOSING), -1):
         if _CLOSING.match(kept[n].strip()):
@@ -157,3 +170,15 @@ def without_signature(text: str) -> str:
             break
     shortened = "\n".join(kept).rstrip()
     return shortened if shortened.strip() else text
+
+
+def _is_cut(lines: Sequence[str], at: int) -> bool:
+    """Whether what a mail program added begins at this line."""
+    line = lines[at]
+    if _CUT.match(line if line == "-- " else line.strip()):
+        return True
+    if at + 1 < len(lines) and "@" in (both := f"{line.strip()} {lines[at + 1].strip()}") and _WRAPPED.match(both):
+        return True
+    sender, *others = _HEADERS
+    following = lines[at + 1 : at + 1 + MOST_HEADERS]
+    return bool(sender.match(line)) and all(any(other.match(one) for one in following) for other in others)

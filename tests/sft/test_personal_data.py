@@ -19,12 +19,12 @@ from odd_strings import CLEAN, ODD
 from sentences import sentences
 from support import REPOSITORY, read_rows, write_rows
 
-from sft.configuration import PrepareConfig
+from sft.configuration import AnonymiseConfig, PrepareConfig
 from sft.pii.surrogates import surrogate
 from sft.prepare import prepare
-from sft.steps.anonymise import Anonymise, normal_form
+from sft.steps.anonymise import Anonymise, Scope, normal_form
 from sft.steps.step import Ledger, Row, Tally
-from tiebreak.errors import ConfigError
+from tiebreak.errors import ConfigError, DataError
 from tiebreak.messages import Message, prompt_id
 from tiebreak.pii.checksums import passes_luhn, passes_mod_11_10, passes_mod_97
 from tiebreak.pii.detector import Detector
@@ -265,6 +265,64 @@ def test_a_surrogate_depends_on_the_value_and_the_seed_alone(kind: str) -> None:
     values = [f"+49 170 {n}" for n in range(40)]
     assert [surrogate(kind, v, 0) for v in values] == [surrogate(kind, v, 0) for v in values]
     assert [surrogate(kind, v, 0) for v in values] != [surrogate(kind, v, 1) for v in values]
+
+
+@pytest.mark.parametrize("kind", ["PHONE", "IP", "ADDRESS", "PERSON"])
+def test_no_two_values_have_one_surrogate(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 draws among the 254 addresses of an example network, or the 1,000 numbers of a town, would agree in some."""
+    step, scope = _surrogates(tmp_path, monkeypatch), Scope()
+    values = [f"+49 170 {n}" if kind == "PHONE" else f"A {n}" for n in range(200)]
+    invented = [step._in_place_of(kind, value, scope) for value in values]
+    assert len(set(invented)) == 200
+    assert invented == [step._in_place_of(kind, value, scope) for value in values]
+    assert [scope.values[one] for one in invented] == values
+    assert len({surrogate(kind, value, 0) for value in values}) < 200
+
+
+def test_too_few_surrogates_for_a_map_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are 256 MAC addresses for documents (RFC 7042)."""
+    step, scope = _surrogates(tmp_path, monkeypatch), Scope()
+    scope.values = {f"00:00:5E:00:53:{n:02X}": "" for n in range(256)}
+    with pytest.raises(DataError, match="values of kind MAC are more than there are invented"):
+        step._in_place_of("MAC", "00:1b:ff", scope)
+    step.map = None
+    assert step._in_place_of("MAC", "00:1b:ff", scope).startswith("00:00:5E")
+
+
+def _surrogates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Anonymise:
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET)
+    how = {"mode": "surrogate", "map": str(folder / "map")}
+    stated = {"output": str(folder / "run"), "prompts": ["x.jsonl"], "steps": ["anonymise"], "anonymise": how}
+    return Anonymise(PrepareConfig.model_validate(stated))
+
+
+def test_a_map_of_values_that_look_alike_is_refused() -> None:
+    with pytest.raises(ValueError, match="map with mode: redact"):
+        AnonymiseConfig(mode="redact", map="map.bin")
+
+
+def test_a_word_inside_a_longer_value_does_not_break_it(tmp_path: Path, tiny_model: Path) -> None:
+    """A customer list has the name that the address begins with: `<WORD_1>.weber@…` would still name her."""
+    words = tmp_path / "words.txt"
+    words.write_text("Anna\nWeber\n")
+    rows = [
+        {"prompt": "Anna, anna.weber@firma.example, https://x.example/?token=abc123456&c=K-778899", "completion": "ok"}
+    ]
+    final = run(tmp_path / "x", tiny_model, rows, patterns={"CUSTOMER": "K-[0-9]{6}"}, words=str(words))
+    assert prompts(final) == ["<WORD_1>, <EMAIL_1>, <URL_1>"]
+    inner, outer, across = Finding(2, 5, "WORD", 1.0), Finding(0, 9, "EMAIL", 0.9), Finding(8, 12, "IBAN", 1.0)
+    assert settle([outer], [inner]) == [outer]
+    assert settle([outer, across], [inner]) == [inner, across]  # nothing longer is hidden there
+    assert settle([Finding(0, 9, "PHONE", 0.3)], [inner]) == [inner]  # an unsure one stays in the text
+
+
+def test_surrogates_have_the_shape_of_the_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = _surrogates(tmp_path, monkeypatch)
+    for kind, value in (("PLATE", "B-AB 1234"), ("NATIONAL_ID", "856-45-6789"), ("WORD", "Müllermann")):
+        invented = step._in_place_of(kind, value, Scope())
+        shapes = [re.sub(r"\d", "9", re.sub(r"[A-Z]", "A", re.sub(r"[a-zü]", "a", one))) for one in (value, invented)]
+        assert shapes[0] == shapes[1]
+        assert invented != value
 
 
 def test_writings_of_one_value_are_one_value() -> None:

@@ -149,6 +149,18 @@ def test_encodings(raw: str, expected: str) -> None:
     assert fix_encoding(raw) == expected
 
 
+def test_letters_that_became_control_characters_are_repaired(tmp_path: Path, tiny_model: Path) -> None:
+    """UTF-8 that was read as Latin-1: the second byte of ß is U+009F, of à the no-break space."""
+    texts = ["Große Straße, città", "Das heißt: voilà\nweiter"]
+    rows = [{"prompt": text.encode().decode("latin-1"), "completion": text} for text in texts]
+    rows.append({"prompt": "plain\u0081 text\u00a0", "completion": "ok"})
+    final = run(tmp_path, tiny_model, rows, steps=["repair"])
+    assert [one["prompt"]["messages"][0]["content"] for one in read_rows(final / "demonstrations.jsonl")] == [
+        *texts,
+        "plain text",
+    ]
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
@@ -175,6 +187,23 @@ def test_markup(raw: str, expected: str) -> None:
         ("Es ist kaputt.\n\nMit freundlichen Grüßen\nE. M.", "Es ist kaputt."),
         ("New question.\n\nOn Mon, 3 March 2025, Support wrote:\n> old\n> older", "New question."),
         ("Sent it back.\nSent from my iPhone", "Sent it back."),
+        ("Es flackert.\n\nGesendet von meinem iPhone", "Es flackert."),
+        ("Es flackert.\nGesendet von Hamburg kam es an.", "Es flackert.\nGesendet von Hamburg kam es an."),
+        ("Es flackert.\n\nVielen Dank und viele Grüße aus Bad Tölz\nHans", "Es flackert."),
+        ("Es flackert.\n\nSchöner Gruß\nHans", "Es flackert."),
+        (
+            "Es flackert.\n\nAm Mo., 3. März 2026 um 10:12 Uhr schrieb Laden <\nhilfe@lampe.example>:\n\n> alt",
+            "Es flackert.",
+        ),
+        ("New one.\n\nOn Mon, Mar 3, 2026 at 10:12 AM Shop <help@lamp.example>\nwrote:\n> old", "New one."),
+        ("On Monday\nmy sister wrote:\nyes", "On Monday\nmy sister wrote:\nyes"),
+        (
+            "Passt nicht.\n\n________________\nVon: Laden <hilfe@lampe.example>\nGesendet: Montag, 3. März\nAn: Anna\n"
+            "Betreff: AW: Lampe\n\nalt",
+            "Passt nicht.",
+        ),
+        ("Too big.\n\n*From:* Shop\n*Sent:* Monday\n*To:* Ann\n*Subject:* RE\n\nold", "Too big."),
+        ("My trip.\nFrom: Kiel\nTo: Rome\nWhen: May", "My trip.\nFrom: Kiel\nTo: Rome\nWhen: May"),
         ("Kind regards,", "Kind regards,"),
         ("MFG", "MFG"),
         (

@@ -32,7 +32,7 @@ from tiebreak.data.rows.content import (
 )
 from tiebreak.data.rows.preferences import pair_up, unsettled_winner
 from tiebreak.data.shapes import interpret
-from tiebreak.data.sources import read_file, read_source
+from tiebreak.data.sources import read_file, read_source, unread_files
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
 from tiebreak.data.synthetic import SYNTHETIC, check_reviewed
 from tiebreak.data.text import BadRow, Row, Table
@@ -349,7 +349,7 @@ def read(source: str, wanted: RecordKind, rules: Rules = DEFAULT) -> Reading:
         DataError: the source as a whole cannot be read, or has none of the columns named in `columns`.
     """
     table = read_source(source, wanted)
-    reading = Reading(source, wanted, rules.stage)
+    reading = Reading(source, wanted, rules.stage, left_out=unread_files(source))
     table = _opened(reading, table)
     require_columns(columns_of(table, rules), rules, source)
     _take_table(reading, table, rules)

@@ -15,6 +15,7 @@ import functools
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,11 +205,44 @@ def is_data_folder(path: Path) -> bool:
 
 def data_files(folder: Path) -> list[Path]:
     """All files of a folder's rows, in order."""
-    saved = [*folder.glob("state.json"), *folder.glob("*/state.json"), *folder.glob("dataset_dict.json")]
-    if saved:
+    if saved := _saved(folder):
         return sorted([*saved, *folder.rglob("*.arrow")])
     files = [file for file in folder.rglob("*") if _is_data(file, folder)]
     return sorted(files or (file for file in folder.rglob("*") if _is_document(file, folder)))
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files that `save_to_disk` describes its data with."""
+    return [*folder.glob("state.json"), *folder.glob("*/state.json"), *folder.glob("dataset_dict.json")]
+
+
+def unread_files(source: str) -> Counter[str]:
+    """Why files of a folder are not read → their number. Hidden files, and those that describe the data, do not count."""
+    folder, _ = split_suffix(source)
+    if source.startswith("hub:") or not folder.is_dir() or _saved(folder):
+        return Counter()
+    read = set(data_files(folder))
+    about = (*NOT_DATA, *RUN_OR_MODEL)
+    others = [
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and file not in read and not _is_hidden(file, folder) and file.name not in about
+    ]
+    are_documents = bool(read) and min(read).suffix.lower() in DOCUMENT_ENDINGS
+    return Counter(_unread(file, are_documents) for file in others if are_documents or not _is_about(file))
+
+
+def _is_about(file: Path) -> bool:
+    return file.stem.lower() in NOT_DOCUMENTS
+
+
+def _unread(file: Path, are_documents: bool) -> str:
+    if _is_about(file):
+        return f"files about the folder ({file.name})"
+    ending = file.suffix.lower()
+    if ending in DOCUMENT_ENDINGS and not are_documents:
+        return f"documents ({ending}) beside files of rows: give them as a folder of their own"
+    return f"files of a type that is not read ({ending or 'without an ending'})"
 
 
 def _refuse_runs(folder: Path) -> None:
@@ -229,7 +263,7 @@ def _is_data(file: Path, folder: Path) -> bool:
 
 
 def _is_document(file: Path, folder: Path) -> bool:
-    named = file.suffix.lower() in DOCUMENT_ENDINGS and file.stem.lower() not in NOT_DOCUMENTS
+    named = file.suffix.lower() in DOCUMENT_ENDINGS and not _is_about(file)
     return named and file.is_file() and not _is_hidden(file, folder)
 
 

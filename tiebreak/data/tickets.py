@@ -3,7 +3,8 @@
     {"subject": …, "requester_id": 7, "comments": [{"author_id": 7, "body": …, "public": true}, …]}       Zendesk's
     {"source": {"body": …, "author": {"type": "user"}}, "conversation_parts": {"conversation_parts": […]}}  Intercom's
 
-Notes between agents are for nobody else, and files are not read: both are left out and counted.
+Notes between agents are for nobody else, files are not read, and a customer's last message has no answer to learn from:
+these are left out and counted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _AGENTS = ("agent", "admin", "team", "teammate", "bot", "operator")
 _BODIES = ("plain_body", "body", "html_body")
 _TITLES = ("subject", "raw_subject", "title")
 NOTES, FILES = "internal notes of tickets", "files attached to tickets"
+AFTER = "customers' last messages, which nobody answered"
 
 
 @dataclass

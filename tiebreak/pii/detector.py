@@ -50,11 +50,10 @@ class Detector:
         found = self._find(text if seen is None else seen.text)
         if seen is not None:
             found = [seen.in_original(one) for one in found]
-        if self.names is not None:
-            found += self.names.find(text)
+        names = self.names.find(text) if self.names is not None else []
         if self.kinds:
-            found = [one for one in found if one.kind in self.kinds]
-        return settle([*found, *find_patterns(text, self.further)])
+            found, names = ([one for one in some if one.kind in self.kinds] for some in (found, names))
+        return settle(found, [*names, *find_patterns(text, self.further)])
 
     def _find(self, text: str) -> list[Finding]:
         found = [*find_patterns(text, self.patterns), *find_checked(text), *self.presidio.find(text)]

@@ -39,10 +39,22 @@ def with_context(text: str, finding: Finding, words: Sequence[str]) -> Finding:
     return finding
 
 
-def settle(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings that do not overlap, in order: of two that do, the surer one, then the longer one."""
+def settle(findings: Iterable[Finding], words: Iterable[Finding] = ()) -> list[Finding]:
+    """Findings that do not overlap, in order: of two that do, the surer one, then the longer one.
+
+    Args:
+        words: further findings, of names and of the user's own. One inside a longer sure finding comes last, however sure
+            it is: a name taken out of an e-mail address would leave the rest of the address.
+    """
+    found, further = list(findings), list(words)
+    sure = [one for one in found if one.is_sure]
+    inside = {one for one in further if any(_is_inside(one, other) for other in sure)}
     taken: list[Finding] = []
-    for one in sorted(findings, key=lambda f: (-f.score, f.start - f.end, f.start, f.kind)):
+    for one in sorted([*found, *further], key=lambda f: (f in inside, -f.score, f.start - f.end, f.start, f.kind)):
         if one.start < one.end and all(one.end <= other.start or other.end <= one.start for other in taken):
             taken.append(one)
     return sorted(taken, key=lambda f: f.start)
+
+
+def _is_inside(one: Finding, other: Finding) -> bool:
+    return other.start <= one.start and one.end <= other.end and one.end - one.start < other.end - other.start

@@ -77,6 +77,10 @@ def test_a_folder_of_documents_is_rows_and_what_says_nothing_is_listed(
     (folder / "f.txt").write_bytes("Größe".encode("latin-1"))
     (folder / "g.pdf").write_bytes(b"%PDF-1.4 nothing")
     (folder / "h.html").write_text("<html><body><nav></nav></body></html>")
+    (folder / "old" / "i.DOCX").write_bytes(b"PK")
+    (folder / ".hidden.docx").write_bytes(b"PK")
+    others = {"files of a type that is not read (.docx)": 1, "files about the folder (README.md)": 1}
+    assert read(str(folder), "prompts").left_out == others
     found = texts(folder)
     assert found[:2] == [("a.txt", "How do I return\na lamp?"), ("b.md", "# Größe\n\nWhich size fits?")]
     assert found[3] == ("d.pdf", "The warranty lasts two years.")
@@ -93,6 +97,7 @@ def test_a_folder_of_documents_is_rows_and_what_says_nothing_is_listed(
     out = shown(folder, "--on-bad-row", "drop", capsys=capsys)
     assert "documents" in out
     assert "4 prompts" in out
+    assert "left out  1: files of a type that is not read (.docx)" in out
     output = tmp_path / "run"
     words = ["prepare", "--prompts", json.dumps([str(folder)]), "--policy", tiny_model, "--output", output]
     status, err = run_here(*words)
@@ -159,6 +164,7 @@ def test_tickets_are_conversations_and_nothing_of_them_is_lost_in_silence(
         "internal notes of tickets": 3,
         "files attached to tickets": 2,
         "tickets without an answer": 1,
+        "customers' last messages, which nobody answered": 1,
     }
     asked = [draft.record.messages for draft in read(str(file), "prompts").drafts]
     assert [[(m.role, m.text) for m in one] for one in asked] == [

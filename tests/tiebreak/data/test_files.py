@@ -33,6 +33,7 @@ from tiebreak.data.sources import (
     read_file,
     read_source,
     split_suffix,
+    unread_files,
 )
 from tiebreak.data.text import BadRow, Table, form_of, levels_of, read_text_file, rows_of_lines
 from tiebreak.errors import DataError, RunError
@@ -633,6 +634,21 @@ def test_a_folder_is_identified_by_what_it_holds(tmp_path: Path) -> None:
     write_rows(tmp_path / "other" / "test-0.jsonl", prompts("c"))
     assert identify_input(str(tmp_path / "other")).id != one.id
     assert identify_input(str(tmp_path / "one" / "test-0.jsonl")).id == hash_file(tmp_path / "one" / "test-0.jsonl")
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", prompts("a"))
+    for name in ("note.txt", "scan.PDF", "README.md", "dataset_info.json", ".cache/x.txt", "script"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert unread_files(str(tmp_path)) == {
+        "documents (.txt) beside files of rows: give them as a folder of their own": 1,
+        "documents (.pdf) beside files of rows: give them as a folder of their own": 1,
+        "files of a type that is not read (without an ending)": 1,
+    }
+    assert unread_files(str(tmp_path / "rows.jsonl")) == unread_files("hub:a/b@train") == {}
+    (tmp_path / "state.json").write_text("{}")
+    assert unread_files(str(tmp_path)) == {}
 
 
 def test_which_files_of_a_folder_are_data(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tiebreak.data.rows.parts import (
     read_tools,
     with_system,
 )
-from tiebreak.data.tickets import is_ticket, ticket_of
+from tiebreak.data.tickets import AFTER, is_ticket, ticket_of
 from tiebreak.messages import Messages
 
 
@@ -38,8 +38,9 @@ def _ticket(cells: Cells, *, answered: bool) -> Interpretation | None:
         cells.used.add("source")
     results: list[Content] = [Omission(reason) for reason, count in ticket.left_out.items() for _ in range(count)]
     turns = ticket.messages
-    while answered and turns and turns[-1]["role"] == "user":
-        turns.pop()  # thanks for the last answer
+    if answered and len(turns) > 1 and turns[-1]["role"] == "user":
+        turns.pop()  # neighbours have different roles: it is the only one
+        results.append(Omission(AFTER))
     if not answered and any(turn["role"] == "assistant" for turn in turns):
         turns = turns[: max(n for n, turn in enumerate(turns) if turn["role"] == "assistant")]
     shape = f"{ticket.system} tickets"
