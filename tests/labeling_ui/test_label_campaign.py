@@ -17,6 +17,7 @@ from labeling_ui.database.migrations import MIGRATIONS
 from labeling_ui.database.schema import build_engine
 from labeling_ui.quality.aggregate import group_judgments
 from labeling_ui.store.answers import Answer, Draft, Submission
+from labeling_ui.store.figures.progress import Work
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
@@ -214,6 +215,8 @@ def test_a_ranking_is_one_judgment_and_implies_every_pair(url: str) -> None:
     stored = store.submit("r0", Submission.model_validate({**base, "ranking": best_to_worst}))
     assert stored.judgment.ranking == best_to_worst
     assert stored.judgment.shown == given.shown
+    counted = store.status()
+    assert (counted["items"], counted["items_judged"]) == (2, 1), "a ranking has no votes, and is judged"
     implied = {}
     for one in stored.judgment.pairwise():
         assert one.answer is not None
@@ -535,6 +538,10 @@ def test_everything_a_rater_may_say_is_kept(url: str) -> None:
     assert (everything.judged, everything.active_seconds, everything.idle_seconds) == (2, 15.5, 30.0)
     assert (last_hour.judged, last_hour.active_seconds) == (1, 3.0)
     assert everything.pace_per_hour is None, "a quarter of a minute tells no pace"
+    assert (store.work_since("r0", now[0]), store.work_since("r0", now[0] + 1)) == (
+        Work(1, 3.0, 0.0),
+        Work(0, 0.0, 0.0),
+    )
     assert_whole(store)
 
 

@@ -152,11 +152,23 @@ def is_empty(connection: Connection, batch: str) -> bool:
 
 
 def work_since(connection: Connection, rater_id: str, since_ms: int) -> Work:
-    """A rater's work since the hour that contains `since_ms`."""
+    """A rater's work since a time. Only the time of answers that were changed, undone or rejected counts by whole hours.
+
+    A day begins within an hour in time zones such as India's: of that hour, the judgments before it are taken off.
+    """
     sums = [sa.func.coalesce(sa.func.sum(column), 0) for column in _HOUR_COLUMNS]
     query = sa.select(*sums).where(RATER_HOURS.c.rater_id == rater_id, RATER_HOURS.c.hour >= since_ms // HOUR_MS)
-    count, active, idle = connection.execute(query).one()
-    return Work(int(count), float(active) / 1000, float(idle) / 1000)
+    count, active, idle = map(int, connection.execute(query).one())
+    if begun := since_ms % HOUR_MS:
+        before = [
+            sa.func.count(),
+            *(sa.func.coalesce(sa.func.sum(JUDGMENTS.c[name]), 0) for name in ("active_ms", "idle_ms")),
+        ]
+        query = sa.select(*before).where(JUDGMENTS.c.rater_id == rater_id, _MADE_HERE)
+        query = query.where(JUDGMENTS.c.at_ms >= since_ms - begun, JUDGMENTS.c.at_ms < since_ms)
+        earlier, earlier_active, earlier_idle = map(int, connection.execute(query).one())
+        count, active, idle = count - earlier, max(0, active - earlier_active), max(0, idle - earlier_idle)
+    return Work(count, active / 1000, idle / 1000)
 
 
 def hours_since(connection: Connection, rater_id: str, since_ms: int) -> dict[int, Work]:
@@ -225,13 +237,14 @@ def status(connection: Connection) -> dict[str, Any]:
     withdrawn = _count(connection, aside)
     head = connection.execute(sa.select(LOG_HEAD)).one()
     items = _count_items(connection)
-    assessed = sa.select(ITEMS.c.id).where(_SINGLE, _IN_CAMPAIGN, ITEMS.c.id.in_(_ASSESSED))
+    without_votes = sa.select(ITEMS.c.id).where(_IN_CAMPAIGN, ITEMS.c.id.in_(_ASSESSED))
+    ranked = _count(connection, without_votes.where(ITEMS.c.task == "ranking")) if items["rankings"] else 0
     return {
         "pairs": _count(connection, sa.select(PAIRS.c.id)) - withdrawn - items["single"],
         "items": items["every"] - items["single"],
-        "items_judged": items["voted"],
+        "items_judged": items["voted"] + ranked,
         "single_answers": items["single"],
-        "single_answers_judged": _count(connection, assessed) if items["single"] else 0,
+        "single_answers_judged": _count(connection, without_votes.where(_SINGLE)) if items["single"] else 0,
         "withdrawn": withdrawn,
         "judgments": judged_by_kind(connection),
         "judged": judged(connection),
@@ -256,6 +269,7 @@ def _count_items(connection: Connection) -> dict[str, int]:
     query = sa.select(
         sa.func.count().label("every"),
         number(_SINGLE).label("single"),
+        number(ITEMS.c.task == "ranking").label("rankings"),
         number(ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither > 0).label("voted"),
         number(ITEMS.c.disputed > 0, ~_IS_GOLD).label("disputed"),
         sa.func.coalesce(sa.func.sum(overlap), 0).label("overlap"),
