@@ -30,12 +30,22 @@ class Contradictions(Step):
             if row.answers and counts[key := _key(row)] > 1:
                 by_prompt[key].append(row)
         for answered in by_prompt.values():
-            for number, row in enumerate(answered):
-                for other in answered[:number]:
-                    if why := clash(other.answer_text, row.answer_text):
-                        ledger.flag(row, f"{why}, against {other.where}", why)
-                        break
+            for number, (why, other) in sorted(_clashes(answered).items()):
+                ledger.flag(answered[number], f"{why}, against {answered[other].where}", why)
         return rows
+
+
+def _clashes(answered: Sequence[Row]) -> dict[int, tuple[str, int]]:
+    """Row → (why, the first row that it clashes with). Both are listed: nobody knows which is right."""
+    found: dict[int, tuple[str, int]] = {}
+    for number, row in enumerate(answered):
+        for before, other in enumerate(answered[:number]):
+            if number in found and before in found:
+                continue
+            if why := clash(other.answer_text, row.answer_text):
+                found.setdefault(number, (why, before))
+                found.setdefault(before, (why, number))
+    return found
 
 
 def _key(row: Row) -> int:

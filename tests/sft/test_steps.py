@@ -17,10 +17,10 @@ from sft.configuration import PrepareConfig
 from sft.prepare import prepare
 from sft.report.examples import difference
 from sft.steps.contamination import Contamination, Index, words_of
-from sft.steps.contradictions import clash
+from sft.steps.contradictions import Contradictions, clash
 from sft.steps.quality import RULES, Text, compression_of, rules_of, symbol_share
 from sft.steps.repair import fix_encoding, fix_whitespace, repair_text, without_markup, without_signature
-from sft.steps.step import Row
+from sft.steps.step import Ledger, Row, Tally
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.messages import Message, prompt_id
 from tiebreak.records import Demonstration, Prompt
@@ -74,13 +74,14 @@ def test_steps_run_in_order_and_every_row_they_touch_is_listed(tmp_path: Path, t
         ("rows.jsonl:2", "language", "language is fr")
     ]
     assert [(row["where"], row["reason"]) for row in read_rows(final / "flagged.jsonl")] == [
-        ("rows.jsonl:4", "yes and no, against rows.jsonl:3")
+        ("rows.jsonl:3", "yes and no, against rows.jsonl:4"),
+        ("rows.jsonl:4", "yes and no, against rows.jsonl:3"),
     ]
     counts = {
         name: tuple(one[key] for key in ("read", "changed", "dropped", "flagged"))
         for name, one in steps_of(final).items()
     }
-    assert counts == {"repair": (4, 2, 0, 0), "language": (4, 0, 1, 0), "contradictions": (3, 0, 0, 1)}
+    assert counts == {"repair": (4, 2, 0, 0), "language": (4, 0, 1, 0), "contradictions": (3, 0, 0, 2)}
 
 
 def test_without_steps_the_run_has_the_files_that_it_always_had(tmp_path: Path, tiny_model: Path) -> None:
@@ -329,6 +330,27 @@ def test_bad_input_mixed_languages_and_a_test_set_in_the_training_folder(tmp_pat
     dropped = {row["where"].rpartition("/")[2]: row["reason"] for row in read_rows(final / "dropped.jsonl")}
     assert dropped["rows.jsonl:3"] == "language is fr"
     assert "benchmark.jsonl" in dropped["benchmark.jsonl:1"]
+
+
+def test_every_answer_that_clashes_is_listed() -> None:
+    """The second yes clashes with the no as the first does; 'perhaps' with none."""
+    asked = (Message(role="user", content="Is it safe?"),)
+    prompt = Prompt(id=prompt_id(asked), messages=asked)
+    rows = [
+        Row(f"r:{n}", Demonstration(prompt=prompt, completion=c))
+        for n, c in enumerate(("Yes", "yes.", "Perhaps", "No"))
+    ]
+    ledger = Ledger(Tally("contradictions"))
+    step = Contradictions(
+        PrepareConfig.model_validate({"output": "x", "prompts": ["x.jsonl"], "steps": ["contradictions"]})
+    )
+    assert step.run(rows, ledger) == rows
+    assert [(one.where, one.reason) for one in ledger.flagged] == [
+        ("r:0", "yes and no, against r:3"),
+        ("r:1", "yes and no, against r:3"),
+        ("r:3", "yes and no, against r:0"),
+    ]
+    assert ledger.now.flagged == 3
 
 
 @pytest.mark.parametrize(
