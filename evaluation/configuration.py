@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tiebreak.config import LoadingConfig, RenderingConfig, SamplingConfig, Section, SplittingConfig, StageConfig
+from tiebreak.config import (
+    SERVER_URL,
+    LoadingConfig,
+    RenderingConfig,
+    SamplingConfig,
+    Section,
+    SplittingConfig,
+    StageConfig,
+)
 from tiebreak.measures.yardsticks.registry import Named, parse
 from tiebreak.records import Split
 from tiebreak.shipped import find_shipped
@@ -62,6 +71,9 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     """random seed, combined with the prompt; the same for every policy"""
     batch_size: int = Field(default=32, ge=1)
     """answers sampled at once"""
+    vllm: dict[str, str] = Field(default_factory=dict, exclude_if=lambda urls: not urls)
+    """policy's name → URL of the vLLM server that draws its answers, for every policy or none: `vllm serve FOLDER`, where
+    FOLDER is made by `tiebreak export POLICY --to vllm --output FOLDER`. Never run on a GPU"""
     training: LoadingConfig = LoadingConfig()
     """how the policies are loaded: precision, attention kernel and remote code"""
     gate: str | None = None
@@ -111,11 +123,19 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
             raise ValueError(f"baseline: {self.baseline!r} is not among the policies ({', '.join(self.policies)})")
         if self.samples_per_prompt > 1 and not self.sampling.temperature:
             raise ValueError("samples_per_prompt: at temperature 0, all answers to a prompt are the same")
-        for fault in chain(self._benchmark_faults(), self._yardstick_faults()):
+        for fault in chain(self._benchmark_faults(), self._yardstick_faults(), self._server_faults()):
             raise ValueError(fault)
         if self.yardstick != "rubric" and ":" not in self.yardstick:
             raise ValueError(f"yardstick: rubric, or package.module:function, not {self.yardstick!r}")
         return self
+
+    def _server_faults(self) -> Iterator[str]:
+        if self.vllm and self.vllm.keys() != self.policies.keys():
+            apart = ", ".join(sorted(self.vllm.keys() ^ self.policies.keys()))
+            yield f"vllm: give a server for every policy and no other name ({apart}): policies are drawn alike"
+        for name, url in self.vllm.items():
+            if not re.search(SERVER_URL, url):
+                yield f"vllm.{name}: http://HOST:PORT, without a path, not {url!r}"
 
     def _benchmark_faults(self) -> Iterator[str]:
         if self.benchmark_tasks and not any(path.suffix in (".yaml", ".yml") for path in self.benchmark_files()):

@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,16 @@ from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, 
 from tiebreak.measures.yardsticks.registry import Measure
 from tiebreak.measures.yardsticks.wording import repeated_share
 from tiebreak.messages import content_id
-from tiebreak.models.find import ModelKind, find_model
+from tiebreak.models.find import ModelKind, ModelSource, find_model
 from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
 from tiebreak.models.tokenizers import chat_facts, load_chat, require_same_chat
-from tiebreak.packed.generation import BATCHES_A_CALL, row_seed, sample_completions
+from tiebreak.packed.generation import BATCHES_A_CALL, SampledCompletion, row_seed, sample_completions
 from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run, that_drops
+from tiebreak.serving.completions import Server, checked
 from tiebreak.terminal import has_colours, is_main_process, say, titled_table
 from tiebreak.tracking.recorder import tracked
 
@@ -222,19 +223,11 @@ def answer_prompts(
         require_room(loaded.config, encoded, config.sampling.max_new_tokens)
         return loaded
 
+    sampler = sampler_of(config, name, source, chat, model)
+
     def answer(batch: list[int], advance: Callable[[int], object]) -> list[Answer]:
         try:
-            sampled = sample_completions(
-                model(),
-                [encoded[n] for n in batch],
-                [seeds[n] for n in batch],
-                config.sampling,
-                stop_ids=chat.stop_ids,
-                textless_ids=chat.textless_ids,
-                pad_id=chat.pad_id,
-                batch_size=config.batch_size,
-                on_done=advance,
-            )
+            sampled = sampler([encoded[n] for n in batch], [seeds[n] for n in batch], config.sampling, on_done=advance)
         except HandoffError as error:
             raise HandoffError(f"{source.name}, policy {name!r}: {error}") from error
         return [
@@ -254,6 +247,7 @@ def answer_prompts(
 
     def parts(batch: list[int]) -> object:
         settings = [config.sampling.model_dump(), config.training.model_dump(mode="json"), config.batch_size]
+        settings += ["vllm"] if config.vllm else []
         drawn = [[encoded[n], seeds[n]] for n in batch]
         return ["answers", run.inputs[f"policy_{name}"].id, chat_facts(chat), settings, drawn]
 
@@ -264,6 +258,31 @@ def answer_prompts(
     model.cache_clear()
     gc.collect()
     return in_order(order, answers)
+
+
+def sampler_of(
+    config: EvaluateConfig, name: str, source: ModelSource, chat: Chat, model: Callable[[], nn.Module]
+) -> Callable[..., list[SampledCompletion]]:
+    """Our sampler; or a vLLM server that holds the policy, whose completions our own pass gives log-probabilities, by which
+    the KL is measured."""
+    ends: dict[str, Any] = {"stop_ids": chat.stop_ids, "textless_ids": chat.textless_ids}
+    if name not in config.vllm:
+
+        def ours(*arguments: Any, **options: Any) -> list[SampledCompletion]:
+            batch = {"pad_id": chat.pad_id, "batch_size": config.batch_size}
+            return sample_completions(model(), *arguments, **batch, **ends, **options)
+
+        return ours
+    ask = checked(Server(config.vllm[name], source.name), model, chat.pad_id, config.batch_size)
+
+    def theirs(prompts: Sequence[list[int]], *arguments: Any, **options: Any) -> list[SampledCompletion]:
+        drawn = ask(prompts, *arguments, **ends, **options)
+        examples = [(prompt, one.ids) for prompt, one in zip(prompts, drawn, strict=True)]
+        temperature = config.sampling.temperature or 1.0
+        logps = completion_logps_in_batches(model(), examples, chat.pad_id, config.batch_size, temperature)
+        return [replace(one, logps=values) for one, values in zip(drawn, logps, strict=True)]
+
+    return theirs
 
 
 def seed_of(config: EvaluateConfig, prompt: Prompt, sample: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tiebreak.config import (
+    SERVER_URL,
     LoadingConfig,
     OptimizerConfig,
     SamplingConfig,
@@ -132,6 +133,9 @@ class SampleConfig(SplittingConfig, ThinkingConfig):
     """random seed, combined with the prompt and the completion's number"""
     batch_size: int = Field(default=32, ge=1)
     """completions sampled at once; each finished one is replaced by the next"""
+    vllm: str | None = Field(default=None, pattern=SERVER_URL, exclude_if=lambda url: url is None)
+    """URL of a vLLM server that draws the completions: `vllm serve FOLDER`, where FOLDER is made by `tiebreak export
+    POLICY --to vllm --output FOLDER`. Never run on a GPU; null: our own sampler"""
     round: int = Field(default=0, ge=0)
     """number of the round, from 0. Later rounds sample from the policy of the previous round"""
     max_prompt_tokens: int = Field(default=1024, ge=1)
@@ -403,7 +407,7 @@ class VLLMConfig(Section):
     mode: Literal["server", "colocate"] = "server"
     """server: `vllm serve` on separate GPUs; TRL's client sends the weights by NCCL (if no server runs, the error gives
     the command that starts it). colocate: in each training process, on the same GPU"""
-    base_url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/]+$")
+    base_url: str = Field(default="http://127.0.0.1:8000", pattern=SERVER_URL)
     """URL of the server"""
     group_port: int = Field(default=51216, ge=1, le=65535)
     """port on which the server's workers receive weights from the trainer"""

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
-
-from torch import nn
 
 from preference import probe
 from preference.configuration import SampleConfig
@@ -25,13 +24,14 @@ from tiebreak.data.synthetic import synthetic_marks
 from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.files import write_json, write_jsonl
 from tiebreak.messages import content_id
-from tiebreak.models.find import find_model
+from tiebreak.models.find import ModelSource, find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.generation import BATCHES_A_CALL, SampledCompletion, row_seed, sample_completions
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Completion, Pair, Prompt, SamplingSettings
 from tiebreak.runs.run import Run, clear_partial, in_batches, start_run, that_drops
+from tiebreak.serving.completions import Server, checked
 from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.recorder import tracked
 
@@ -47,9 +47,8 @@ def sample(config: SampleConfig) -> None:
         chat = load_chat(source, config.chat, config.training.trust_remote_code)
         encoded = encode_prompts(run, config, chat, prompts)
         prompts = [prompt for prompt in prompts if prompt.id in encoded]
-        model = load_frozen_policy(source, config.training)
-        require_room(model.config, encoded.values(), max(setting.max_new_tokens for setting in config.sampling))
-        drawn = draw_completions(run, config, chat, source.id, model, encoded)
+        draw = sampler_of(config, chat, source, encoded)
+        drawn = draw_completions(run, config, chat, source.id, draw, encoded)
         if not is_main_process():
             return
         pairs, left_out = to_pairs(prompts, drawn, config)
@@ -99,12 +98,28 @@ def encode_prompts(run: Run, config: SampleConfig, chat: Chat, prompts: list[Pro
     return encoded
 
 
+Sampler = Callable[..., list[SampledCompletion]]
+"""of prompts, seeds and settings, with `on_done`; see `sample_completions`"""
+
+
+def sampler_of(config: SampleConfig, chat: Chat, source: ModelSource, encoded: Mapping[str, list[int]]) -> Sampler:
+    """Our sampler, with the policy loaded; or a vLLM server that holds it."""
+    ends: dict[str, Any] = {"stop_ids": chat.stop_ids, "textless_ids": chat.textless_ids}
+    if config.vllm is not None:
+        server = Server(config.vllm, source.name)
+        ask = checked(server, lambda: load_frozen_policy(source, config.training), chat.pad_id, config.batch_size)
+        return partial(ask, **ends)
+    model = load_frozen_policy(source, config.training)
+    require_room(model.config, encoded.values(), max(setting.max_new_tokens for setting in config.sampling))
+    return partial(sample_completions, model, pad_id=chat.pad_id, batch_size=config.batch_size, **ends)
+
+
 def draw_completions(
     run: Run,
     config: SampleConfig,
     chat: Chat,
     policy: str,
-    model: nn.Module,
+    sampler: Sampler,
     encoded: Mapping[str, list[int]],
 ) -> dict[tuple[str, int], Completion]:
     """The completions by prompt id and number, one setting after another; batches on disk are not sampled again.
@@ -122,15 +137,10 @@ def draw_completions(
         def draw(
             batch: list[tuple[str, int]], advance: Callable[[int], object], setting: SamplingConfig = setting
         ) -> list[dict[str, Any]]:
-            sampled = sample_completions(
-                model,
+            sampled = sampler(
                 [encoded[identity] for identity, _ in batch],
                 [row_seed(config.seed, config.round, identity, n) for identity, n in batch],
                 setting,
-                stop_ids=chat.stop_ids,
-                textless_ids=chat.textless_ids,
-                pad_id=chat.pad_id,
-                batch_size=config.batch_size,
                 on_done=advance,
             )
             return [to_row(chat, one) for one in sampled]

@@ -31,7 +31,7 @@ SLOW = """
     test_label_api test_label_security test_bad_training test_plan test_evaluate test_label_documents test_reference_check
     test_label_campaign test_label_mail test_label_campaigns test_guard test_label_measuring test_scaled_logits
     test_any_rows test_label_quality test_inspect test_overview test_paths test_groups test_pairwise test_label_finding
-    test_sample
+    test_sample test_served_completions
 """.split()
 """Files of more than five seconds, the longest first: each file is one worker's, so at the end none must be left alone with
 a long one. The first three share no fixture, so no worker begins by waiting for another. `make test-fast` leaves them out,

@@ -11,8 +11,8 @@ silently train the policy on completions that are not its own. So vLLM's log-pro
 pass in every rollout (`sampling/logp_difference`, a mean over tokens), and above `logp_tolerance` the run stops.
 
 vLLM samples only the rollouts of training. Held-out figures and the guard keep our seeded sampler, so they are comparable
-between steps and runs. `tiebreak sample` and `tiebreak evaluate` have no pass of their own that could check a server's
-weights, so they do not use one. TRL's trainers could merge and push themselves, but they merge an adapter in place and
+between steps and runs. *sample* and *evaluate* ask a server that serves an exported policy (tiebreak.serving.completions).
+TRL's trainers could merge and push themselves, but they merge an adapter in place and
 unmerge it, which in bfloat16 changes the base weights slightly each time.
 
 vLLM has no seed per row: an interrupted run resumes, but not to the same bits as an uninterrupted one.
@@ -40,6 +40,7 @@ from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.packed.generation import SampledCompletion
+from tiebreak.serving.completions import require_whole
 from tiebreak.terminal import is_main_process
 
 if TYPE_CHECKING:
@@ -255,13 +256,9 @@ def read_completion(
         HandoffError: it is unfinished but too short, continues after its end, or lacks log-probabilities.
     """
     ids = [int(token) for token in ids]
-    finished = bool(ids) and ids[-1] in stop_ids
-    whole = finished or len(ids) == sampling.max_new_tokens
-    ended_before = any(token in stop_ids for token in ids[:-1])
-    if not whole or len(ids) > sampling.max_new_tokens or ended_before or len(logps) != len(ids):
-        raise HandoffError(
-            f"vllm: a completion of {len(ids)} tokens with {len(logps)} log-probabilities came back, where one that goes "
-            f"on to the end-of-sequence token or to {sampling.max_new_tokens} tokens was asked for: its --max-model-len or "
-            "its version is not what this one needs"
-        )
-    return SampledCompletion(ids, finished, [float("nan") if one[0] is None else float(one[0]) for one in logps])
+    require_whole(ids, sampling, stop_ids)
+    if len(logps) != len(ids):
+        raise HandoffError(f"vllm: {len(logps)} log-probabilities came back for a completion of {len(ids)} tokens")
+    return SampledCompletion(
+        ids, ids[-1] in stop_ids, [float("nan") if one[0] is None else float(one[0]) for one in logps]
+    )

@@ -139,6 +139,10 @@ for _section in (LoadingConfig, OptimizerConfig):  # both were TrainingConfig on
     }
 
 
+SERVER_URL = r"^https?://[^/]+$"
+"""pattern of a server's address: no path"""
+
+
 class SamplingConfig(Section):
     """How completions are drawn."""
 

@@ -131,6 +131,8 @@ SAMPLES = {
     "--loss-type": "sigmoid",
     "--criteria.N.name": "clarity",
     "--shard-size": "5GB",
+    "--vllm": "http://127.0.0.1:1",
+    "--vllm.NAME": "http://127.0.0.1:1",
     "--vllm.base-url": "http://127.0.0.1:1",
     "--steps": "repair",
     "--flags.NAME": "prompt",
