@@ -108,6 +108,7 @@ ROUTED = {
     "n_group": 2,
     "topk_group": 1,
 }
+GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_ctx": 1024, "dff": 96}
 LATENT_ROUTED = {**EXPERTS, **LATENT}
 INDEXED = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 64}
 GEMMA = {**HEADS, **WINDOW, "query_pre_attn_scalar": 16}
@@ -121,6 +122,11 @@ TINY_VISION = {
 }
 
 FURTHER: list[tuple[str, Kind, str, dict[str, Any]]] = [
+    ("GPT", "dense", "openai-gpt", GPT),
+    ("CTRL", "dense", "ctrl", GPT),
+    ("BioGPT", "dense", "biogpt", {}),
+    ("XGLM", "dense", "xglm", {"d_model": 64, "ffn_dim": 96, "num_layers": 2, "attention_heads": 4}),
+    ("GPT-NeoX Japanese", "dense", "gpt_neox_japanese", {}),
     ("BitNet", "dense", "bitnet", {}),
     ("nanochat", "dense", "nanochat", HEADS),
     ("MiniCPM3", "dense", "minicpm3", LATENT_ROUTED),
@@ -175,6 +181,8 @@ FURTHER: list[tuple[str, Kind, str, dict[str, Any]]] = [
     ("HRM-Text", "recurrent", "hrm_text", {}),
 ]
 """tested with one template"""
+DROPPING = {"openai-gpt", "ctrl", "biogpt", "xglm", "gpt_neox_japanese"}
+"""of these, those whose own layers drop at random while they are trained"""
 
 ARCHITECTURES: dict[str, Architecture] = {
     made.name: made
@@ -444,7 +452,10 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "image_grid_pinpoints": [[32, 32]],
             },
         ),
-        *(Architecture(name, kind, model_type, ("zephyr",), values) for name, kind, model_type, values in FURTHER),
+        *(
+            Architecture(name, kind, model_type, ("zephyr",), values, model_type in DROPPING)
+            for name, kind, model_type, values in FURTHER
+        ),
     ]
 }
 
