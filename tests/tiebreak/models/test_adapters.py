@@ -304,15 +304,19 @@ def test_an_adapter_that_peft_loads_in_part_is_refused_before_and_after_training
         Adapter.load(base, tmp_path / "adapter", "mine", trains=False)
 
 
-def test_a_module_that_peft_takes_for_the_head_is_refused() -> None:
+def test_a_module_that_peft_takes_for_the_head_is_refused(tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
     )
     base = LlamaForSequenceClassification(config)
     assert Adapter.build(copy.deepcopy(base), AdapterConfig(r=2), "SEQ_CLS").layers()
     base.model.layers[0].mlp.classifier = nn.Linear(16, 4)  # as LongCat-Flash's router
-    with pytest.raises(ConfigError, match=r"takes model\.layers\.0\.mlp\.classifier for the head of the reward model"):
-        Adapter.build(base, AdapterConfig(r=2), "SEQ_CLS")
+    refusal = r"takes model\.layers\.0\.mlp\.classifier for the head of the reward model"
+    with pytest.raises(ConfigError, match=refusal):
+        Adapter.build(copy.deepcopy(base), AdapterConfig(r=2), "SEQ_CLS")
+    LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=refusal):
+        Adapter.start_from(base, tmp_path, "mine", "SEQ_CLS", {})
 
 
 def test_an_adapter_that_does_not_fit_its_base_is_refused(

@@ -79,7 +79,7 @@ class Adapter:
             model = peft.get_peft_model(base, getattr(peft, method.config_class)(**values))
         except ValueError as error:  # what PEFT refuses for an architecture's own reasons
             raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
-        _require_one_head(model, config)
+        _require_one_head(model, config.modules_to_save)
         start(model, config, rows)
         if config.method == "prefix":
             start_prefix(model)
@@ -144,10 +144,15 @@ class Adapter:
 
         Raises:
             HandoffError: it does not fit.
+            ConfigError: PEFT would train more than the adapter.
         """
         import peft
 
-        adapter = cls(attach(peft.get_peft_model(base, read_peft_config(folder, task))))
+        config = read_peft_config(folder, task)
+        asked = tuple(getattr(config, "modules_to_save", None) or ())  # PEFT adds those that it takes for a head
+        model = peft.get_peft_model(base, config)
+        _require_one_head(model, asked)
+        adapter = cls(attach(model))
         adapter.hold_in_float32()
         adapter._take(weights, f"{source}: its adapter does not fit {type(base).__name__}")
         return adapter
@@ -424,9 +429,12 @@ def unrounded(model: PeftModel, folder: Path) -> PeftModel:
     return model
 
 
-def _require_one_head(model: PeftModel, config: AdapterConfig) -> None:
+def _require_one_head(model: PeftModel, asked: Collection[str]) -> None:
     """Refuse a reward model in which PEFT takes another module for the head, by its name, as LongCat-Flash's
     `mlp.router.classifier`: it would train it whole.
+
+    Args:
+        asked: the names of modules that are to train whole.
 
     Raises:
         ConfigError: there is one.
@@ -434,7 +442,8 @@ def _require_one_head(model: PeftModel, config: AdapterConfig) -> None:
     whole = {id(module) for module in whole_modules(model)}
     names = [name.removeprefix("base_model.model.") for name, module in model.named_modules() if id(module) in whole]
     for name in names:
-        if "." in name and name.rpartition(".")[2] in HEADS and name.rpartition(".")[2] not in config.modules_to_save:
+        last = name.rpartition(".")[2]
+        if "." in name and last in HEADS and last not in asked:
             raise ConfigError(
                 f"adapter: PEFT takes {name} for the head of the reward model, by its name, and would train it whole: "
                 f"{type(model.get_base_model()).__name__} needs adapter.method: full"
