@@ -161,6 +161,21 @@ FURTHER: list[tuple[str, Kind, str, dict[str, Any]]] = [
     ("A.X-K1", "mixture of experts", "axk1", LATENT_ROUTED),
     ("MiMo-V2-Flash", "mixture of experts", "mimo_v2_flash", ROUTED),
     ("Mellum", "mixture of experts", "mellum", ROUTED),
+    ("Laguna", "mixture of experts", "laguna", ROUTED),
+    (
+        "LongCat-Flash",
+        "mixture of experts",
+        "longcat_flash",
+        {
+            **LATENT_ROUTED,
+            "num_layers": 2,
+            "ffn_hidden_size": 96,
+            "expert_ffn_hidden_size": 48,
+            "zero_expert_num": 2,
+            "moe_topk": 2,
+            "head_dim": 8,
+        },
+    ),
     ("MiniMax", "hybrid", "minimax", {**ROUTED, "layer_types": LINEAR["layer_types"], "block_size": 16}),
     ("Bailing hybrid", "hybrid", "bailing_hybrid", {**ROUTED, **LATENT_ROUTED, "layer_types": LINEAR["layer_types"]}),
     (
