@@ -170,6 +170,7 @@ class Policy(Part):
     """share of answers that open with a refusal"""
     score: Spread | None = None
     kl: Spread | None = None
+    kl_interval: Interval | None = None
 
 
 class Match(Part):

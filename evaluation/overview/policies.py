@@ -287,7 +287,16 @@ def describe(
         refusals=spread_of(_mean([refuses(a.text) for a in rows]) for rows in answers),
         score=spread([_mean_if_all([a.score for a in rows]) for rows in answers]),
         kl=spread([_mean_if_all([a.kl for a in rows]) for rows in answers]),
+        kl_interval=kl_interval(team),
     )
+
+
+def kl_interval(team: Sequence[Member]) -> tuple[float, float] | None:
+    """The 95% interval of the mean KL over prompts; None where it was not measured, or is exactly 0."""
+    rows = [[answer.kl for one in team for answer in one.answers.get(prompt, ())] for prompt in team[0].answers]
+    values = [_mean_if_all(row) for row in rows]
+    found = [value for value in values if value is not None]
+    return bootstrap_interval(found) if len(found) == len(values) > 1 and any(found) else None
 
 
 def _mean(values: Sequence[float]) -> float:

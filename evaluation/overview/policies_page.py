@@ -57,7 +57,7 @@ def _field(field: Field, styles: Styles) -> Markup:
         heading(field.yardstick, "mean, 95% interval", scale=scale),
         heading("Seeds", "range of means", numeric=True),
         heading("Score", "reward model", numeric=True),
-        heading("KL", "nats per answer", numeric=True),
+        heading("KL", "nats per answer, 95% interval", numeric=True),
     ]
     rows = [_policy_row(one, field, styles, ratings, scale, lambda v: number(v, digits)) for one in field.policies]
     remarks = (
@@ -96,7 +96,12 @@ def _policy_row(one: Policy, field: Field, styles: Styles, ratings: Scale, scale
         measured(field.yardstick, one.yardstick.mean, one.yardstick_interval, scale, form, (style.tone, "circle")),
         cell("Seeds", f"{form(one.yardstick.low)} to {form(one.yardstick.high)}" if several else "1", cls="n"),
         figure("Score", one.score.mean if one.score else None, two_digits),
-        figure("KL, nats per answer", one.kl.mean if one.kl else None, one_digit),
+        cell(
+            "KL, nats per answer",
+            ranged(one.kl.mean, one.kl_interval, one_digit) if one.kl else "–",
+            cls="n two-lines",
+            absent=one.kl is None,
+        ),
     )
 
 

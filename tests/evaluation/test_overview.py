@@ -91,6 +91,9 @@ def test_the_best_policy_is_named_with_its_evidence(report: Overview) -> None:
     assert ours.interval == pytest.approx((1 - theirs.interval[1], 1 - theirs.interval[0]))
     assert field.baseline == "SFT"
     assert field.policies[-1].refusals.mean == pytest.approx(0.1)
+    kl = {one.name: (one.kl.mean if one.kl else None, one.kl_interval) for one in field.policies}
+    assert kl["SFT"] == (0.0, None)  # the baseline's is exactly 0
+    assert kl["DPO, beta 0.1"] == (pytest.approx(3.0), pytest.approx((3.0, 3.0)))  # the same for each prompt
     # SFT's answers are 2, 3 or 4 times "Lower the pH to 5.n and wait.": of 11, 18 or 25 runs of four words, 1, 4 or 7
     # came before.
     shares = [(1 / 11, 4 / 18, 7 / 25)[prompt % 3] for prompt in range(field.prompts)]
