@@ -18,7 +18,7 @@ from test_label_single import make_single
 
 from labeling_ui.database.schema import EVENTS
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.figures.news import present_place, read_news
+from labeling_ui.store.figures.news import Place, present_place, read_news
 from labeling_ui.store.pairs.campaign import BatchChange
 from labeling_ui.store.store import Store
 from labeling_ui.store.work.standing import set_standing
@@ -121,6 +121,18 @@ def test_campaigns_of_one_server_are_told_apart(receiver: Receiver, tmp_path: Pa
     assert one.removeprefix("one-") == two.removeprefix("two-"), (
         "their logs are alike; with one id, one would be dropped"
     )
+
+
+def test_gold_is_no_dispute_and_keeps_no_batch_from_its_end(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(3)], overlap=2, raters=2)
+    store.set_gold("pair-2", "2-0")  # given to nobody here
+    assert judge(store, "r0", 1) == judge(store, "r1", -1) == "pair-0"
+    store.set_gold("pair-0", "0-0")
+    assert judge(store, "r0", 1) == judge(store, "r1", 1) == "pair-1"
+    with store.reading() as connection:
+        news = read_news(connection, Place(), 100)[0]
+    assert [(one.kind, one.about) for one in news] == [("batch_finished", {"batch": ""})]
+    store.close()
 
 
 def test_what_is_not_accepted_is_sent_again(receiver: Receiver, tmp_path: Path) -> None:

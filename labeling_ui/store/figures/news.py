@@ -10,7 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.database.schema import ASSIGNMENTS, BATCHES, EVENTS, ITEMS, JUDGMENTS, LOG_HEAD
+from labeling_ui.database.schema import ASSIGNMENTS, BATCHES, EVENTS, GOLD, ITEMS, JUDGMENTS, LOG_HEAD
 from labeling_ui.store.figures.progress import is_empty, judged
 from tiebreak.assessments import SingleTask, disagreement, is_single
 
@@ -93,7 +93,10 @@ def _stopped(row: Any) -> list[News]:
 
 
 def _disputed(connection: Connection, row: Any) -> list[News]:
-    """Whether this judgment is the first against another one of its item: opposite sides, or outcomes of an answer."""
+    """Whether this judgment is the first against another one of its item: opposite sides, or outcomes of an answer. Gold
+    is left out: its answer is known."""
+    if connection.scalar(sa.select(GOLD.c.item_id).where(GOLD.c.item_id == row.item_id)) is not None:
+        return []
     task = connection.scalar(sa.select(ITEMS.c.task).where(ITEMS.c.id == row.item_id)) or ""
     if is_single(task):
         return _disputed_answer(connection, row, task)
@@ -141,12 +144,16 @@ UNFINISHED = sa.text(
 
 
 def _is_finished(connection: Connection, batch: str) -> bool:
-    """Whether all pairs and single answers of a batch have their judgments; reads those without, and what raters hold."""
-    lacking = sa.select(ITEMS.c.id).where(ITEMS.c.batch == batch, UNFINISHED)
-    if connection.execute(lacking.limit(1)).first() is not None:
+    """Whether all pairs and single answers of a batch have their judgments; reads those without, and what raters hold.
+    Gold is left out, as it is from the batch's progress: it is given by chance. A batch of gold alone is never finished."""
+    ordinary = sa.select(ITEMS.c.id).where(ITEMS.c.batch == batch, ITEMS.c.id.not_in(sa.select(GOLD.c.item_id)))
+    if connection.execute(ordinary.where(UNFINISHED).limit(1)).first() is not None:
+        return False
+    if connection.execute(ordinary.where(ITEMS.c.withdrawn < sa.literal_column("1")).limit(1)).first() is None:
         return False
     # The place of a ranking or a single answer is taken before the judgment is there.
     held = sa.select(ITEMS.c.id).join(ASSIGNMENTS, ASSIGNMENTS.c.item_id == ITEMS.c.id)
     held = held.where(ASSIGNMENTS.c.state == sa.literal_column("'open'"), ASSIGNMENTS.c.lease_until_ms > 0)
     held = held.where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0, ITEMS.c.task != "pair")
+    held = held.where(ITEMS.c.id.not_in(sa.select(GOLD.c.item_id)))
     return connection.execute(held.limit(1)).first() is None
