@@ -270,7 +270,8 @@ def sampler_of(
 
         def ours(*arguments: Any, **options: Any) -> list[SampledCompletion]:
             batch = {"pad_id": chat.pad_id, "batch_size": config.batch_size}
-            return sample_completions(model(), *arguments, **batch, **ends, **options)
+            drawn: list[SampledCompletion] = sample_completions(model(), *arguments, **batch, **ends, **options)
+            return drawn
 
         return ours
     ask = checked(Server(config.vllm[name], source.name), model, chat.pad_id, config.batch_size)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Callable
 
+_Maker = Callable[[random.Random, str], str]
 _GIVEN = (
     "Alex Andrea Chris Dana Eli Finn Jamie Jo Kim Lee Lou Luca Maxi Mika Nico Noa Pat Robin Sam Sascha Toni".split()
 )
@@ -92,7 +94,7 @@ def _date(pick: random.Random, value: str) -> str:
     return f"{day:02d}{sign}{month:02d}{sign}{year}"
 
 
-_MAKERS = {
+_MAKERS: dict[str, _Maker] = {
     "EMAIL": lambda pick, value: _email(pick),
     "PHONE": _phone,
     "IBAN": lambda pick, value: _iban(pick),
@@ -125,7 +127,7 @@ def _wider_person(pick: random.Random, value: str) -> str:
     return f"{pick.choice(_GIVEN)} {family}" if " " in value.strip() else family
 
 
-_WIDER = {
+_WIDER: dict[str, _Maker] = {
     "EMAIL": lambda pick, value: _email(pick).replace("@", f"{_digits(pick, 4)}@"),
     "PHONE": _wider_phone,
     "IP": _wider_ip,
