@@ -198,8 +198,10 @@ class Screen(Texts):
     ) -> None:
         super().__init__()
         self.threshold = threshold
+        self.tests = Texts()
         for one in tests:
             self.add("a test prompt", _text(one))
+            self.tests.add("a test prompt", _text(one))
         for one in material.prompts:
             self.add("a real prompt", _text(one))
         self.answers = Texts()
@@ -231,6 +233,8 @@ class Screen(Texts):
             return "the request itself"
         if draft.completion and self.answers.nearest(draft.completion)[0] >= self.threshold:
             return "nearly the same as a test answer"
+        if draft.method in _NEAR_REAL_PROMPTS and self.tests.nearest(draft.prompt)[0] >= self.threshold:
+            return "nearly the same as a test prompt"  # which the real prompt, being nearer, would hide
         if draft.method not in _KEEP_THE_PROMPT:
             overlap, what = self.nearest(draft.prompt)
             if overlap >= (self.threshold if what != "a real prompt" or draft.method != "typos" else 1.1):
@@ -246,6 +250,8 @@ def overlap_of(text: str, other: str) -> float:
 
 _KEEP_THE_PROMPT = ("corruption",)
 """methods whose prompt is a real one"""
+_NEAR_REAL_PROMPTS = (*_KEEP_THE_PROMPT, "typos")
+"""methods whose prompt may be as near to a real one as it likes"""
 
 
 def _detector() -> Callable[[str], bool] | None:

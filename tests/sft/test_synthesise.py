@@ -16,11 +16,13 @@ from support import REPOSITORY, TINY_TRAINING, read_rows, run_here, run_of, writ
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.synthesis.configuration import SynthesiseConfig
-from sft.synthesis.methods import draft_rows, missing_step, platitude, with_typos, wrong_number
-from sft.synthesis.synthesise import diversity, read_material
+from sft.synthesis.methods import Draft, Material, draft_rows, missing_step, platitude, with_typos, wrong_number
+from sft.synthesis.synthesise import Screen, diversity, read_material
 from sft.synthesis.writers import ModelWriter
 from tiebreak.data.reading import Rules, read_preferences, read_prompts
 from tiebreak.errors import DataError, HandoffError
+from tiebreak.messages import Message
+from tiebreak.records import Prompt
 from tiebreak.runs.run import read_manifest
 
 sys.path.append(str(REPOSITORY / "tests" / "evaluation"))
@@ -209,6 +211,19 @@ def test_what_an_endpoint_should_not_write_is_dropped(tmp_path: Path, api: Api, 
     assert read_rows(output / "final" / "answers.jsonl") == []
     written = "".join(file.read_text() for file in (output / "final").iterdir())
     assert "ann.b@example.org" not in written
+
+
+@pytest.mark.parametrize("method", ["corruption", "typos"])
+def test_a_real_prompt_that_is_a_test_prompt_makes_no_rows(method: str) -> None:
+    """A real prompt is its rows' nearest one, so that the test prompt, a little further away, was never looked at."""
+    texts = "Which bulb is best for a reading corner in winter?", "How do I wipe a green floor lamp?"
+    leaked, clean = (Prompt(id=text, messages=(Message(role="user", content=text),)) for text in texts)
+    tested = "Which bulb is best for a reading corner in winter, please?"
+    screen = Screen(
+        Material([leaked, clean], [], [], []), [Prompt(id="t", messages=(Message(role="user", content=tested),))], 0.7
+    )
+    drafts = [Draft(method, 0, (), prompt=text, completion="It is warm.", rejected="No.") for text in texts]
+    assert [screen.fault(one) for one in drafts] == ["nearly the same as a test prompt", ""]
 
 
 def test_an_endpoint_that_fails_is_asked_again_and_nothing_is_paid_twice(
