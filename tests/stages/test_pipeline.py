@@ -13,7 +13,34 @@ from pathlib import Path
 
 import pytest
 from recipe import STAGES, write_recipe
-from support import REPOSITORY, run_command, run_here
+from support import REPOSITORY, read_rows, run_command, run_here, write_config, write_rows
+
+from tiebreak.command.pipeline import PipelineConfig, stage_words
+
+
+def test_data_may_not_contain_what_the_recipe_evaluates_on(tmp_path: Path) -> None:
+    """The test set of another evaluation is kept out of the training data; that of the data itself has a split."""
+    shared = "Why do the lower leaves of my lettuce turn yellow after ten days of rain in May?"
+    write_rows(tmp_path / "bench.jsonl", [{"prompt": shared}])
+    asked = [shared, *(f"How often do I feed crop number {n} in summer?" for n in range(9))]
+    own = write_rows(tmp_path / "own.jsonl", [{"prompt": text} for text in asked])
+    output = tmp_path / "prepare"
+    steps = {"steps": ["contamination"], "demonstrations": [], "tracking": {"mode": "disabled"}}
+    write_config(tmp_path / "prepare.yaml", output=output, prompts=[str(own)], **steps)
+    stages = [{"stage": "prepare", "config": str(tmp_path / "prepare.yaml")}]
+    for n, prompts in enumerate((tmp_path / "bench.jsonl", output, own)):
+        keys = {"output": tmp_path / f"evaluate-{n}", "policies": {"sft": "m"}, "prompts": prompts}
+        file = write_config(tmp_path / f"evaluate-{n}.yaml", **keys)
+        stages.append({"stage": "evaluate", "config": str(file)})
+    config = PipelineConfig.model_validate({"name": "n", "stages": stages})
+    words = stage_words(config.stages[0], config)
+    assert words[2:] == ["--contamination.against", json.dumps([str(tmp_path / "bench.jsonl")])]
+    assert stage_words(config.stages[1], config) == ["--config", stages[1]["config"]]
+    status, message = run_here("prepare", *words)
+    assert status == 0, message
+    [dropped] = read_rows(output / "final" / "dropped.jsonl")
+    assert shared in json.dumps(dropped)
+    assert "bench.jsonl" in json.dumps(dropped)
 
 
 def start(recipe: Path) -> subprocess.Popen[bytes]:

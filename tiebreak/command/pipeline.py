@@ -236,7 +236,7 @@ def stage_words(entry: StageEntry, config: PipelineConfig) -> list[str]:
     """The arguments of a stage: its file, the recipe's overrides for all stages (seed, root, tracking), and the stage's own
     overrides, which have precedence."""
     overrides = list(_override_words(entry))
-    stage = load_config(config_class(entry.stage), ["--config", entry.config, *overrides], entry.stage)
+    stage = _stage_config(entry)
     words = ["--config", entry.config]
     if config.seed is not None:
         for key in seed_keys(stage):
@@ -247,7 +247,31 @@ def stage_words(entry: StageEntry, config: PipelineConfig) -> list[str]:
         words += ["--tracking.mode", config.tracking_mode]
     if config.report_to is not None:
         words += ["--tracking.report_to", json.dumps(config.report_to)]
+    words += evaluated_words(stage, config)
     return [*words, *overrides]
+
+
+def _stage_config(entry: StageEntry) -> Any:
+    words = ["--config", entry.config, *_override_words(entry)]
+    return load_config(config_class(entry.stage), words, entry.stage)
+
+
+def evaluated_words(stage: Any, config: PipelineConfig) -> list[str]:
+    """For a stage with the step contamination: its data may not contain the prompts that the recipe evaluates on either,
+    unless they are its own or come from it: a test split is left out without this."""
+    if "contamination" not in getattr(stage, "steps", ()):
+        return []
+    stages = [(entry.stage, _stage_config(entry)) for entry in config.stages]
+    own = [Path(one.output).resolve() for _, one in stages]
+    read = {Path(source).resolve() for key in ("prompts", "demonstrations") for source in getattr(stage, key)}
+    named = list(stage.contamination.against)
+    for name, one in stages:
+        if name != "evaluate" or one.prompts in named:
+            continue
+        place = Path(one.prompts).resolve()
+        if place not in read and not any(place.is_relative_to(folder) for folder in own):
+            named.append(one.prompts)
+    return [] if named == stage.contamination.against else ["--contamination.against", json.dumps(named)]
 
 
 def _override_words(entry: StageEntry) -> Iterator[str]:
