@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -265,8 +266,12 @@ def service_of(process: subprocess.Popen[bytes]) -> int:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
     def found() -> list[int]:
-        numbers = [int(number) for number in children.read_text().split()]
-        return [number for number in numbers if b"wandb-core" in Path(f"/proc/{number}/cmdline").read_bytes()]
+        found = []
+        for number in children.read_text().split():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # another child, which has just ended
+                if b"wandb-core" in Path(f"/proc/{number}/cmdline").read_bytes():
+                    found.append(int(number))
+        return found
 
     return int(wait_for(found)[0])
 
