@@ -40,7 +40,7 @@ from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.packed.generation import SampledCompletion
-from tiebreak.serving.completions import require_whole
+from tiebreak.serving.completions import NEVER, require_whole
 from tiebreak.terminal import is_main_process
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 LOGP_DIFFERENCE = "sampling/logp_difference"
 ANSWER_SECONDS = 20.0
-NEVER = -100.0
-"""vLLM's smallest bias of a logit: e^-100 of the probability"""
 
 
 # --- checks before anything is loaded

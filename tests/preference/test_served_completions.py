@@ -3,6 +3,7 @@ draws with our sampler from the seed of each request: what comes back must be wh
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,19 +104,33 @@ def test_samples_are_those_of_our_sampler_with_the_same_seeds(served: Served, ti
 
 
 def test_evaluations_measure_kl_by_our_own_pass(served: Served, tiny_model: Path, tmp_path: Path) -> None:
-    for output, keys in (("ours", {}), ("theirs", {"vllm": {"sft": served.url}})):
-        status, message = run_here(*words("evaluate", tmp_path, tiny_model, output, **keys))
-        assert status == 0, message
+    """The KL of a policy that differs from the baseline: a server's completions have no log-probabilities of their own."""
+    other = Served(Path(shutil.copytree(tiny_model, tmp_path / "other")))
+    shift(other)
+    other.model.save_pretrained(tmp_path / "other")
+    policies = {"sft": str(tiny_model), "dpo": str(tmp_path / "other")}
+    with serving(other):  # type: ignore[arg-type, type-var]
+        for output, keys in (("ours", {}), ("theirs", {"vllm": {"sft": served.url, "dpo": other.url}})):
+            status, message = run_here(*words("evaluate", tmp_path, tiny_model, output, policies=policies, **keys))
+            assert status == 0, message
     ours, theirs = (read_rows(tmp_path / output / "final" / "completions.jsonl") for output in ("ours", "theirs"))
     assert [row["text"] for row in theirs] == [row["text"] for row in ours]
-    assert [row["kl"] for row in theirs] == [0.0] * 4  # of the baseline
+    kl = [row["kl"] for row in ours]
+    assert kl[:4] == [0.0] * 4  # of the baseline
+    assert min(map(abs, kl[4:])) > 0.01
+    assert [row["kl"] for row in theirs] == pytest.approx(kl, rel=1e-3, abs=1e-3)
+
+
+def shift(server: Served) -> None:
+    """Give it other weights."""
+    with torch.no_grad():
+        for weight in server.model.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_a_server_that_holds_another_policy_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     other = Served(tiny_model)
-    with torch.no_grad():
-        for weight in other.model.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    shift(other)
     with serving(other):  # type: ignore[arg-type, type-var]
         status, message = run_here(*words("sample", tmp_path, tiny_model, "run", vllm=other.url))
     assert status == 1

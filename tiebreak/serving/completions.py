@@ -4,11 +4,11 @@
     vllm serve served/dpo --port 8000
     tiebreak sample --policy runs/dpo --vllm http://127.0.0.1:8000 …
 
-Each completion is a request with the seed of its row, so it does not depend on its neighbours, and an interrupted run goes
-on to the same completions but for the server's rounding. From a seed vLLM draws other tokens than our sampler.
+Each completion is a request with its own seed, so it does not depend on the others, and an interrupted run resumes to the
+same completions, except for the server's rounding. With the same seed, vLLM and our sampler draw different tokens.
 
-Nothing in a server's answers says which weights it holds. So before its completions are used, its log-probabilities of the
-first ones (`prompt_logprobs`) are compared with those of the policy as Tiebreak loads it.
+A server does not report its weights. So before its completions are used, its log-probabilities of the first ones
+(`prompt_logprobs`) are compared with those of the policy as Tiebreak loads it.
 
 Never run on vLLM itself: the tests use an HTTP server with its protocol, whose completions come from a real model.
 """
@@ -33,7 +33,7 @@ from tiebreak.packed.generation import SampledCompletion
 from tiebreak.packed.logprobs import completion_logps_in_batches
 
 AT_ONCE = 64
-"""requests on their way; vLLM batches them itself"""
+"""requests in flight; vLLM batches them itself"""
 ANSWER_SECONDS = 600.0
 COMPARED = 8
 """completions whose log-probabilities are compared"""
@@ -133,7 +133,7 @@ class Server:
 
         Args:
             model: the policy as Tiebreak loads it.
-            examples: completions, which may be anyone's.
+            examples: any completions; the server need not have drawn them.
 
         Returns:
             The mean difference of a token's log-probability, in nats.
@@ -161,7 +161,7 @@ class Server:
     # --- requests
 
     def _each(self, ask: Callable[[int], Any], count: int) -> Iterator[Any]:
-        """The results in order, with many requests on their way."""
+        """The results in order, with many requests in flight."""
         with ThreadPoolExecutor(min(AT_ONCE, max(count, 1))) as pool:
             try:
                 yield from pool.map(ask, range(count))
@@ -191,12 +191,12 @@ class Server:
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise MachineError(
-                f"vllm: no vLLM server answers at {self.url} ({reason}). {self.start()}. The same command goes on"
+                f"vllm: no vLLM server answers at {self.url} ({reason}). {self.start()}. The same command resumes"
             ) from None
 
 
 def require_whole(ids: Sequence[int], sampling: SamplingConfig, stop_ids: Collection[int]) -> None:
-    """Refuse a completion that neither ends nor has all tokens, or that goes on after its end.
+    """Refuse a completion that is cut off too early, or that continues after its end.
 
     Raises:
         HandoffError: it does.
@@ -205,7 +205,7 @@ def require_whole(ids: Sequence[int], sampling: SamplingConfig, stop_ids: Collec
     whole = finished or len(ids) == sampling.max_new_tokens
     if not whole or len(ids) > sampling.max_new_tokens or any(token in stop_ids for token in ids[:-1]):
         raise HandoffError(
-            f"vllm: a completion of {len(ids)} tokens came back, where one that goes on to the end-of-sequence token or to "
+            f"vllm: a completion of {len(ids)} tokens came back, where one up to the end-of-sequence token or to "
             f"{sampling.max_new_tokens} tokens was asked for: its --max-model-len or its version is not what this one needs"
         )
 

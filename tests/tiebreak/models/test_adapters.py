@@ -284,8 +284,8 @@ def change(folder: Path, **values: Any) -> None:
 
 
 def test_an_adapter_that_peft_loads_in_part_is_refused_before_and_after_training(tmp_path: Path) -> None:
-    """transformers renames Laguna's `mlp.shared_expert.` on reading; as a pattern it also fits `mlp.shared_experts`, so
-    PEFT finds no place for an adapter's weights there, warns, and goes on with random ones."""
+    """While loading, transformers renames Laguna's `mlp.shared_expert.`. This regular expression also matches
+    `mlp.shared_experts`, so PEFT looks for an adapter's weights under wrong names, and leaves random weights in place."""
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
     config = LagunaConfig(
@@ -304,14 +304,14 @@ def test_an_adapter_that_peft_loads_in_part_is_refused_before_and_after_training
         Adapter.load(base, tmp_path / "adapter", "mine", trains=False)
 
 
-def test_a_module_that_peft_takes_for_the_head_is_refused(tmp_path: Path) -> None:
+def test_a_module_that_peft_treats_as_the_head_is_refused(tmp_path: Path) -> None:
     config = LlamaConfig(
         vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
     )
     base = LlamaForSequenceClassification(config)
     assert Adapter.build(copy.deepcopy(base), AdapterConfig(r=2), "SEQ_CLS").layers()
     base.model.layers[0].mlp.classifier = nn.Linear(16, 4)  # as LongCat-Flash's router
-    refusal = r"takes model\.layers\.0\.mlp\.classifier for the head of the reward model"
+    refusal = r"treats model\.layers\.0\.mlp\.classifier as the head of the reward model"
     with pytest.raises(ConfigError, match=refusal):
         Adapter.build(copy.deepcopy(base), AdapterConfig(r=2), "SEQ_CLS")
     LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]).save_pretrained(tmp_path)

@@ -679,7 +679,7 @@ def test_the_metadata_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_runs_metadata_names_runs_by_id_and_the_adapter_that_is_trained_further(tmp_path: Path) -> None:
-    """DPO with `adapter: null` goes on with the adapter of its policy."""
+    """DPO with `adapter: null` continues its policy's adapter."""
     source = str(tmp_path / "sft")
     with start_run(StageConfig(output=source), "sft", {}) as sft:
         (sft.final / "x.json").write_text("{}")

@@ -45,8 +45,6 @@ SHARED = tuple(f"base_model.{method.shared}" for method in METHODS.values() if m
 RENAMES = "since transformers renames weights there as it loads them, and PEFT an adapter's with them"
 ROUNDED = 2.0**-7
 """largest share of a weight that rounding to 16 bits (bfloat16) takes"""
-HEADS = ("classifier", "score")
-"""names of modules that PEFT takes for a classifier's head wherever they are"""
 COMPARED = "_tiebreak_merged"
 """the attribute of a model that names the adapters whose sums were compared"""
 
@@ -149,7 +147,7 @@ class Adapter:
         import peft
 
         config = read_peft_config(folder, task)
-        asked = tuple(getattr(config, "modules_to_save", None) or ())  # PEFT adds those that it takes for a head
+        asked = tuple(getattr(config, "modules_to_save", None) or ())  # PEFT adds the modules that it treats as a head
         model = peft.get_peft_model(base, config)
         _require_one_head(model, asked)
         adapter = cls(attach(model))
@@ -430,8 +428,8 @@ def unrounded(model: PeftModel, folder: Path) -> PeftModel:
 
 
 def _require_one_head(model: PeftModel, asked: Collection[str]) -> None:
-    """Refuse a reward model in which PEFT takes another module for the head, by its name, as LongCat-Flash's
-    `mlp.router.classifier`: it would train it whole.
+    """Refuse a reward model in which PEFT treats another module as the head because of its name, as LongCat-Flash's
+    `mlp.router.classifier`: it would train all of its weights.
 
     Args:
         asked: the names of modules that are to train whole.
@@ -439,13 +437,15 @@ def _require_one_head(model: PeftModel, asked: Collection[str]) -> None:
     Raises:
         ConfigError: there is one.
     """
+    from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+
     whole = {id(module) for module in whole_modules(model)}
     names = [name.removeprefix("base_model.model.") for name, module in model.named_modules() if id(module) in whole]
     for name in names:
         last = name.rpartition(".")[2]
-        if "." in name and last in HEADS and last not in asked:
+        if "." in name and last in SEQ_CLS_HEAD_NAMES and last not in asked:
             raise ConfigError(
-                f"adapter: PEFT takes {name} for the head of the reward model, by its name, and would train it whole: "
+                f"adapter: PEFT treats {name} as the head of the reward model, because of its name, and would train it: "
                 f"{type(model.get_base_model()).__name__} needs adapter.method: full"
             )
 
