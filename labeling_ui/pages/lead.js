@@ -197,7 +197,7 @@ function showKappas(kappas) {
     const left = lowest.length < computed.length;
     find('.kappas').replaceChildren(
       ...(left ? [make('p', { class: 'note' }, say('lead.kappa.many', { n: lowest.length, total: computed.length }))] : []),
-      ...lowest.map((kappa) => interval(kappa.raters.map(nameOf).join(' – '), kappa, plain)),
+      ...lowest.map((kappa) => interval(kappa.raters.map(nameOf).sort((a, b) => a.localeCompare(b)).join(' – '), kappa, plain)),
     );
   }
 }
