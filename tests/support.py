@@ -203,3 +203,11 @@ def wait_for(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < give_up
         time.sleep(0.05)
     return found
+
+
+def offline_copy(folder: Path) -> list[dict[str, Any]]:
+    """The records of the one offline run in a folder, as W&B's own reader prints them."""
+    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]

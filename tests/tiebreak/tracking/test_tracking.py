@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY, end_process, run_command, snapshot, succeed, wait_for
+from support import REPOSITORY, end_process, offline_copy, run_command, snapshot, succeed, wait_for
 from wandb_stand_in import KEY, WandbServer
 
 from tiebreak.config import StageConfig, TrackingConfig
@@ -60,14 +60,6 @@ def running(recorder: RunRecorder) -> subprocess.Popen[bytes]:
     process = recorder._copy._process
     assert process is not None
     return process
-
-
-def offline_copy(folder: Path) -> list[dict[str, Any]]:
-    """The records of the one offline run in a folder, as W&B's own reader prints them."""
-    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
-    lines = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout.splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def final_figures(records: list[dict[str, Any]]) -> dict[str, Any]:
