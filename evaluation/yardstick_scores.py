@@ -17,7 +17,8 @@ from typing import Any
 
 from evaluation.configuration import EvaluateConfig
 from tiebreak.chat.chat import Chat
-from tiebreak.data.reading import Rules, read_demonstrations, read_records
+from tiebreak.data.judgments import of_people, read_judgments
+from tiebreak.data.reading import Rules, read_demonstrations
 from tiebreak.errors import DataError, HandoffError, TiebreakError, counted
 from tiebreak.hashing import hash_file
 from tiebreak.measures.compared import answer_id, pairs_of, share_against, share_unasked, shares_won
@@ -31,7 +32,7 @@ from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.readers import Reader, build_reader
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.packed.logprobs import completion_logps_in_batches
-from tiebreak.records import ExportedJudgment, Judgment, Pair, Prompt
+from tiebreak.records import Judgment, Pair, Prompt
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run
 from tiebreak.shipped import find_shipped
@@ -302,12 +303,10 @@ def compare_answers(
 
 def _judgments(measure: Measure) -> list[Judgment]:
     """The folder's judgments of a model judge; or of people, and of simulated raters only where no person judged."""
-    file = Path(measure.named.argument) / "final" / "judgments.jsonl"
-    found = [one.judgment for one in read_records(file, ExportedJudgment)] if file.is_file() else []
-    if measure.named.name == "judge":
-        return [one for one in found if one.kind == "model"]
-    others = [one for one in found if one.kind != "model"]
-    return [one for one in others if one.kind == "human"] or others
+    folder = measure.named.argument
+    found = read_judgments(folder) if (Path(folder) / "final" / "judgments.jsonl").is_file() else []
+    models = [one for one in found if one.kind == "model"]
+    return [one.judgment for one in (models if measure.named.name == "judge" else of_people(found))]
 
 
 def _judged_title(measure: Measure) -> str:

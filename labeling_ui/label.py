@@ -818,7 +818,7 @@ def _agreement(words: list[str]) -> None:
         measured["reliability"] = describe_reliability(ballots_of_groups(groups, known_answers))
         mine = [judgment for judgment in judgments if judgment.kind == measured["kind"]]
         measured["criteria"] = agreement_by_criterion(mine, known_answers.gold)
-    measured["judges"] = measure_judges(pairs, judgments)
+    measured["judges"] = measure_judges(pairs, judgments, known_answers.gold)
     if assessments := store.assessments():
         measured["single_answers"] = measure_assessments(assessments)
     if as_json:

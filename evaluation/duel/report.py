@@ -18,8 +18,9 @@ from evaluation.duel.configuration import DuelReportConfig
 from evaluation.duel.page import build_page, claim_of
 from evaluation.duel.win_rates import Program, build_figures, judge_of, programs_of
 from tiebreak.command.launch import stage_main
+from tiebreak.data.judgments import of_people, read_judgments
 from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import is_run, read_records
+from tiebreak.data.reading import is_run
 from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.files import read_jsonl, write_json, write_text_atomically
 from tiebreak.records import ExportedJudgment, Pair
@@ -40,8 +41,8 @@ def report(config: DuelReportConfig) -> None:
         final = _final_of(config.duel)
         made: dict[str, Any] = json.loads((final / "report.json").read_text(encoding="utf-8"))
         policies, pairs = list(made["policies"]), read_pairs(config.duel)
-        judgments = read_judgments(config.judgments, pairs)
-        people = people_of(judgments)
+        judgments = judgments_of(config.judgments, pairs)
+        people = of_people(judgments)
         if left_out := sum(one.kind != "model" for one in judgments) - len(people):
             say(f"{counted(left_out, 'judgment')} of simulated raters left out: people judged too")
         if not people:
@@ -79,15 +80,14 @@ def _final_of(duel: str) -> Path:
     return Path(duel) / "final"
 
 
-def read_judgments(source: str, pairs: Sequence[Pair]) -> list[ExportedJudgment]:
+def judgments_of(source: str, pairs: Sequence[Pair]) -> list[ExportedJudgment]:
     """The judgments of these pairs.
 
     Raises:
         DataError: there are none.
     """
-    file = Path(source) / "final" / "judgments.jsonl" if is_run(source) else Path(source)
     ids = {pair.id for pair in pairs}
-    judgments = list(read_records(file, ExportedJudgment))
+    judgments = read_judgments(source)
     ours = [one for one in judgments if one.pair_id in ids and not one.repeat]
     if not ours:
         raise DataError(
@@ -101,12 +101,6 @@ def read_judgments(source: str, pairs: Sequence[Pair]) -> list[ExportedJudgment]
             f"{other[0].pair_id}: give the judgments of this very duel"
         )
     return ours
-
-
-def people_of(judgments: Sequence[ExportedJudgment]) -> list[ExportedJudgment]:
-    """People's judgments; those of simulated raters only if no person judged."""
-    human = [one for one in judgments if one.kind == "human"]
-    return human or [one for one in judgments if one.kind != "model"]
 
 
 def judged_in_part(config: DuelReportConfig, judgments: Sequence[ExportedJudgment]) -> set[str] | None:
@@ -161,7 +155,7 @@ def judges_of(
     for source in config.judges:
         if (stage := read_manifest(source)["stage"]) != "judge":
             raise HandoffError(f"judges: {source} is a finished '{stage}' run: give the folder of a judge run")
-        found = read_judgments(source, pairs)
+        found = judgments_of(source, pairs)
         for name in {one.rater_id for one in found}:
             if (other := runs.setdefault(name, source)) != source:
                 raise HandoffError(

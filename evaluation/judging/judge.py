@@ -36,12 +36,13 @@ from evaluation.judging.report import (
     write_report,
 )
 from tiebreak.command.launch import stage_main
+from tiebreak.data.judgments import of_people, read_judgments
 from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import is_run, read_records
+from tiebreak.data.reading import is_run
 from tiebreak.errors import ConfigError, DataError, HandoffError, counted
 from tiebreak.files import write_jsonl
 from tiebreak.messages import content_id
-from tiebreak.records import ExportedJudgment, Judgment, Pair
+from tiebreak.records import Judgment, Pair
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run
@@ -149,17 +150,16 @@ def choose_pairs(config: JudgeConfig) -> list[Pair]:
 
 
 def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[Judgment]:
-    """People's judgments of these pairs, or those of simulated raters; a model's are not people's.
+    """People's judgments of these pairs, or those of simulated raters if no person judged; gold is easier, and left out.
 
     Raises:
         DataError: there are none.
     """
     if config.people is None:
         return []
-    file = Path(config.people) / "final" / "judgments.jsonl" if is_run(config.people) else Path(config.people)
-    judged = [one.judgment for one in read_records(file, ExportedJudgment) if one.kind != "model"]
+    judged = of_people(read_judgments(config.people))
     ids = {pair.id for pair in pairs}
-    shared = [one for one in judged if one.pair_id in ids]
+    shared = [one.judgment for one in judged if one.pair_id in ids and not one.gold]
     if not shared:
         raise DataError(
             f"people: none of {len(judged)} judgments in {config.people} is of the pairs in {config.pairs}: give people's "

@@ -153,10 +153,11 @@ def _win_rates(rates: Sequence[Row]) -> Markup | None:
     if not rows:
         return None
     remark = (
-        "Ties are half a win, and several comparisons at one prompt count as their mean. Corrected: prediction-powered "
-        "inference (Angelopoulos et al. 2023), from the judge's verdicts on all pairs and people's on some; its interval "
-        "covers both samples. Preferred, corrected: the share of pairs where people prefer the first policy, by Rogan and "
-        "Gladen (1978) with the interval of Lee et al. (2025). Both assume that people judged a random part of the pairs."
+        "Ties are half a win; several people's votes on a pair, and several comparisons at one prompt, count as their "
+        "mean. Corrected: prediction-powered inference (Angelopoulos et al. 2023), from the judge's verdicts on all pairs "
+        "and people's on some; its interval covers both samples. Preferred, corrected: the share of pairs where more "
+        "people prefer the first policy, by Rogan and Gladen (1978) with the interval of Lee et al. (2025). Both assume "
+        "that people judged a random part of the pairs."
     )
     headings = [heading("Win rate"), heading("Share", "95% interval", scale=_SHARE), heading("Prompts", numeric=True)]
     return join(table(headings, rows), note(remark))

@@ -24,7 +24,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from labeling_ui.database.errors import StoreError
-from labeling_ui.database.schema import ITEMS, JUDGMENTS, PAIRS
+from labeling_ui.database.schema import GOLD, ITEMS, JUDGMENTS, PAIRS
 from labeling_ui.quality.agreement import measure_votes
 from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.curves import agreement_by_part, drift, learning_curves
@@ -163,6 +163,7 @@ _RECORDS = (
     .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
     .where(JUDGMENTS.c.occasion == 0, ITEMS.c.withdrawn == sa.literal_column("0"))
 )
+_NOT_GOLD = ITEMS.c.id.not_in(sa.select(GOLD.c.item_id))
 
 
 class StoreFigures:
@@ -210,7 +211,7 @@ class StoreFigures:
             pairs: list[Pair] = []
             for n in range(0, len(ids), IDS_AT_ONCE):
                 some = ids[n : n + IDS_AT_ONCE]
-                of_people = _RECORDS.where(JUDGMENTS.c.kind != "model", ITEMS.c.pair_id.in_(some))
+                of_people = _RECORDS.where(JUDGMENTS.c.kind != "model", ITEMS.c.pair_id.in_(some), _NOT_GOLD)
                 rows += connection.execute(of_people.order_by(JUDGMENTS.c.seq))
                 records = connection.scalars(sa.select(PAIRS.c.record).where(PAIRS.c.id.in_(some)))
                 pairs += map(read_pair, records)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tiebreak.errors import DataError
-from tiebreak.measures.judges import Comparison, against_people, habits
+from tiebreak.measures.judges import Comparison, against_people, comparison_of, habits
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, Pair
 from tiebreak.terminal import titled_table
@@ -23,10 +23,16 @@ FEWEST_SHARED = 20
 """comparisons with people that a judge's weight is measured on"""
 
 
-def measure_judges(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> list[dict[str, Any]]:
-    """Each model rater's habits, and its agreement with people (with simulated raters where no person judged)."""
+def measure_judges(
+    pairs: Sequence[Pair], judgments: Sequence[Judgment], gold: Container[Comparison] = ()
+) -> list[dict[str, Any]]:
+    """Each model rater's habits, and its agreement with people (with simulated raters where no person judged).
+
+    Args:
+        gold: comparisons that are left out of the agreement: gold is easier.
+    """
     kind = "human" if any(one.kind == "human" for one in judgments) else "simulated"
-    people = [one for one in judgments if one.kind == kind]
+    people = [one for one in judgments if one.kind == kind and comparison_of(one) not in gold]
     by_rater: dict[str, list[Judgment]] = {}
     for one in judgments:
         if one.kind == "model":

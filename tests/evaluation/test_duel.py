@@ -12,7 +12,7 @@ from support import read_rows, run_here, write_rows
 
 from evaluation.duel.configuration import DuelReportConfig
 from evaluation.duel.pairs import Evaluated, describe
-from evaluation.duel.report import judged_in_part, judges_of, people_of, read_judgments
+from evaluation.duel.report import judged_in_part, judges_of, judgments_of
 from evaluation.duel.win_rates import build_figures, programs_of
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.messages import Message
@@ -154,17 +154,15 @@ def test_what_cannot_be_compared_is_refused(
     assert not (tmp_path / "duel" / "manifest.json").exists()
 
 
-def test_people_count_and_simulated_raters_only_without_them(tmp_path: Path) -> None:
+def test_judgments_of_another_duel_are_refused(tmp_path: Path) -> None:
     two = tuple(Completion(id=name, text=name) for name in "ab")
     pairs = [Pair(id="p", prompt_id="q", messages=(Message(role="user", content="?"),), completions=two)]
     vote = {"pair_id": "p", "left": "a", "right": "b", "answer": 1}
-    rows = [{**vote, "rater_id": kind, "kind": kind} for kind in ("human", "simulated", "model")]
-    found = read_judgments(str(write_rows(tmp_path / "j.jsonl", rows)), pairs)
-    assert [one.kind for one in people_of(found)] == ["human"]
-    assert [one.kind for one in people_of(found[1:])] == ["simulated"]
-    other = write_rows(tmp_path / "other.jsonl", [{**rows[0], "left": "c"}])
+    row = {**vote, "rater_id": "r", "kind": "human"}
+    assert len(judgments_of(str(write_rows(tmp_path / "j.jsonl", [row])), pairs)) == 1
+    other = write_rows(tmp_path / "other.jsonl", [{**row, "left": "c"}])
     with pytest.raises(DataError, match=r"1 in .*other\.jsonl name a completion that the pair does not have"):
-        read_judgments(str(other), pairs)
+        judgments_of(str(other), pairs)
 
 
 def test_repeats_skips_and_models_finish_no_pair() -> None:

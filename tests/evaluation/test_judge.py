@@ -19,6 +19,8 @@ import pytest
 from api_stand_in import FENCED, Api, serving
 from support import REPOSITORY, read_rows, run_here, write_config, write_rows
 
+from evaluation.judging.configuration import JudgeConfig
+from evaluation.judging.judge import read_people
 from evaluation.judging.questions import (
     Instruction,
     Question,
@@ -351,6 +353,8 @@ def test_obeyed_injections_are_counted(api: Api, pairs: Path, tmp_path: Path) ->
     found = json.loads((tmp_path / "out" / "report.json").read_text())["injection"]
     # about question 0 the longer answer wins; the demand makes the losing answer the longer one only where it is
     assert found["asked"] == 12
+    counts = json.loads((tmp_path / "out" / "report.json").read_text())["counts"]
+    assert (counts["prompt_tokens"], counts["completion_tokens"]) == (24 * 100, 24 * 10)  # all that was paid
     assert found["value"] >= 10 / 12
     assert "obeyed" in printed
 
@@ -498,6 +502,20 @@ def test_what_cannot_be_asked_is_refused(
     assert status == 2
     assert message in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_people_are_those_whose_judgments_count(pairs: Path, tmp_path: Path) -> None:
+    """Neither gold, nor simulated raters beside people, nor raters that the label run left out."""
+    label = tmp_path / "label"
+    first, *_ = read_pairs(str(pairs))
+    left, right = (one.id for one in first.completions)
+    row = {"pair_id": first.id, "left": left, "right": right, "answer": 1, "kind": "human", "rater_id": "r"}
+    rows = [row, {**row, "rater_id": "spammer"}, {**row, "rater_id": "s", "kind": "simulated"}, {**row, "gold": True}]
+    write_rows(label / "final" / "judgments.jsonl", rows)
+    (label / "final" / "report.json").write_text(json.dumps({"aggregation": {"exclude_raters": ["spammer"]}}))
+    (label / "manifest.json").write_text("{}")
+    config = JudgeConfig(pairs=str(pairs), function="rubric", people=str(label), output=str(tmp_path / "out"))
+    assert [one.rater_id for one in read_people(config, [first])] == ["r"]
 
 
 def test_people_must_have_judged_these_pairs(pairs: Path, tmp_path: Path) -> None:

@@ -97,6 +97,18 @@ def test_the_judges_win_rate_is_never_alone() -> None:
     assert win_rates(alone)["corrected"] is None
 
 
+def test_pairs_on_which_people_disagree_count_in_the_win_rates() -> None:
+    """Two people judge 20 of 40 pairs: on 12 both prefer a, on 8 they disagree. So they prefer a in (24 + 8)/40 = 0.8 of
+    their votes. The judge always prefers a, so it corrects nothing."""
+    judged = [vote(n, "j", -1, (-1, -1)) for n in range(40)]
+    votes = [vote(n, rater, 1 if n >= 12 and rater == "s" else -1) for n in range(20) for rater in "rs"]
+    [contest] = contests(judged, votes, [pair(n) for n in range(40)])
+    found = win_rates(contest)
+    assert (found["people"]["value"], found["people"]["n"]) == (0.8, 20)
+    assert found["corrected"]["value"] == pytest.approx(0.8)
+    assert found["preferred"]["people"] == 20
+
+
 def test_copies_of_a_comparison_add_no_certainty() -> None:
     """Each of 30 prompts three times, as in pairs of two policies with several answers: every interval stays as it is.
     Of the 20 that people judged, the judge agrees on 14, calls 3 ties, and prefers the other answer in 3."""

@@ -19,6 +19,7 @@ from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.metrics import Metrics
 from tiebreak.errors import DataError
+from tiebreak.measures.judges import comparison_of
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, ModelVerdict, Pair
 from tiebreak.runs.run import read_manifest
@@ -110,9 +111,12 @@ def test_the_stage_takes_up_judges_and_counts_both(judged: tuple[Path, Path], tm
     assert run_here("label", "verify", "--store", store)[0] == 0
     opened = Store.open(store)
     found = measure_judges(opened.pairs(), opened.judgments()[0])
+    first = next(comparison_of(one) for one in opened.judgments()[0])
+    without = measure_judges(opened.pairs(), opened.judgments()[0], {first})
     opened.close()
     assert found[0]["people"]["kinds"] == ["simulated"]
     assert found[0]["people"]["n"] >= 5
+    assert without[0]["people"]["n"] == found[0]["people"]["n"] - 1
 
 
 def test_a_run_of_another_stage_is_no_judge(judged: tuple[Path, Path], tmp_path: Path) -> None:

@@ -427,6 +427,29 @@ def test_rounds_in_one_store_count_and_learn_their_own_pairs_alone(
     assert [row.pair_id for row in rows_of(found[1], "preferences.jsonl")] == list("def")
 
 
+def test_raters_that_the_labels_leave_out_do_not_end_the_rounds(tmp_path: Path) -> None:
+    """Two raters agree on all pairs, and a third always takes the left, which is the other answer on every second pair."""
+    label, select = (tmp_path / name for name in ("label", "select"))
+    two = tuple(Completion(id=c, text=c) for c in "xy")
+    pairs = [Pair(id=str(n), prompt_id=str(n), messages=ASK, completions=two) for n in range(60)]
+    votes = [
+        {"pair_id": str(n), "left": "x", "right": "y", "answer": -1 if rater == "lazy" or n % 2 else 1, "rater_id": rater,
+         "kind": "human"}
+        for n in range(60)
+        for rater in ("r", "lazy")
+    ]  # fmt: skip
+    votes += [{**one, "rater_id": "s"} for one in votes if one["rater_id"] == "r"]
+    write_rows(select / "final" / "pairs.jsonl", [pair.model_dump(mode="json") for pair in pairs])
+    write_rows(label / "final" / "judgments.jsonl", votes)
+    write_rows(label / "final" / "preferences.jsonl", [])
+    (label / "manifest.json").write_text("{}")
+    figures = read_label(label, select)
+    assert (figures["labels"], figures["agreement"]["value"]) == (180, pytest.approx(2 / 3, abs=1e-6))
+    (label / "final" / "report.json").write_text(json.dumps({"aggregation": {"exclude_raters": ["lazy"]}}))
+    figures = read_label(label, select)
+    assert (figures["labels"], figures["agreement"]["value"]) == (180, 1.0)
+
+
 def test_a_round_of_ties_alone_is_not_trained_on(tmp_path: Path) -> None:
     """Exported both ways, ties have strength 0; a judge's preference does not count."""
     label, select = (tmp_path / name for name in ("label", "select"))

@@ -54,7 +54,7 @@ class TransientError(Exception):
     def __init__(self, why: str, wait_seconds: float | None = None) -> None:
         super().__init__(why)
         self.wait_seconds = wait_seconds
-        """as the endpoint asked"""
+        """as the endpoint asked; None or 0: not at all"""
 
 
 class BoundError(Exception):
@@ -300,6 +300,8 @@ class AnswerFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
+        self.spent = (0, 0)
+        """prompt and completion tokens of all answers"""
         whole = self._read()
         if path.exists() and whole < path.stat().st_size:
             with path.open("r+b") as file:
@@ -317,7 +319,7 @@ class AnswerFile:
                         break
                     if not line.endswith(b"\n"):
                         break
-                    self.rows[row["key"]] = row
+                    self._keep(row["key"], row)
                     whole += len(line)
         return whole
 
@@ -327,12 +329,11 @@ class AnswerFile:
             file.write(json.dumps({"key": key, **row}, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows[key] = row
+        self._keep(key, row)
 
-    def spent(self) -> tuple[int, int]:
-        """Prompt and completion tokens of all answers."""
-        rows = self.rows.values()
-        return sum(row["prompt_tokens"] for row in rows), sum(row["completion_tokens"] for row in rows)
+    def _keep(self, key: str, row: dict[str, Any]) -> None:
+        self.rows[key] = row
+        self.spent = self.spent[0] + row["prompt_tokens"], self.spent[1] + row["completion_tokens"]
 
 
 # --- asking ---
@@ -447,7 +448,7 @@ class _RequestPool:
                 if error.wait_seconds is not None:
                     self.pace.hold(min(error.wait_seconds, self.endpoint.asking.longest_wait_seconds))
                 backoff = min(2.0**number * (0.5 + chance.random() / 2), self.endpoint.asking.longest_wait_seconds)
-                self._sleep(backoff if error.wait_seconds is None else 0.0)
+                self._sleep(0.0 if error.wait_seconds else backoff)
         raise AssertionError
 
     def _sleep(self, seconds: float) -> None:
@@ -458,15 +459,13 @@ class _RequestPool:
 
     def _exceeds(self, expected: Sequence[tuple[int, int]]) -> bool:
         """Whether answers on their way and the next one may cost more than is left."""
-        prompt, completion = (
-            spent + sum(tokens[n] for tokens in expected) for n, spent in enumerate(self.store.spent())
-        )
+        prompt, completion = (spent + sum(tokens[n] for tokens in expected) for n, spent in enumerate(self.store.spent))
         asking, cost = self.endpoint.asking, self.endpoint.endpoint.cost_of(prompt, completion)
         over_tokens = asking.max_tokens is not None and prompt + completion > asking.max_tokens
         return over_tokens or (asking.max_cost is not None and cost is not None and cost > asking.max_cost)
 
     def _limit(self) -> str:
-        asking, (prompt, completion) = self.endpoint.asking, self.store.spent()
+        asking, (prompt, completion) = self.endpoint.asking, self.store.spent
         cost = self.endpoint.endpoint.cost_of(prompt, completion)
         if asking.max_cost is not None and cost is not None:
             return f"asking.max_cost ({asking.max_cost:g}): {cost:.4g} spent on {prompt + completion:,} tokens"

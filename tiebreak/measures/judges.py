@@ -42,17 +42,27 @@ def majorities(judgments: Sequence[Judgment]) -> dict[Comparison, int]:
 
     A person's first judgment of a comparison counts.
     """
-    votes: dict[Comparison, dict[str, int]] = {}
-    for judgment in _compared(judgments):
-        side = side_of(judgment)
-        if side is not None:
-            votes.setdefault(comparison_of(judgment), {}).setdefault(judgment.rater_id, side)
     found = {}
-    for key, by_rater in votes.items():
-        [(side, most), *others] = Counter(by_rater.values()).most_common()
+    for key, sides in _votes(judgments).items():
+        [(side, most), *others] = Counter(sides).most_common()
         if not others or others[0][1] < most:
             found[key] = side
     return found
+
+
+def mean_sides(judgments: Sequence[Judgment]) -> dict[Comparison, float]:
+    """The mean of people's sides, from −1 (all prefer the second) to 1. Comparisons without a majority have one, too."""
+    return {key: sum(sides) / len(sides) for key, sides in _votes(judgments).items()}
+
+
+def _votes(judgments: Sequence[Judgment]) -> dict[Comparison, list[int]]:
+    """Each person's side of each comparison."""
+    found: dict[Comparison, dict[str, int]] = {}
+    for judgment in _compared(judgments):
+        side = side_of(judgment)
+        if side is not None:
+            found.setdefault(comparison_of(judgment), {}).setdefault(judgment.rater_id, side)
+    return {key: list(by_rater.values()) for key, by_rater in found.items()}
 
 
 def _compared(judgments: Sequence[Judgment]) -> Iterator[Judgment]:
@@ -239,7 +249,8 @@ def _of_aspect(judgments: Sequence[Judgment], name: str) -> list[Judgment]:
 
 @dataclass(frozen=True)
 class Contest:
-    """What judge and people said of one policy against another: 1 a win of the first, 0 a loss, ½ a tie."""
+    """What judge and people said of one policy against another: 1 a win of the first, 0 a loss, ½ a tie; of people, the
+    mean of their votes. People who disagree count: pairs on which they do are those on which judges err most."""
 
     policies: tuple[str, str]
     judge: dict[Comparison, float]
@@ -252,7 +263,7 @@ class Contest:
 def contests(judgments: Sequence[Judgment], people: Sequence[Judgment], pairs: Sequence[Pair]) -> list[Contest]:
     """The comparisons between two policies, by policies in alphabetical order."""
     completions = {(pair.id, one.id): one for pair in pairs for one in pair.completions}
-    majority, prompts = majorities(people), _prompts_of(pairs)
+    means, prompts = mean_sides(people), _prompts_of(pairs)
     found: dict[tuple[str, str], Contest] = {}
     for judgment in judgments:
         key, side = comparison_of(judgment), side_of(judgment)
@@ -263,6 +274,6 @@ def contests(judgments: Sequence[Judgment], people: Sequence[Judgment], pairs: S
         sign = 1 if both[0].policy == names[0] else -1
         contest = found.setdefault((names[0], names[1]), Contest((names[0], names[1]), {}, {}, prompts))
         contest.judge[key] = (1 + sign * side) / 2
-        if key in majority:
-            contest.people[key] = (1 + sign * majority[key]) / 2
+        if key in means:
+            contest.people[key] = (1 + sign * means[key]) / 2
     return [found[names] for names in sorted(found)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tiebreak.data.judgments import excluded_raters
 from tiebreak.data.reading import read_records
 from tiebreak.files import read_jsonl
 from tiebreak.measures.agreement import Figure
@@ -20,13 +21,15 @@ from tiebreak.rounds.joining import judged_in
 
 
 def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[str, Any]:
-    """The round's judgments by arm and by kind, the number of preferences, and the raters' agreement.
+    """The round's judgments by arm and by kind, the number of preferences, and the raters' agreement. Judgments of raters
+    that the export left out were bought all the same; only the agreement is without them.
 
     A store that several rounds share also has judgments of other rounds and of duels. The round's own are those on the
     selected pairs, and on pairs with preferences that no earlier label run has, such as corrected pairs.
     """
     judgments = read_records(label / "final" / "judgments.jsonl", ExportedJudgment)
     pairs = {pair.id: pair for pair in read_records(select / "final" / "pairs.jsonl", Pair)}
+    excluded = excluded_raters(str(label))
     exported = list(read_records(label / "final" / "preferences.jsonl", Preference))
     own = pairs.keys() | ({row.pair_id for row in exported} - judged_in(earlier))
     counted = [one for one in judgments if one.kind != "model" and one.pair_id in own]
@@ -40,7 +43,10 @@ def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[s
         "decided": sum(row.pair_id in own and row.kind != "model" and row.strength != 0 for row in exported),
         "arms": dict(sorted(arms.items())),
         "kinds": dict(sorted(Counter(one.kind for one in counted).items())),
-        "agreement": agreement(counted, {name: pair.prompt_id for name, pair in pairs.items()}).as_json(),
+        "agreement": agreement(
+            [one for one in counted if one.rater_id not in excluded],
+            {name: pair.prompt_id for name, pair in pairs.items()},
+        ).as_json(),
     }
 
 

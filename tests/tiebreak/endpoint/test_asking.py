@@ -183,6 +183,19 @@ def test_an_endpoint_that_is_down_is_not_asked_everything(
     assert failed <= server.asked <= failed + parallel
 
 
+def test_an_endpoint_that_asks_for_no_wait_is_not_asked_at_once_again(
+    start: Callable[[Reply], Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retry-After: 0, as some proxies send it: all retries were used up within milliseconds."""
+    waits: list[float] = []
+    monkeypatch.setattr(asking._RequestPool, "_sleep", lambda _, seconds: waits.append(seconds))
+    server = start(sends({}, 429, **{"Retry-After": "0"}))
+    with pytest.raises(RunError, match="status 429, after 4 tries"):
+        ask(server, tmp_path, parallel=1, retries=3)
+    backoffs = [seconds for seconds in waits if seconds > 0]
+    assert [0.5 * 2**n <= wait <= 2**n for n, wait in enumerate(backoffs)] == [True] * 3
+
+
 def test_failures_between_answers_do_not_end_the_run(start: Callable[[Reply], Server], tmp_path: Path) -> None:
     """Every tenth question is answered: no 16 fail in a row, and 40 are asked."""
     answer, failure = sends(says({"role": "assistant", "content": "yes"})), sends({}, status=500)
