@@ -18,7 +18,7 @@ from tiebreak.measures.agreement import Figure
 from tiebreak.measures.corrected import CorrectedShare, prediction_powered_mean, rogan_gladen
 from tiebreak.measures.judges import Comparison, Contest, against_people, contests, habits
 from tiebreak.measures.statistics import clustered_interval, effective_number, student_quantile, wilson_interval
-from tiebreak.records import Judgment, Pair
+from tiebreak.records import Judgment, ModelVerdict, Pair
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 
@@ -83,7 +83,7 @@ def build_report(
 def count(judgments: Sequence[Judgment], pairs: Sequence[Pair], injections: Sequence[Injection]) -> dict[str, Any]:
     """Counts of what was judged; tokens and cost of all questions, those with an injected demand included."""
     verdicts = [one.judge for one in judgments if one.judge is not None]
-    asked = [*verdicts, *injections]
+    asked: list[ModelVerdict | Injection] = [*verdicts, *injections]
     costs = [one.cost for one in asked if one.cost is not None]
     skipped = Counter(kind_of_skip(one.skip_reason) for one in judgments if one.skip)
     return {
