@@ -10,22 +10,31 @@ is not on this machine is an error.
 from __future__ import annotations
 
 import gc
+import math
 import os
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
+from evaluation.compare.reading import beside
 from evaluation.configuration import EvaluateConfig
 from tiebreak.errors import ConfigError, DataError, TiebreakError
 from tiebreak.extras import require_package
+from tiebreak.measures.statistics import Interval, student_quantile, win_interval
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run
 
-Benchmarks = dict[str, dict[str, dict[str, float | None]]]
-"""policy → task → metric, and its standard error under `METRIC_stderr`"""
+Figures = dict[str, float | Interval]
+Benchmarks = dict[str, dict[str, Figures]]
+"""policy → task → metric. Of a mean over questions, there are `METRIC_stderr` and, against the baseline on the same
+questions, `METRIC_difference` and `METRIC_difference_interval`"""
+ByQuestion = dict[str, dict[str, float]]
+"""metric → question → its value; of the metrics that are means over questions"""
 
 
 def find_tasks(config: EvaluateConfig) -> Any:
@@ -46,6 +55,16 @@ def find_tasks(config: EvaluateConfig) -> Any:
     return manager
 
 
+def require_data(config: EvaluateConfig, manager: Any) -> None:
+    """Read the tasks' data, before hours of sampling.
+
+    Raises:
+        DataError: it is not on this machine, or a task is faulty.
+    """
+    with _reading(config):
+        manager.load(list(config.benchmarks))
+
+
 def run_benchmarks(config: EvaluateConfig, run: Run, manager: Any) -> Benchmarks:
     """The tasks' figures for every policy; finished policies are kept on disk.
 
@@ -61,13 +80,25 @@ def run_benchmarks(config: EvaluateConfig, run: Run, manager: Any) -> Benchmarks
 
     def parts(batch: list[str]) -> object:
         ids = [run.inputs[f"policy_{policy}"].id for policy in batch]
-        return ["benchmarks", settings, config.training.model_dump(mode="json"), ids]
+        return ["benchmarks by question", settings, config.training.model_dump(mode="json"), ids]
 
-    found = cached_batches(run, list(config.policies), 1, compute, "benchmarks", parts)
-    return dict(zip(config.policies, found, strict=True))
+    rows = cached_batches(run, list(config.policies), 1, compute, "benchmarks", parts)
+    found = dict(zip(config.policies, rows, strict=True))
+    return {policy: _with_errors(found, policy, config.baseline) for policy in found}
 
 
-def _evaluate(config: EvaluateConfig, policy: str, manager: Any) -> dict[str, dict[str, float | None]]:
+def _with_errors(found: Mapping[str, Any], policy: str, baseline: str) -> dict[str, Figures]:
+    """A policy's figures by task, with their standard errors, and their differences from another policy's."""
+    figures, questions = found[policy]["figures"], found[policy]["questions"]
+    others = found[baseline]["questions"] if policy != baseline else {}
+    return {
+        task: figures[task] | _errors(questions[task]) | _against(questions[task], others.get(task, {}))
+        for task in figures
+    }
+
+
+def _evaluate(config: EvaluateConfig, policy: str, manager: Any) -> dict[str, Any]:
+    """The `figures` of its tasks, and their values at each of the `questions`."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -75,31 +106,94 @@ def _evaluate(config: EvaluateConfig, policy: str, manager: Any) -> dict[str, di
     source = find_model(config.policies[policy], trust_remote_code=trust)
     model, chat = load_frozen_policy(source, config.training), load_chat(source, config.chat, trust)
     wrapped = HFLM(pretrained=model, tokenizer=chat.tokenizer, batch_size=config.batch_size)
-    try:
-        with _offline():
-            results = simple_evaluate(
-                wrapped,
-                tasks=list(config.benchmarks),
-                task_manager=manager,
-                limit=config.benchmark_limit,
-                apply_chat_template=config.benchmark_chat,
-                random_seed=config.seed,
-                numpy_random_seed=config.seed,
-                torch_random_seed=config.seed,
-                fewshot_random_seed=config.seed,
-                bootstrap_iters=0,
-                log_samples=False,
-            )
-    except TiebreakError:
-        raise
-    except Exception as error:
-        raise DataError(_reason(error, config)) from error
+    with _reading(config):
+        results = simple_evaluate(
+            wrapped,
+            tasks=list(config.benchmarks),
+            task_manager=manager,
+            limit=config.benchmark_limit,
+            apply_chat_template=config.benchmark_chat,
+            random_seed=config.seed,
+            numpy_random_seed=config.seed,
+            torch_random_seed=config.seed,
+            fewshot_random_seed=config.seed,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
     del wrapped, model
     gc.collect()
-    return {task: _figures(values) for task, values in results["results"].items()}
+    figures = {task: _figures(values) for task, values in results["results"].items()}
+    samples = results["samples"]
+    return {
+        "figures": figures,
+        "questions": {task: _by_question(samples.get(task, ()), values) for task, values in figures.items()},
+    }
 
 
-def _figures(values: Mapping[str, Any]) -> dict[str, float | None]:
+def _by_question(samples: Sequence[Mapping[str, Any]], figures: Mapping[str, float]) -> ByQuestion:
+    """The values of each metric that is their mean: not those of a whole corpus, such as BLEU, nor of a group of tasks.
+
+    >>> rows = [{"doc_id": 0, "filter": "none", "metrics": ["acc"], "acc": 1.0},
+    ...         {"doc_id": 1, "filter": "none", "metrics": ["acc"], "acc": 0.0}]
+    >>> _by_question(rows, {"acc": 0.5}), _by_question(rows, {"acc": 0.7})
+    ({'acc': {'0': 1.0, '1': 0.0}}, {})
+    """
+    found: ByQuestion = {}
+    for row in samples:
+        for metric in row["metrics"]:
+            if isinstance(value := row[metric], Real):
+                name = f"{metric},{row['filter']}".removesuffix(",none")
+                found.setdefault(name, {})[str(row["doc_id"])] = float(value)
+    return {
+        name: values
+        for name, values in found.items()
+        if name in figures
+        and math.isclose(statistics.fmean(values.values()), figures[name], rel_tol=1e-9, abs_tol=1e-12)
+    }
+
+
+def _errors(questions: ByQuestion) -> Figures:
+    """The standard errors of means over questions."""
+    return {
+        beside(metric, "stderr"): statistics.stdev(values.values()) / math.sqrt(len(values))
+        for metric, values in questions.items()
+        if len(values) > 1
+    }
+
+
+def _against(own: ByQuestion, baseline: ByQuestion) -> Figures:
+    """Differences from the baseline, question by question, and their mean's 95% interval.
+
+    >>> found = _against({"f1": {"0": 1.0, "1": 0.9, "2": 0.3}}, {"f1": {"0": 0.5, "1": 0.9, "2": 0.2}})
+    >>> round(found["f1_difference"], 3), [round(edge, 3) for edge in found["f1_difference_interval"]]
+    (0.2, [-0.457, 0.857])
+    """
+    found: Figures = {}
+    for metric, values in own.items():
+        others = baseline.get(metric, {})
+        differences = [value - others[question] for question, value in values.items() if question in others]
+        if len(differences) > 1:
+            found[beside(metric, "difference")] = statistics.fmean(differences)
+            found[beside(metric, "difference_interval")] = mean_interval(differences)
+    return found
+
+
+def mean_interval(differences: Sequence[float]) -> Interval:
+    """The 95% interval of a mean difference: the score interval of right and wrong answers, which has a width where all
+    questions agree, and Student's of other metrics. (The bootstrap holds 10,000 resamples of every question in memory.)
+
+    >>> [round(edge, 3) for edge in mean_interval([0.0] * 100)]
+    [-0.054, 0.054]
+    """
+    if set(differences) <= {-1.0, 0.0, 1.0}:
+        low, high = win_interval(differences.count(1.0), differences.count(0.0), differences.count(-1.0))
+        return 2 * low - 1, 2 * high - 1
+    middle = statistics.fmean(differences)
+    half = student_quantile(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return middle - half, middle + half
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
     """lm-eval's `acc,none` as `acc`; what is not a number, such as the task's alias, is left out.
 
     >>> _figures({"alias": "mine", "acc,none": 0.5, "acc_stderr,none": "N/A", "f1,strict": 1.0})
@@ -131,6 +225,18 @@ def _reason(error: Exception, config: EvaluateConfig) -> str:
             "there is a network, or give a task of your own whose data_files are local (benchmark_tasks)"
         )
     return f"benchmarks: lm-eval failed on {names}: {type(error).__name__}: {text}"
+
+
+@contextmanager
+def _reading(config: EvaluateConfig) -> Iterator[None]:
+    """lm-eval's failures become ours; no request is made to the hub, unless HF_HUB_OFFLINE=0 allows it."""
+    try:
+        with _offline():
+            yield
+    except TiebreakError:
+        raise
+    except Exception as error:
+        raise DataError(_reason(error, config)) from error
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluation.benchmarks import find_tasks, run_benchmarks
+from evaluation.benchmarks import find_tasks, require_data, run_benchmarks
 from evaluation.canaries import find_canaries, measure_canaries
 from evaluation.configuration import EvaluateConfig
 from evaluation.gate import read_gate, require_gate
@@ -87,6 +87,8 @@ def measure_policies(config: EvaluateConfig) -> Path:
         require_readable(config)
         prompts = drop_unrendered(config, run, prompts)
         references = read_references(config, run, prompts)
+        if tasks is not None:
+            require_data(config, tasks)
         drawn = [prompt for prompt in prompts for _ in range(config.samples_per_prompt)]
         answers: dict[str, list[Answer]] = {}
         for name in config.policies:

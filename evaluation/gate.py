@@ -9,7 +9,8 @@ as not met. The result is in `gate.json` of the run's folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from evaluation.compare.reading import Evaluation, read_evaluation
+from evaluation.compare.reading import Answer, Evaluation, beside, read_evaluation
 from evaluation.compare.words import edge, label
 from evaluation.overview.policies import Member, member_of
 from tiebreak.config import Section, load_config
@@ -26,6 +27,7 @@ from tiebreak.data.splits import VALIDATION_SHARE
 from tiebreak.errors import ConfigError, GateError, counted
 from tiebreak.files import write_json
 from tiebreak.measures.ratings import MANY_PROMPTS, length_controlled, outcomes_of, share_interval
+from tiebreak.measures.statistics import Interval, bootstrap_interval
 from tiebreak.measures.yardsticks.registry import Better
 from tiebreak.measures.yardsticks.wording import refuses
 from tiebreak.page.numbers import number, percent, signed
@@ -44,7 +46,8 @@ class Bounds(Section):
     at_most: float | None = None
     """the largest value that passes"""
     no_worse_by: float | None = Field(default=None, ge=0)
-    """how much worse than the baseline's the value may be: lower, or higher where less is better"""
+    """how much worse than the baseline's the value may be (lower, or higher where less is better); the whole 95% interval
+    of the difference must be within it, where the figure is a mean over prompts or questions"""
 
     @model_validator(mode="after")
     def _some(self) -> Bounds:
@@ -161,7 +164,14 @@ def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
         yield from _gaps(evaluation, gate.policy, yardstick, most)
     before = _figures(evaluation, evaluation.baseline) if base else {}
     for name, bounds in gate.figures.items():
-        yield from _bounded(name, figures.get(name), before.get(name), bounds, better_of(name, evaluation.yardsticks))
+        better = better_of(name, evaluation.yardsticks)
+        if bounds.at_least is not None:
+            yield _at_least(name, figures.get(name), bounds.at_least, number)
+        if bounds.at_most is not None:
+            yield _at_most(name, figures.get(name), bounds.at_most, number)
+        if bounds.no_worse_by is not None:
+            interval = difference_interval(evaluation, gate.policy, name)
+            yield _no_worse(name, figures.get(name), before.get(name), interval, bounds.no_worse_by, better)
 
 
 def _against_baseline(gate: Gate, mine: Member, base: Member | None, prompts: Sequence[str]) -> Iterator[Requirement]:
@@ -287,27 +297,65 @@ def better_of(name: str, yardsticks: Sequence[Mapping[str, Any]] = ()) -> Better
     return found
 
 
-def _bounded(
-    name: str, value: float | None, before: float | None, bounds: Bounds, better: Better
-) -> Iterator[Requirement]:
-    if bounds.at_least is not None:
-        yield _at_least(name, value, bounds.at_least, number)
-    if bounds.at_most is not None:
-        yield _at_most(name, value, bounds.at_most, number)
-    if bounds.no_worse_by is not None:
-        yield _no_worse(name, value, before, bounds.no_worse_by, better)
+def difference_interval(evaluation: Evaluation, policy: str, name: str) -> Interval | None:
+    """The 95% interval of a policy's figure minus the baseline's, paired by prompt or question; None if the figure is no
+    mean over them, such as the BLEU of a corpus, or the evaluation was made before they were kept."""
+    kind, _, rest = name.partition(".")
+    inner, _, last = rest.rpartition(".")
+    own = evaluation.policies[policy].model_extra or {}
+    found: Any = None
+    if kind == "yardsticks" and last == "mean":
+        found = evaluation.yardstick_rows(policy).get(inner, {}).get("difference_interval")
+    elif kind == "benchmarks":
+        found = own.get("benchmarks", {}).get(inner, {}).get(beside(last, "difference_interval"))
+    elif value_of := _value_of(name):
+        mine, theirs = (_means(evaluation, one, value_of) for one in (policy, evaluation.baseline))
+        shared = sorted(mine.keys() & theirs.keys())
+        if len(shared) > 1:
+            found = bootstrap_interval([mine[prompt] - theirs[prompt] for prompt in shared])
+    return None if found is None else (found[0], found[1])
 
 
-def _no_worse(name: str, value: float | None, before: float | None, margin: float, better: Better) -> Requirement:
+def _value_of(name: str) -> Callable[[Answer], float | None] | None:
+    """One answer's value of a figure that is a mean over answers."""
+    kind, _, criterion = name.partition(".")
+    if kind == "criteria":
+        return lambda answer: answer.rubric.get(criterion)
+    return {
+        "yardstick_mean": lambda answer: answer.yardstick_score,
+        "rubric_mean": lambda answer: answer.yardstick_score,
+        "score_mean": lambda answer: answer.score,
+        "unfinished_share": lambda answer: not answer.finished,
+        "repetition_mean": lambda answer: answer.repetition,
+        "kl_per_sequence": lambda answer: answer.kl,
+    }.get(name)
+
+
+def _means(evaluation: Evaluation, policy: str, value_of: Callable[[Answer], float | None]) -> dict[str, float]:
+    """Prompt → the mean over its answers."""
+    values: dict[str, list[float]] = {}
+    for answer in evaluation.answers:
+        if answer.policy == policy and (value := value_of(answer)) is not None:
+            values.setdefault(answer.prompt_id, []).append(float(value))
+    return {prompt: statistics.fmean(own) for prompt, own in values.items()}
+
+
+def _no_worse(
+    name: str, value: float | None, before: float | None, interval: Interval | None, margin: float, better: Better
+) -> Requirement:
     if better == "neither":
         return Requirement(
             name, False, "neither more nor less of it is better: give at_least or at_most for no_worse_by"
         )
-    if before is None:
-        return Requirement(name, False, "the baseline's was not measured")
-    if better == "lower":
-        return _at_most(name, value, before + margin, number)
-    return _at_least(name, value, before - margin, number)
+    if value is None or before is None:
+        return Requirement(name, False, "not measured" if value is None else "the baseline's was not measured")
+    low, high = interval or (value - before, value - before)
+    width = f"95% interval {signed(low, 3)} to {signed(high, 3)}" if interval else "without an interval"
+    worst = high if better == "lower" else -low
+    words = (
+        f"{signed(value - before, 3)} against the baseline, {width}; {better} is better, no worse by {number(margin)}"
+    )
+    return Requirement(name, worst <= margin, words)
 
 
 def _interval_at_least(name: str, value: float, interval: Sequence[float], least: float) -> Requirement:

@@ -31,6 +31,16 @@ OLDER_NAMES = {
 """Figures by their names in older reports; new reports have both."""
 
 
+def beside(metric: str, figure: str) -> str:
+    """The name of a further figure of a benchmark's metric, in lm-eval's form.
+
+    >>> beside("acc", "stderr"), beside("f1,strict", "stderr")
+    ('acc_stderr', 'f1_stderr,strict')
+    """
+    name, comma, kind = metric.partition(",")
+    return f"{name}_{figure}{comma}{kind}"
+
+
 class _WithOlderNames(BaseModel):
     """A row in which a figure may have either of its names."""
 
@@ -87,6 +97,7 @@ class Answer(_WithOlderNames):
     score: float | None = None
     kl: float | None = None
     length_tokens: int
+    repetition: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation.compare.reading import beside
 from evaluation.compare.words import edge, label
 from tiebreak.page.charts import swatch
 from tiebreak.page.markup import Markup, el, join
@@ -122,6 +124,10 @@ def _slice_cell(policy: str, row: Row | None, digits: int) -> Markup:
     )
 
 
+_BESIDE = re.compile("_(stderr|difference|difference_interval)(,|$)")
+"""in the names of further figures of a metric"""
+
+
 def benchmarks_part(report: Row, marks: Marks) -> Markup | None:
     """lm-eval's tasks: a row for each metric, a column for each policy."""
     measured = {name: row["benchmarks"] for name, row in report["policies"].items() if row.get("benchmarks")}
@@ -132,7 +138,7 @@ def benchmarks_part(report: Row, marks: Marks) -> Markup | None:
         for tasks in measured.values()
         for task, figures in tasks.items()
         for metric in figures
-        if "_stderr" not in metric
+        if not _BESIDE.search(metric)
     }
     rows = [
         el(
@@ -143,7 +149,10 @@ def benchmarks_part(report: Row, marks: Marks) -> Markup | None:
         for task, metric in sorted(metrics)
     ]
     headings = [heading("Task"), *(el("th", _named(name, marks), scope="col", cls="n") for name in measured)]
-    remark = "Tasks of lm-eval (EleutherAI), in its own metrics; ± is its standard error over the task's documents."
+    remark = (
+        "Tasks of lm-eval (EleutherAI), in its own metrics; ± is the standard error over the task's questions. Δ: the "
+        "difference from the baseline on the same questions, with its 95% interval."
+    )
     return join(el("div", table(headings, rows), cls="scroll"), note(remark))
 
 
@@ -151,11 +160,13 @@ def _benchmark_cell(policy: str, figures: Row, metric: str) -> Markup:
     value = figures.get(metric)
     if value is None:
         return cell(label(policy), "–", cls="n", absent=True)
-    first, comma, kind = metric.partition(",")
-    error = figures.get(f"{first}_stderr{comma}{kind}")
-    return cell(
-        label(policy), el("span", number(value, 3), el("small", f" ± {number(error, 3)}") if error else None), cls="n"
-    )
+    error, difference = figures.get(beside(metric, "stderr")), figures.get(beside(metric, "difference"))
+    shown = el("span", number(value, 3), el("small", f" ± {number(error, 3)}") if error else None)
+    if difference is None:
+        return cell(label(policy), shown, cls="n")
+    low, high = figures[beside(metric, "difference_interval")]
+    against = el("small", f"Δ {signed(difference, 3)}, {signed(low, 3)} to {signed(high, 3)}", cls="verdict")
+    return cell(label(policy), el("span", shown, against, cls="stacked"), cls="n")
 
 
 def canaries_part(report: Row, marks: Marks) -> Markup | None:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from study import finished, write_evaluation
 from support import REPOSITORY, run_here
 
 from evaluation.compare.reading import read_evaluation
-from evaluation.gate import Gate, check, read_gate
+from evaluation.gate import Gate, check, difference_interval, read_gate
 from tiebreak.config import read_yaml
 from tiebreak.data.reading import read_prompts
 from tiebreak.errors import ConfigError
@@ -83,6 +84,34 @@ def test_the_whole_interval_of_a_gap_is_within_the_limit(evaluation: Path) -> No
     assert met == {0.2: [False, False], 0.3: [True, False]}  # one pair of prompts shows nothing
     (unmeasured,) = [row for row in check(Gate(policy="dpo-low", bias_gap={"length": 9.0}), one) if not row.met]
     assert "not measured" in unmeasured.words
+
+
+def test_the_whole_interval_of_a_difference_is_within_the_margin(evaluation: Path) -> None:
+    """Forty prompts on which the policy is worse by 0.1 on average: ±0.05 · 2.02 by Student."""
+    one = read_evaluation(str(evaluation))
+    off = np.tile([-0.1, -0.1 + 0.156, -0.1 - 0.156, -0.1], 10)  # standard deviation .112: a standard error of .0177
+    prompts = sorted(one.prompt_ids)
+    answers = tuple(
+        answer.model_copy(update={"score": off[prompts.index(answer.prompt_id)] if answer.policy == "dpo-low" else 0.0})
+        for answer in one.answers
+    )
+    worse = replace(one, answers=answers)
+    low, high = difference_interval(worse, "dpo-low", "score_mean") or (0.0, 0.0)
+    half = 2.0227 * float(np.std(off, ddof=1)) / 40**0.5
+    assert (low, high) == (pytest.approx(-0.1 - half, abs=0.003), pytest.approx(-0.1 + half, abs=0.003))
+    assert difference_interval(worse, "dpo-low", "length_tokens_mean") is None
+
+
+def test_a_benchmark_is_no_worse_where_its_interval_says_so(evaluation: Path, tmp_path: Path) -> None:
+    accuracy = {"acc": 0.5, "acc_difference": 0.0, "acc_difference_interval": [-0.04, 0.04]}
+    figures = {
+        policy: row.model_dump() | {"benchmarks": {"leaves.v2": accuracy if policy != "sft" else {"acc": 0.5}}}
+        for policy, row in read_evaluation(str(evaluation)).policies.items()
+    }
+    with_tasks = Path(write_evaluation(tmp_path / "evaluate", POLICIES, {}, seed=0, prompts=40, figures=figures))
+    name = "benchmarks.leaves.v2.acc"
+    met = {margin: found(with_tasks, figures={name: {"no_worse_by": margin}})[name] for margin in (0.0, 0.039, 0.041)}
+    assert met == {0.0: False, 0.039: False, 0.041: True}
 
 
 @pytest.mark.parametrize("changed", [False, True])
