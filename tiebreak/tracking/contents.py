@@ -350,6 +350,27 @@ class NewRows:
                 yield row, named
 
 
+class NewAnswers:
+    """The answers to held-out prompts in a run's completions.jsonl, to which every evaluation adds."""
+
+    name = "completions"
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / f"{self.name}.jsonl"
+        self._size = 0
+        self._rows: list[Row] = []
+        self._latest = -1
+
+    def until(self, step: int) -> list[Row]:
+        """All answers up to a step, if there are some that no earlier call gave; else []."""
+        size = self._path.stat().st_size if self._path.is_file() else 0
+        if size != self._size:
+            self._size, self._rows = size, [row for row in read_rows(self._path) if "step" in row]
+        rows = [row for row in self._rows if row["step"] <= step]
+        before, self._latest = self._latest, max((row["step"] for row in rows), default=self._latest)
+        return rows if self._latest > before else []
+
+
 def read_line(text: str) -> Row:
     """A JSON object; {} if the text is not one."""
     with contextlib.suppress(ValueError):

@@ -28,14 +28,17 @@ from tiebreak.tracking.contents import (
     STATE_FILE,
     STEP,
     SUMMARIES,
+    NewAnswers,
     NewRows,
     best_policy,
     model_files,
+    most_telling,
     read_json,
     read_line,
     read_rows,
     reports_in,
     summary_of,
+    table_of,
     tables_in,
 )
 
@@ -82,6 +85,7 @@ class Copy:
         self._new = NewRows(folder)
         self._alerts = 0
         """alerts sent"""
+        self._answers = NewAnswers(folder)
         self.run: Any = None
         self.lacks = ""
         """what W&B did not accept"""
@@ -126,11 +130,19 @@ class Copy:
     def send_rows(self) -> None:
         """The rows added since the last call. An incomplete line waits for its end."""
         self._end_if_replaced()
-        for _, named in self._new:
+        for row, named in self._new:
             if self.sent >= self.already:
-                self.run.log(named, step=self.sent)
+                self.run.log(named | self._answers_until(row["step"]), step=self.sent)
             self.sent += 1
         self._send_alerts()
+
+    def _answers_until(self, step: int) -> dict[str, Any]:
+        """The table of answers to held-out prompts, where an evaluation has added to it."""
+        import wandb
+
+        rows = self._answers.until(step)
+        columns, cells = table_of(most_telling(rows))
+        return {self._answers.name: wandb.Table(columns=columns, data=cells)} if rows else {}
 
     def _send_alerts(self) -> None:
         for row in read_rows(self.folder / ALERTS)[self._alerts :]:

@@ -456,6 +456,15 @@ def test_a_disk_that_fills_while_wandb_writes(
     assert steps_in(offline_copy(tmp_path / "dpo")) == list(range(1, 2001))
 
 
+def test_answers_to_held_out_prompts_are_sent_with_the_next_row(tmp_path: Path) -> None:
+    recorder = start(tmp_path / "dpo", mode="offline")
+    recorder.extend_table("completions", [{"step": step, "prompt_id": "p", "completion": "Iron."} for step in (0, 2)])
+    log(recorder, 1, 2, 3, 4)
+    finish(recorder)
+    rows = [one["history"]["item"] for one in offline_copy(tmp_path / "dpo") if one["type"] == "history"]
+    assert [row.get("completions.nrows") for row in rows] == [1, 2, None, 2]  # all of them at the end
+
+
 def test_a_copy_that_is_cut_off_lacks_rows(tmp_path: Path) -> None:
     """400 rows take two blocks of W&B's file."""
     recorder = start(tmp_path / "dpo", mode="offline")
