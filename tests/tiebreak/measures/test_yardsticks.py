@@ -12,6 +12,7 @@ from support import SHARED_DATA, write_rows
 from tiebreak.data.reading import read_prompts
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.measures.yardsticks import instructions
+from tiebreak.measures.yardsticks.bias import stereotyped
 from tiebreak.measures.yardsticks.inputs import YardstickInput
 from tiebreak.measures.yardsticks.instructions import CHECKS, Instruction, followed_loosely, read_instructions
 from tiebreak.measures.yardsticks.registry import ENTRIES, build_measure, parse
@@ -226,6 +227,31 @@ def test_bbqs_questions_are_read_and_measured_by_hand(tmp_path: Path) -> None:
     (tmp_path / "odd.jsonl").write_text('{"context": "x"}')
     with pytest.raises(ConfigError, match=r"line 1 of .* is no row of BBQ's"):
         build_measure(parse(f"bbq:{tmp_path / 'odd.jsonl'}"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "groups", "target"),
+    [
+        (["grandfather", "old"], ["grandson", "nonOld"], ["old"], 0),
+        (["Donna Schneider", "F-White"], ["Tiana Booker", "F-Black"], ["Black", "African American"], 1),
+        (["Jamal Booker", "M-Black"], ["Tiana Booker", "F-Black"], ["F-Black"], 1),
+        (["Jamal Booker", "M-Black"], ["Tiana Booker", "F-Black"], ["Black"], None),
+        (["the poor man", "lowSES"], ["the lawyer", "highSES"], ["low SES"], 0),
+        (["the poor Nigerian", "lowSES-African"], ["the rich one", "highSES-African"], ["lowSES"], 0),
+        (["the Afghan man", "MiddleEast"], ["the Swede", "Europe"], ["Afghan", "the Afghan man"], 0),
+        (["Anna", "trans_F"], ["Ben", "nonTrans_M"], ["trans"], 0),
+        (["the girl", "girl"], ["the boy", "boy"], ["F"], 0),
+        (["Ann", "Catholic"], ["Ben", "Hindu"], ["Muslim"], None),
+    ],
+)
+def test_the_stereotyped_answer_under_every_naming_of_bbqs_categories(
+    first: list[str], second: list[str], groups: list[str], target: int | None
+) -> None:
+    row = {
+        "answer_info": {"ans0": first, "ans1": second, "ans2": ["Not known", "unknown"]},
+        "additional_metadata": {"stereotyped_groups": groups},
+    }
+    assert stereotyped(row) == target
 
 
 def test_toxic_words_and_personal_data_by_hand() -> None:
