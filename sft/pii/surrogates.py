@@ -24,13 +24,13 @@ def surrogate(kind: str, value: str, seed: int, attempt: int = 0, shape: str | N
 
     Args:
         attempt: how many were drawn before, because another value has them.
-        shape: the value as it was written, for kinds that have no range of examples; `value` is its normal form.
+        shape: the value as it was written, whose form the invented one has; `value` is its normal form.
     """
     again = f"\0{attempt}" if attempt else ""
     digest = hashlib.sha256(f"{seed}\0{kind}\0{value}{again}".encode()).digest()
     pick = random.Random(int.from_bytes(digest[:8], "big"))
     maker = (_WIDER.get(kind) if attempt else None) or _MAKERS.get(kind)
-    return maker(pick, value) if maker else in_its_shape(pick, shape or value)
+    return (maker or in_its_shape)(pick, shape or value)
 
 
 def in_its_shape(pick: random.Random, value: str) -> str:

@@ -13,20 +13,22 @@ import hmac
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from sft.configuration import PrepareConfig
 from sft.pii.surrogates import surrogate
 from sft.pii.vault import secret_of, write_map
-from sft.steps.step import Entry, Ledger, Row, Step, Tally, empty_part, require_package
+from sft.steps.step import Change, Entry, Ledger, Row, Step, Tally, empty_part, map_values, require_package
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.messages import Messages, prompt_id
 from tiebreak.pii.detector import KINDS, Detector
-from tiebreak.pii.finding import Finding
 from tiebreak.pii.patterns import users_patterns
-from tiebreak.records import Demonstration
+from tiebreak.pii.presidio import international_number
+from tiebreak.records import Demonstration, Prompt
 
 NAMES_NOT_SOUGHT = "names of people were not looked for: anonymise.model names a spaCy or GLiNER model that finds them"
 ALL_DATA = "all rows"
@@ -132,7 +134,11 @@ class Anonymise(Step):
         return self._hide(text, Scope(), Counter(), Counter())
 
     def _anonymised(self, row: Row, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> Row:
-        after = row.map_text(lambda text: self._hide(text, scope, hidden, unsure))
+        def hide(text: str, label: str = "") -> str:
+            return self._hide(text, scope, hidden, unsure, label)
+
+        after = row.map_text(hide, change_arguments=lambda arguments: _hide_in_json(arguments, hide))
+        after = _with_prompt(after, tools=tuple(_hide_in_tool(tool, hide) for tool in row.prompt.tools))
         return self._without_facts(self._without_speakers(after, scope, hidden), scope, hidden, unsure)
 
     def _without_facts(self, row: Row, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> Row:
@@ -141,10 +147,7 @@ class Anonymise(Step):
         if not any(map(self._holds_some, facts)):
             return row
         source, *tags = (self._hide(one, scope, hidden, unsure) for one in facts)
-        prompt = row.prompt.model_copy(update={"source": source, "tags": tuple(tags)})
-        if not isinstance(row.record, Demonstration):
-            return replace(row, record=prompt)
-        return replace(row, record=row.record.model_copy(update={"prompt": prompt}))
+        return _with_prompt(row, source=source, tags=tuple(tags))
 
     def _holds_some(self, fact: str) -> bool:
         """Whether a source or tag, which many rows share, has personal data."""
@@ -164,29 +167,34 @@ class Anonymise(Step):
                 changed.append(message)
             return tuple(changed)
 
-        prompt = row.prompt.model_copy(update={"messages": renamed(row.prompt.messages)})
-        if prompt.messages != row.prompt.messages:
-            prompt = prompt.model_copy(update={"id": prompt_id(prompt.messages, prompt.tools)})
-        if not isinstance(row.record, Demonstration):
-            return replace(row, record=prompt)
-        completion = row.record.completion
-        answer = completion if isinstance(completion, str) else renamed(completion)
-        return replace(row, record=row.record.model_copy(update={"prompt": prompt, "completion": answer}))
+        row = _with_prompt(row, messages=renamed(row.prompt.messages))
+        if not isinstance(row.record, Demonstration) or isinstance(row.record.completion, str):
+            return row
+        return replace(row, record=row.record.model_copy(update={"completion": renamed(row.record.completion)}))
 
-    def _hide(self, text: str, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> str:
-        pieces, end = [], 0
-        for one in self.detector.find(text):
+    def _hide(self, text: str, scope: Scope, hidden: Counter[str], unsure: Counter[str], label: str = "") -> str:
+        """The text with replacements.
+
+        Args:
+            label: what the text is, such as "password"; words that announce a value are looked for in it.
+        """
+        labelled = f"{label}: {text}" if label else text
+        pieces, end = [], len(labelled) - len(text)
+        for one in self.detector.find(labelled):
+            start = max(one.start, end)
+            if one.end <= start:
+                continue
             if not one.is_sure:
                 unsure[one.kind] += 1
                 continue
-            pieces += [text[end : one.start], self._in_place_of(one.kind, _value(text, one), scope)]
+            pieces += [labelled[end:start], self._in_place_of(one.kind, labelled[start : one.end], scope)]
             hidden[one.kind] += 1
             end = one.end
-        return "".join([*pieces, text[end:]])
+        return "".join([*pieces, labelled[end:]])
 
     def _in_place_of(self, kind: str, value: str, scope: Scope) -> str:
         settings = self.settings
-        key = (kind, normal_form(kind, value))
+        key = (kind, normal_form(kind, value, settings.languages))
         if settings.mode == "redact":
             return f"<{kind}>"
         if key not in scope.places:
@@ -208,7 +216,7 @@ class Anonymise(Step):
         Raises:
             DataError: there are too few of the kind, and a map is kept, which could not be undone.
         """
-        normal = normal_form(kind, value) if kind != "PERSON" else value
+        normal = normal_form(kind, value, self.settings.languages) if kind != "PERSON" else value
         for attempt in range(MOST_DRAWS if self.map else FEW_DRAWS):
             place = surrogate(kind, normal, self.settings.seed, attempt, shape=value)
             if place not in scope.values:
@@ -221,8 +229,14 @@ class Anonymise(Step):
         )
 
 
-def normal_form(kind: str, value: str) -> str:
-    """A value's normal form: `DE89 3704…` and `de893704…` are the same."""
+def normal_form(kind: str, value: str, languages: Sequence[str] = ("de", "en")) -> str:
+    """A value's normal form: `DE89 3704…` and `de893704…` are the same, and so are `0171 …` and `+49 171 …`.
+
+    Args:
+        languages: decide on the country of telephone numbers without a country code.
+    """
+    if kind == "PHONE" and (number := international_number(value, languages)):
+        return number
     if kind in ("EMAIL", "PERSON", WORD, "ADDRESS"):
         return " ".join(value.casefold().split())
     if kind in ("IBAN", "CARD", "PHONE", "PLATE", "NATIONAL_ID", "MAC"):
@@ -231,8 +245,50 @@ def normal_form(kind: str, value: str) -> str:
     return value
 
 
-def _value(text: str, finding: Finding) -> str:
-    return text[finding.start : finding.end]
+def _with_prompt(row: Row, **changes: Any) -> Row:
+    """The row with a changed prompt, whose id is that of its content."""
+    if all(getattr(row.prompt, name) == value for name, value in changes.items()):
+        return row
+    prompt = row.prompt.model_copy(update=changes)
+    prompt = prompt.model_copy(update={"id": prompt_id(prompt.messages, prompt.tools)})
+    record = prompt if isinstance(row.record, Prompt) else row.record.model_copy(update={"prompt": prompt})
+    return replace(row, record=record)
+
+
+def _hide_in_json(value: Any, hide: Callable[..., str], label: str = "") -> Any:
+    """JSON with its strings, numbers and keys searched. A value's key announces it: `{"password": "hunter2"}`."""
+    if isinstance(value, Mapping):
+        hidden: dict[str, Any] = {}
+        for key, one in value.items():
+            hidden[_free_key(hide(key), hidden)] = _hide_in_json(one, hide, _words_of(key))
+        return hidden
+    if isinstance(value, list):
+        return [_hide_in_json(one, hide, label) for one in value]
+    if isinstance(value, str):
+        return hide(value, label)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        text = hide(str(value), label)
+        return value if text == str(value) else text
+    return value
+
+
+def _words_of(key: str) -> str:
+    """`dateOfBirth` and `date_of_birth` as words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", key)
+
+
+def _free_key(key: str, used: Container[str]) -> str:
+    """The key, numbered if another one was replaced by the same: no value is lost."""
+    return next(one for one in chain([key], (f"{key} {n}" for n in count(2))) if one not in used)
+
+
+def _hide_in_tool(tool: dict[str, Any], hide: Change) -> dict[str, Any]:
+    """A tool's schema, searched but for the function's name, by which calls refer to it."""
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        return tool
+    texts = {key: value for key, value in function.items() if key != "name"}
+    return {**tool, "function": {**function, **map_values(texts, hide)}}
 
 
 def _require_pattern(kind: str, expression: str) -> None:

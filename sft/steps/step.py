@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sft.configuration import PrepareConfig
 
 Change = Callable[[str], str]
+ChangeArguments = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,20 @@ class Row:
             f"{self.prompt_text}\n\n{self.answer_text}" if isinstance(self.record, Demonstration) else self.prompt_text
         )
 
-    def map_text(self, change: Change, roles: Sequence[str] = ("system", "user", "assistant", "tool")) -> Row:
-        """The row with the texts of these roles changed and normalised, thoughts and the arguments of calls included."""
+    def map_text(
+        self,
+        change: Change,
+        roles: Sequence[str] = ("system", "user", "assistant", "tool"),
+        change_arguments: ChangeArguments | None = None,
+    ) -> Row:
+        """The row with the texts of these roles changed and normalised, thoughts and the arguments of calls included.
+
+        Args:
+            change_arguments: changes a call's arguments; None: `change` changes their strings.
+        """
 
         def changed(messages: Messages) -> Messages:
-            return tuple(map_message(one, change) if one.role in roles else one for one in messages)
+            return tuple(map_message(one, change, change_arguments) if one.role in roles else one for one in messages)
 
         asked = self.prompt
         messages = changed(asked.messages)
@@ -82,15 +92,16 @@ class Row:
         return replace(self, record=self.record.model_copy(update=update))
 
 
-def map_message(message: Message, change: Change) -> Message:
+def map_message(message: Message, change: Change, change_arguments: ChangeArguments | None = None) -> Message:
     """The message with all of its texts changed: content, thoughts, the arguments of its calls."""
+    change_arguments = change_arguments or (lambda arguments: map_values(arguments, change))
     if isinstance(message.content, str) and not message.tool_calls and message.reasoning_content is None:
         content = change(message.content)
         return message if content == message.content else message.model_copy(update={"content": content})
     calls = tuple(
         call.model_copy(
             update={
-                "function": call.function.model_copy(update={"arguments": map_values(call.function.arguments, change)})
+                "function": call.function.model_copy(update={"arguments": change_arguments(call.function.arguments)})
             }
         )
         for call in message.tool_calls

@@ -331,6 +331,75 @@ def test_writings_of_one_value_are_one_value() -> None:
     assert normal_form("EMAIL", "A@b.c") == normal_form("EMAIL", "a@B.c")
 
 
+@pytest.mark.parametrize(
+    ("local", "international", "languages"),
+    [
+        ("0171 2345678", "+49 171 2345678", ["de", "en"]),
+        ("0171/234 56 78", "0049 (0)171 2345678", ["de", "en"]),
+        ("020 7946 0958", "+44 20 7946 0958", ["de", "en"]),
+        ("(212) 555-0123", "+1 212-555-0123", ["en"]),
+    ],
+)
+def test_a_telephone_number_with_and_without_its_country_code_is_one_value(
+    local: str, international: str, languages: list[str]
+) -> None:
+    assert normal_form("PHONE", local, languages) == normal_form("PHONE", international, languages)
+
+
+def test_other_telephone_numbers_stay_apart() -> None:
+    """Another country's, another extension's."""
+    numbers = ["+49 171 2345678", "+43 171 2345678", "+49 171 2345679", "+49 171 2345678 ext. 5"]
+    assert len({normal_form("PHONE", one) for one in numbers}) == len(numbers)
+
+
+def test_a_number_without_country_code_has_the_tag_of_the_same_with_one(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": "Call 0171 2345678, from abroad +49 171 2345678, not +49 171 2345679.", "completion": "ok"}]
+    tagged = prompts(run(tmp_path / "t", tiny_model, rows))
+    assert tagged == ["Call <PHONE_1>, from abroad <PHONE_1>, not <PHONE_2>."]
+
+
+def test_arguments_of_calls_are_searched_keys_and_numbers_included() -> None:
+    """A key announces its value: nothing in `hunter2-Xyz` or in a date says what it is."""
+    arguments = {
+        "anna@example.org": 1,
+        "ben@example.org": 2,
+        "card": 4111111111111111,
+        "password": "hunter2-Xyz",
+        "dateOfBirth": ["1980-03-04"],
+        "amount": 12.5,
+        "urgent": True,
+    }
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    tool = {"type": "function", "function": {"name": "f", "description": "Writes to anna@example.org."}}
+    messages = tuple(
+        Message.model_validate(one) for one in ({"role": "user", "content": "mail anna@example.org"}, call)
+    )
+    prompt = Prompt(id=prompt_id(messages, (tool,)), messages=messages, tools=(tool,))
+
+    def hidden(mode: str) -> Prompt:
+        config = PrepareConfig(
+            output="x",
+            prompts=["p.jsonl"],
+            steps=["anonymise"],
+            anonymise=AnonymiseConfig.model_validate({"mode": mode}),
+        )
+        return Anonymise(config).run([Row("p:1", prompt)], Ledger(Tally("anonymise")))[0].prompt
+
+    tagged, redacted = hidden("tag"), hidden("redact")
+    assert tagged.messages[1].tool_calls[0].function.arguments == {
+        "<EMAIL_1>": 1,
+        "<EMAIL_2>": 2,
+        "card": "<CARD_1>",
+        "password": "<SECRET_1>",
+        "dateOfBirth": ["<BIRTH_DATE_1>"],
+        "amount": 12.5,
+        "urgent": True,
+    }
+    assert tagged.tools[0]["function"] == {"name": "f", "description": "Writes to <EMAIL_1>."}
+    assert [*redacted.messages[1].tool_calls[0].function.arguments][:2] == ["<EMAIL>", "<EMAIL> 2"]
+    assert tagged.id == prompt_id(tagged.messages, tagged.tools) != prompt.id
+
+
 def test_own_patterns_and_words(tmp_path: Path, tiny_model: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("Project Heron\n")

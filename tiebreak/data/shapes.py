@@ -40,6 +40,7 @@ from tiebreak.data.rows.demonstrations import (
     two_parts,
     whole_conversation,
 )
+from tiebreak.data.rows.logs import has_answer, is_logged, logged_answer, logged_prompt
 from tiebreak.data.rows.parts import (
     ANSWERS,
     CONVERSATIONS,
@@ -357,8 +358,8 @@ def _prompt_row(cells: Cells) -> PromptRow:
 
 
 _SHAPES: dict[RecordKind, tuple[Callable[[Cells], Interpretation | None], ...]] = {
-    "prompts": (ticket_prompt, _bbq_prompt, _bare_prompt, _conversation_prompt, _common_prompt, _document),
-    "demonstrations": (answered_ticket, conversation, prompt_and_answer),
+    "prompts": (ticket_prompt, logged_prompt, _bbq_prompt, _bare_prompt, _conversation_prompt, _common_prompt, _document),
+    "demonstrations": (answered_ticket, logged_answer, conversation, prompt_and_answer),
     "preferences": (two_sides, pair_with_winner, ranking, rating),
     "answers": (_labelled_answer,),
 }
@@ -368,6 +369,8 @@ def guess(cells: Cells) -> RecordKind:
     """The kind of record that a row most likely is."""
     if has_pair(cells):
         return "preferences"
+    if is_logged(cells.values):
+        return "demonstrations" if has_answer(cells.values) else "prompts"
     if is_ticket(cells.values) or any(name in cells for name in (*CONVERSATIONS, *ANSWERS)):
         return "demonstrations"
     return "prompts"

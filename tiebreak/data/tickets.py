@@ -56,7 +56,9 @@ def is_ticket(row: Mapping[str, Any]) -> bool:
 
 def _is_zendesk(row: Mapping[str, Any]) -> bool:
     comments = _comments(row)
-    return bool(comments) and all(
+    if not comments:
+        return row.get("comments") == [] and "requester_id" in row
+    return all(
         any(name in one for name in _BODIES) and any(name in one for name in ("author_id", "author", "author_role"))
         for one in comments
     )

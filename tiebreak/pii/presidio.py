@@ -49,8 +49,9 @@ _MAY_MATCH: dict[str, re.Pattern[str]] = {
 _MAY_BE_PHONE = re.compile(r"\d(?:(?:[^\w\n]|x){0,4}\d){6}", re.IGNORECASE)
 """Seven digits: shorter numbers are extensions, or no telephone numbers at all."""
 _DIGIT = re.compile(r"\d")
-REGIONS = ("DE", "AT", "CH", "GB", "US")
-"""whose telephone numbers are recognised without a country code"""
+REGIONS_OF = {"de": ("DE", "AT", "CH"), "en": ("GB", "US")}
+"""language → countries whose telephone numbers are recognised without a country code"""
+REGIONS = tuple(region for regions in REGIONS_OF.values() for region in regions)
 _PHONE_WORDS = (
     "phone", "call", "telephone", "tel", "cell", "mobile", "fax", "whatsapp", "text me", "reach me", "ring me", "my number",
     "my nr",
@@ -109,6 +110,26 @@ class Presidio:
             score = 0.7 if digits.startswith(("+", "00")) or grouped else 0.3
             found.append(with_context(text, Finding(start, end, "PHONE", score), _PHONE_WORDS))
         return found
+
+
+def international_number(value: str, languages: Sequence[str]) -> str | None:
+    """A telephone number in the form of E.164: +491711234567. None of what is no valid number.
+
+    Args:
+        languages: a number without a country code is one of the first country where it is valid, theirs before others.
+    """
+    import phonenumbers
+
+    first = [region for language in languages for region in REGIONS_OF.get(language, ())]
+    for region in dict.fromkeys((*first, *REGIONS)):
+        try:
+            number = phonenumbers.parse(value, region)
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.is_valid_number(number):
+            form = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+            return f"{form}x{number.extension}" if number.extension else form
+    return None
 
 
 def _is_of_longer_number(text: str, start: int, end: int) -> bool:

@@ -302,3 +302,10 @@ def test_formulas_of_a_spreadsheet_are_no_text(tmp_path: Path) -> None:
     found = faults(tmp_path / "x.csv", "demonstrations")
     assert [*found] == ["x.csv:3", "x.csv:4", "x.csv:5", "x.csv:6", "x.csv:10", "x.csv:11"]
     assert all("is a spreadsheet's formula or error, no text: save its values" in reason for reason in found.values())
+
+
+def test_a_ticket_without_comments_is_counted(tmp_path: Path) -> None:
+    """An export that asks for no comments has empty lists."""
+    reading = read(str(write_rows(tmp_path / "tickets.jsonl", [ZENDESK | {"comments": []}, ZENDESK])), "demonstrations")
+    assert not reading.bad
+    assert reading.left_out["tickets without an answer"] == 1

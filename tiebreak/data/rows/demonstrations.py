@@ -73,7 +73,7 @@ def whole_conversation(cells: Cells) -> tuple[str, AnswerRow] | None:
     messages = with_system(cells, read_messages(cells, value, column=name))
     if messages[-1].role != "assistant":
         raise ValueError(
-            f"{name} must end with the assistant's answer, and ends with a message of the {messages[-1].role}"
+            f"{name} must end with the assistant's answer, but the last message is the {messages[-1].role}'s"
         )
     if len(messages) < 2:
         raise ValueError(f"{name} has an answer but no prompt")
