@@ -187,7 +187,7 @@ def write_labels(
     assessed = decide_assessments(
         labels.single_answers,
         [one for one in labels.assessments if one.rater_id not in config.exclude_raters and not one.gold],
-        labels.unseen,
+        store.accepted_unseen(config.exclude_raters) if config.exclude_raters else labels.unseen,
         [one for one in labels.adjudications if isinstance(one, ExportedAssessment) and not one.gold],
     )
     known_answers = labels.known_answers.without(evaluating)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from labeling_ui.database.errors import RefusedError
+from labeling_ui.exchange.outward import PROGRAMS
 from labeling_ui.store.pairs.campaign import Gold
 from labeling_ui.store.pairs.items import Item, items_of
 from labeling_ui.store.pairs.known import check_value
@@ -31,6 +32,7 @@ from tiebreak.data.images import require_text
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_rows
 from tiebreak.data.single import read_single_answers
+from tiebreak.data.splits import named_split
 from tiebreak.data.text import Row
 from tiebreak.errors import DataError, counted
 from tiebreak.files import explain, first_line
@@ -240,7 +242,8 @@ def _next_value(text: str, at: int) -> int:
 
 def _read_argilla(result: Records, where: str, row: dict[str, Any], names: FieldNames) -> None:
     fields = _mapping(row, "fields")
-    pair = _add_pair(result, _text_of(fields, names.prompt), fields, names)
+    about = _of_our_export(row.get("metadata"))
+    pair = _add_pair(result, _text_of(fields, names.prompt), fields, names, about)
     responses = {
         name: given for name, given in _mapping(row, "responses").items() if names.question in ("", name) and given
     }
@@ -251,7 +254,7 @@ def _read_argilla(result: Records, where: str, row: dict[str, Any], names: Field
         if status == "draft":  # an answer that its rater has not given yet
             continue
         vote = {"skip": True} if status == "discarded" else _understand(_best_of(response["value"]), names)
-        _add_judgment(result, where, pair, "argilla", response["user_id"], vote)
+        _add_judgment(result, where, pair, "argilla", response["user_id"], vote, about=about)
 
 
 def _best_of(value: Any) -> Any:
@@ -266,12 +269,13 @@ def _best_of(value: Any) -> Any:
 
 def _read_label_studio(result: Records, where: str, row: dict[str, Any], names: FieldNames) -> None:
     data = _mapping(row, "data")
-    pair = _add_pair(result, _text_of(data, names.prompt), data, names)
+    about = _of_our_export(row.get("meta"))
+    pair = _add_pair(result, _text_of(data, names.prompt), data, names, about)
     for annotation in row.get("annotations") or ():
         by = annotation.get("completed_by")
         rater = by.get("id") if isinstance(by, dict) else by
         vote: Vote = {"skip": True} if annotation.get("was_cancelled") else _label_studio_answer(annotation, names)
-        _add_judgment(result, where, pair, "label-studio", rater, vote, annotation.get("lead_time"))
+        _add_judgment(result, where, pair, "label-studio", rater, vote, annotation.get("lead_time"), about)
 
 
 def _label_studio_answer(annotation: Mapping[str, Any], names: FieldNames) -> Vote:
@@ -373,20 +377,60 @@ def _text_of(fields: Mapping[str, Any], name: str) -> Messages:
     return messages
 
 
-def _add_pair(result: Records, messages: Messages, fields: Mapping[str, Any], names: FieldNames) -> Pair:
+@dataclass(frozen=True)
+class _About:
+    """What an export of ours says of a pair and its raters."""
+
+    pair: Mapping[str, Any] = field(default_factory=dict)
+    """fields of the pair"""
+    kinds: Mapping[str, Any] = field(default_factory=dict)
+    """the tool's id of a rater who is no person → their kind"""
+
+
+_HUMAN = _About()
+
+
+def _of_our_export(about: Any) -> _About:
+    """What a record's metadata say, if an export of ours wrote them.
+
+    Raises:
+        ValueError: people and programs judged, and it does not say which.
+    """
+    about = about if isinstance(about, dict) else {}
+    kinds = {*str(about.get("kind", "")).split("+")}
+    if not kinds <= {"human", "model", "simulated"}:
+        return _HUMAN
+    programs = dict(str(one).rsplit(" ", 1) for one in about.get(PROGRAMS, ()))
+    if kinds != {"human"} and not programs:
+        raise ValueError(f"kind: {about['kind']}, but no {PROGRAMS} says which raters are no people: export it again")
+    split = named_split(about.get("split"))
+    stated = {"split": split, "tags": tuple(about.get("tags", ())), "purpose": about.get("purpose")}
+    return _About({name: value for name, value in stated.items() if value}, programs)
+
+
+def _add_pair(
+    result: Records, messages: Messages, fields: Mapping[str, Any], names: FieldNames, about: _About = _HUMAN
+) -> Pair:
     texts = [_text_of(fields, name)[-1].text for name in (names.first, names.second)]
     identity = content_id("pair", messages, texts)
     completions = tuple(
         Completion(id=content_id("completion", identity, n, text), text=text, policy=name)
         for n, (text, name) in enumerate(zip(texts, (names.first, names.second), strict=True))
     )
-    pair = Pair(id=identity, prompt_id=prompt_id(messages), messages=messages, completions=completions)
+    pair = Pair(id=identity, prompt_id=prompt_id(messages), messages=messages, completions=completions, **about.pair)
     result.pairs.append(pair)  # duplicates are merged in the store
     return pair
 
 
 def _add_judgment(
-    result: Records, where: str, pair: Pair, tool: str, rater: Any, vote: Vote, seconds: float | None = None
+    result: Records,
+    where: str,
+    pair: Pair,
+    tool: str,
+    rater: Any,
+    vote: Vote,
+    seconds: float | None = None,
+    about: _About = _HUMAN,
 ) -> None:
     if rater is None:
         raise ValueError("an answer without a rater")
@@ -399,7 +443,7 @@ def _add_judgment(
             left=first.id,
             right=second.id,
             seconds_active=seconds,
-            kind="human",
+            kind=about.kinds.get(str(rater), "human"),
             **vote,
         )
     )

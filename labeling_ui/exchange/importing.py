@@ -24,6 +24,7 @@ from labeling_ui.database.schema import ADJUDICATIONS, ASSIGNMENTS, IMPORTED_AT_
 from labeling_ui.store.contents import IMPORTED
 from labeling_ui.store.leads.adjudication import settle
 from labeling_ui.store.pairs.campaign import Batch
+from labeling_ui.store.pairs.inspection import look_at_lots
 from labeling_ui.store.pairs.items import Item, assignment_id, items_of
 from labeling_ui.store.store import Store
 from labeling_ui.store.work.judging import count_vote, count_work
@@ -98,6 +99,7 @@ def import_records(
     with store.writing() as tx:
         new = _insert(tx, judgments, items)
         new_settled = _settle(tx, settled, settled_items, settled_places)
+        look_at_lots(tx)
     return ImportCounts(new_pairs, new, new_settled)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from tiebreak.records import ExportedJudgment, Judgment, Pair, Preference
 
 QUESTION = "preference"
 FIRST, SECOND = "response1", "response2"
+PROGRAMS = "programs"
+"""the key with the ids of raters who are no people, each with its kind"""
 _NAMESPACE = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 LABEL_STUDIO_XML = """<View>
   <Paragraphs name="prompt" value="$prompt" nameKey="role" textKey="content" layout="dialogue"/>
@@ -77,18 +79,13 @@ def argilla_records(pairs: Sequence[Pair], judgments: Sequence[ExportedJudgment]
     as_chat = any(_words_of(one.pair.messages) is None for one in compared)
     for one in compared:
         responses = [
-            {"value": _word(judgment, one.first), "user_id": str(uuid.uuid5(_NAMESPACE, judgment.rater_id))}
-            for judgment in one.judgments
+            {"value": _word(judgment, one.first), "user_id": _uuid(judgment.rater_id)} for judgment in one.judgments
         ]
         prompt = _turns(one.pair.messages) if as_chat else _words_of(one.pair.messages)
         yield {
             "id": one.id,
             "fields": {"prompt": prompt, FIRST: one.texts[one.first], SECOND: one.texts[one.second]},
-            "metadata": {
-                "split": one.pair.split,
-                "kind": "+".join(sorted({said.kind for said in one.judgments})),
-                **_files(one.pair),
-            },
+            "metadata": _about(one, {judgment.rater_id: _uuid(judgment.rater_id) for judgment in one.judgments}),
             "suggestions": {},
             "responses": {QUESTION: responses},
             "vectors": {},
@@ -106,8 +103,31 @@ def label_studio_tasks(pairs: Sequence[Pair], judgments: Sequence[ExportedJudgme
             serial += 1
             annotations.append(_annotation(judgment, one.first, serial, numbers[judgment.rater_id]))
         data = {"prompt": _turns(one.pair.messages), FIRST: one.texts[one.first], SECOND: one.texts[one.second]}
-        about = {"tiebreak_id": one.id, "split": one.pair.split, **_files(one.pair)}
+        about = {"tiebreak_id": one.id, **_about(one, numbers)}
         yield {"id": n, "data": data, "meta": about, "annotations": annotations, "predictions": []}
+
+
+def _uuid(rater_id: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, rater_id))
+
+
+def _about(one: _Compared, ids: Mapping[str, str | int]) -> dict[str, Any]:
+    """What an import needs to know of the pair and its raters: programs stay programs, synthetic pairs synthetic.
+
+    Args:
+        ids: rater → their id in the tool.
+    """
+    kinds = {judgment.rater_id: judgment.kind for judgment in one.judgments}
+    programs = {str(ids[rater]): kind for rater, kind in kinds.items() if kind != "human"}
+    pair = one.pair
+    return {
+        "split": pair.split,
+        "kind": "+".join(sorted(set(kinds.values()))),
+        **({PROGRAMS: [f"{name} {kind}" for name, kind in sorted(programs.items())]} if programs else {}),
+        **({"tags": list(pair.tags)} if pair.tags else {}),
+        **({"purpose": pair.purpose} if pair.purpose != "training" else {}),
+        **_files(pair),
+    }
 
 
 def _files(pair: Pair) -> dict[str, list[str]]:

@@ -17,13 +17,12 @@ from typing import Any
 
 from labeling_ui.quality.single import measure_assessments
 from tiebreak.assessments import NOT_FLAGGED, SINGLE_TASKS, ExportedAssessment, SingleAnswer, decide_review
+from tiebreak.data.synthetic import REVIEWED, UNREVIEWED
 from tiebreak.files import write_jsonl
 from tiebreak.messages import Messages, assistant
 from tiebreak.records import Demonstration, Prompt
 
 FILES = {"rate": "ratings.jsonl", "review": "reviews.jsonl", "classify": "classes.jsonl"}
-REVIEWED = "reviewed"
-"""The tag of demonstrations that a review accepted."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,13 @@ class Assessed:
     def was_not_flagged(self) -> bool:
         """Whether it is kept because no step of *prepare* flagged it: that is not a review."""
         return self.lot is not None and self.lot.endswith(NOT_FLAGGED)
+
+    @property
+    def is_reviewed(self) -> bool:
+        """Whether people decided on it, or accepted it by a sample of its lot. A program's judgment is no review."""
+        if self.lot is not None:
+            return not self.was_not_flagged
+        return self.settled.kind == "human" if self.settled else any(vote.kind == "human" for vote in self.votes)
 
     @property
     def is_text(self) -> bool:
@@ -117,17 +123,17 @@ def _most(values: Sequence[str]) -> str | None:
 
 def demonstrations_of(assessed: Sequence[Assessed]) -> Iterator[Demonstration]:
     """Accepted and edited answers, as SFT reads them; the prompt keeps its source and tags, with a tag for the
-    outcome."""
+    outcome where people decided on it."""
     for one in assessed:
         if one.answer.task == "review" and one.outcome in ("accept", "edit"):
             answer = one.answer
-            done = () if one.was_not_flagged else (f"{REVIEWED}:{_how(one)}",)
+            done = (f"{REVIEWED}:{_how(one)}",) if one.is_reviewed else ()
             prompt = Prompt(
                 id=answer.prompt_id,
                 messages=answer.messages,
                 split=answer.split,
                 source=answer.source,
-                tags=(*answer.tags, *done),
+                tags=(*(tag for tag in answer.tags if tag != UNREVIEWED or not done), *done),
                 tools=answer.tools,
             )
             yield Demonstration(prompt=prompt, completion=one.text if one.is_text else one.messages)

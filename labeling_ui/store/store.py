@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -228,14 +228,21 @@ class Store(TransactionalStore):
                 for name, one in inspection.inspections(connection).items()
             }
 
-    def accepted_unseen(self) -> dict[str, str]:
+    def accepted_unseen(self, without: Collection[str] = ()) -> dict[str, str]:
         """Single answers that were accepted without review, each with its lot.
 
         Their lot's sample has passed, or every answer that a step of *prepare* flagged in the lot has been reviewed.
+
+        Args:
+            without: raters whose judgments do not count: a lot that passes only by theirs does not.
         """
         with self.reading() as connection:
             lots = inspection.inspections(connection)
-            passed = {one.rest: one.rest if one.flagged else name for name, one in lots.items() if one.passed}
+            passed = {
+                one.rest: one.rest if one.flagged else name
+                for name, one in lots.items()
+                if one.passed and (one.flagged or inspection.outcome(connection, one, without)[0])
+            }
             query = sa.select(ITEMS.c.id, ITEMS.c.batch).where(ITEMS.c.batch.in_(passed), ITEMS.c.withdrawn == 0)
             return {row.id: passed[row.batch] for row in connection.execute(query)}
 

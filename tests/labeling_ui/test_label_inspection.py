@@ -15,6 +15,7 @@ from labeling_ui.configuration import LabelConfig
 from labeling_ui.database.errors import StoreError
 from labeling_ui.label import read_some_answers
 from labeling_ui.store.answers import Submission
+from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.pairs.campaign import Batch
 from labeling_ui.store.pairs.inspection import InspectConfig, chance_of_at_most, plan_sample
 from labeling_ui.store.store import Store
@@ -246,3 +247,52 @@ def test_a_settled_answer_counts_as_the_lead_decided(url: str) -> None:
     [inspection] = store.inspections().values()
     assert (inspection["passed"], inspection["defects"]) == (True, most)
     assert verify(store).faults == []
+
+
+def outcome_of(store: Store) -> tuple[bool | None, int]:
+    """(whether the lot has passed, how many of its answers are accepted unseen)."""
+    [inspection] = store.inspections().values()
+    assert verify(store).faults == []
+    return inspection["passed"], len(store.accepted_unseen())
+
+
+def test_a_lot_that_passed_is_looked_at_again_when_its_sample_changes(url: str) -> None:
+    """The reviewer undoes her last verdict; says reject, one defect too many: all of the lot is reviewed."""
+    store, sample, most = begin(url, 40)
+    seen = review(store, ["reject"] * most + ["accept"] * (sample - most))
+    assert outcome_of(store) == (True, 40 - sample)
+    store.undo("r0", store.history("r0")[0].judgment_id)
+    assert outcome_of(store) == (None, 0)
+    store.submit("r0", Submission(client_id="again", pair_id=seen[-1], value="reject", rationale="wrong"))
+    assert outcome_of(store) == (False, 0)
+    assert store.claim("r0") is not None
+
+
+def test_a_lot_that_passed_by_a_rejected_rater_waits_for_another(url: str) -> None:
+    store, sample, _ = begin(url, 40)
+    seen = review(store, ["accept"] * sample)
+    ids = [one.judgment_id for one in store.history("r0", limit=100)]
+    assert len(seen) == len(ids) == store.reject(Selection(rater_id="r0"), "clicked through")
+    assert outcome_of(store) == (None, 0)
+    store.take_back_rejections(ids)
+    assert outcome_of(store) == (True, 40 - sample)
+
+
+def test_a_lot_passes_when_the_last_answer_to_review_is_withdrawn(url: str) -> None:
+    """Nobody will judge it: the rest of the lot would wait for ever."""
+    store, sample, _ = begin(url, 40)
+    review(store, ["accept"] * (sample - 1))
+    last = store.claim("r0")
+    assert last is not None
+    assert outcome_of(store) == (None, 0)
+    store.withdraw_pairs([last.pair.id], reason="in another language")
+    assert outcome_of(store) == (True, 40 - sample)
+    store.restore_pairs([last.pair.id])
+    assert outcome_of(store) == (None, 0)
+
+
+def test_an_export_without_a_rater_has_no_lot_that_passed_by_theirs(url: str) -> None:
+    store, sample, _ = begin(url, 40)
+    review(store, ["accept"] * sample)
+    assert len(store.accepted_unseen(without=["r1"])) == 40 - sample
+    assert store.accepted_unseen(without=["r0"]) == {}

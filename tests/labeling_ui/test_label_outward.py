@@ -11,10 +11,13 @@ from label_support import make_pair, open_store
 
 from labeling_ui.exchange.export import write_labels
 from labeling_ui.exchange.foreign import FieldNames, Format, read_foreign
+from labeling_ui.exchange.importing import import_records
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from tiebreak.data.reading import read_preferences
+from tiebreak.errors import DataError
+from tiebreak.records import Judgment
 
 SAID = ["first", "second", "tie", "both_bad", "skip", "first"]
 """What each rater says of pairs 0 to 5, except for the last one, which the second rater finds worse"""
@@ -79,3 +82,32 @@ def test_the_folder_for_the_hub_is_a_data_set(exported: Path) -> None:
     again = read_preferences(str(exported / "hub" / "data"))
     assert sorted(one.pair_id or "" for one in again) == ["pair-0", "pair-1"]
     assert {one.chosen_text for one in again} == {"one 0", "two 1"}
+
+
+@pytest.mark.parametrize("tool", ["argilla", "label_studio"])
+def test_what_programs_judged_and_what_is_synthetic_comes_back_as_that(tmp_path: Path, tool: Format) -> None:
+    """A pair of a test set that is synthetic, judged by a person and by a model."""
+    pair = make_pair(0, "one", "two").model_copy(update={"split": "test", "tags": ("synthetic",)})
+    store = open_store(tmp_path, [pair], overlap=1, raters=1)
+    given = store.claim("r0")
+    assert given is not None
+    judge(store, "r0", given.item_id, given.left_id == "0-0", "first")
+    verdict = Judgment(pair_id="pair-0", rater_id="judge", left="0-0", right="0-1", answer=3, kind="model")
+    import_records(store, [], [verdict], source="judged", source_id="j")
+    (tmp_path / "final").mkdir()
+    write_labels(store, tmp_path / "final", AggregationConfig(), (tool,))
+    records = read_foreign(tool, None, str(tmp_path / "final" / f"{tool}.json"), FieldNames())
+    assert Counter((one.kind, one.answer) for one in records.judgments) == {("human", -2): 1, ("model", 2): 1}
+    assert {(one.split, one.tags) for one in records.pairs} == {("test", ("synthetic",))}
+
+
+def test_an_export_that_does_not_say_who_is_a_program_is_refused(tmp_path: Path) -> None:
+    fields = {"prompt": "a?", "response1": "b", "response2": "c"}
+    responses = {"preference": [{"value": "response1", "user_id": "u"}]}
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps([{"fields": fields, "responses": responses, "metadata": {"kind": "human+model"}}]))
+    with pytest.raises(DataError, match=r"records\.json: 1 error") as raised:
+        read_foreign("argilla", None, str(file), FieldNames())
+    assert "no programs says which raters are no people" in str(raised.value)
+    file.write_text(json.dumps([{"fields": fields, "responses": responses, "metadata": {"kind": "question"}}]))
+    assert [one.kind for one in read_foreign("argilla", None, str(file), FieldNames()).judgments] == ["human"]

@@ -7,11 +7,15 @@ from pathlib import Path
 
 from label_support import open_store
 from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
+from test_label_single import export_of, make_single
 
 from labeling_ui import label
+from labeling_ui.exchange.importing import import_records
 from labeling_ui.store.answers import Submission
-from tiebreak.data.reading import read_demonstrations
+from tiebreak.assessments import Assessment
+from tiebreak.data.reading import read_demonstrations, read_records
 from tiebreak.data.single import read_single_answers
+from tiebreak.records import Demonstration
 from tiebreak.runs.run import read_manifest
 
 PROMPTS = (
@@ -55,3 +59,24 @@ def test_synthesised_rows_are_reviewed_and_learned_as_edited(tmp_path: Path, tin
     status, err = run_here("sft", "--config", config)
     assert status == 0, err
     assert read_manifest(tmp_path / "sft")["synthetic"] == {"rows": 2, "of": 2, "reviewed": 2}
+
+
+def test_a_programs_review_is_no_review(url: str, tmp_path: Path) -> None:
+    """Two answers that a model's judge accepted, one of them also a person."""
+    answers = [make_single(n, "review", f"text {n}", tags=("synthetic", "reviewed:none")) for n in range(2)]
+    store = open_store(url, list(answers), overlap=1, raters=1)
+    about = {"rater_id": "judge", "kind": "model", "task": "review", "value": "accept"}
+    verdicts = [
+        Assessment.model_validate(
+            {**about, "pair_id": f"answer-{n}", "left": f"{n}-only", "judge": {"model": "m", "answers": (1, 1)}}
+        )
+        for n in range(2)
+    ]
+    assert import_records(store, [], verdicts, source="judged", source_id="j").judgments == 2
+    given = store.claim("r0")
+    assert given is not None
+    store.submit("r0", Submission(client_id="r0", pair_id=given.item_id, value="accept"))
+    shown = read_records(export_of(store, tmp_path / "out") / "demonstrations.jsonl", Demonstration)
+    tags = {one.prompt.tags for one in shown}
+    assert tags == {("synthetic", "reviewed:none"), ("synthetic", "reviewed:accepted")}
+    assert sum(one.prompt.tags[-1] == "reviewed:accepted" for one in shown) == 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -19,7 +21,8 @@ from sft.synthesis.configuration import SynthesiseConfig
 from sft.synthesis.methods import Draft, Material, draft_rows, missing_step, platitude, with_typos, wrong_number
 from sft.synthesis.synthesise import Screen, diversity, read_material
 from sft.synthesis.writers import ModelWriter
-from tiebreak.data.reading import Rules, read_preferences, read_prompts
+from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
+from tiebreak.data.single import read_single_answers
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.messages import Message
 from tiebreak.records import Prompt
@@ -343,6 +346,43 @@ def test_synthetic_rows_reach_training_after_review_or_by_key(
     status, err = sft(tmp_path, tiny_model, write_rows(tmp_path / "seen.jsonl", seen), "seen-sft")
     assert status == 0, err
     assert read_manifest(tmp_path / "seen-sft")["synthetic"]["reviewed"] == len(rows)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"kind": "synthetic"},
+        {"kind": "Synthetic"},
+        {"source": "synthetic:typos"},
+        {"tags": ["synthetic"]},
+        {"tags": "synthetic, method:typos"},
+        {"tags": "['synthetic', 'method:typos']"},
+        {"tags": '["synthetic", "method:typos"]'},
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_synthetic_row_is_recognised_however_it_was_saved(tmp_path: Path, row: dict[str, Any], form: str) -> None:
+    """A spreadsheet, or pandas' to_csv, writes a list as text."""
+    file = tmp_path / f"rows.{form}"
+    for marked, refused in ((row, True), ({"tags": "synthetic leather"}, False)):
+        whole = {"prompt": "Is it waterproof?", "completion": "It is.", **marked}
+        if form == "jsonl":
+            write_rows(file, [whole])
+        else:
+            with file.open("w", newline="") as opened:
+                table = csv.DictWriter(opened, list(whole))
+                table.writeheader()
+                table.writerow(whole)
+        with pytest.raises(HandoffError, match="1 of 1 row synthetic") if refused else nullcontext():
+            read_demonstrations(str(file))
+        single = read_single_answers(str(file), "review")[0]
+        assert ("synthetic" in single.tags or single.source.startswith("synthetic:")) is refused
+
+
+def test_reviewed_rows_stay_reviewed_in_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text('prompt,completion,tags\nIs it?,It is.,"synthetic, reviewed:edited"\n')
+    assert read_demonstrations(str(file))[0].prompt.tags == ("synthetic", "reviewed:edited")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tiebreak.data.rows.preferences import PAIRS
 from tiebreak.data.shapes import answers_to_judge
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import named_split
-from tiebreak.data.synthetic import SYNTHETIC, synthetic_marks
+from tiebreak.data.synthetic import marks_of_row
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, counted, first_names
 from tiebreak.files import explain
@@ -130,10 +130,11 @@ def _pair_of(cells: Cells, stage: str, media: bool) -> tuple[str, Pair]:
 def _marks(cells: Cells) -> tuple[str, ...]:
     """The marks of a synthetic row. Other tags are not kept: the column then counts as ignored, which is reported."""
     tags = about(cells, ("tags",)).get("tags", ()) if "tags" in cells else ()
-    is_made = cells.values.get("kind") == SYNTHETIC and cells.get("kind")
-    marks = synthetic_marks((*tags, SYNTHETIC) if is_made and SYNTHETIC not in tags else tags)
+    marks = marks_of_row(cells.values)
     if set(tags) - set(marks):
         cells.used.discard("tags")
+    elif marks:
+        cells.used |= {"kind", "tags"}
     return marks
 
 

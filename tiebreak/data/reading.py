@@ -34,7 +34,7 @@ from tiebreak.data.rows.preferences import pair_up, unsettled_winner
 from tiebreak.data.shapes import interpret
 from tiebreak.data.sources import read_file, read_source, unread_files
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
-from tiebreak.data.synthetic import SYNTHETIC, check_reviewed
+from tiebreak.data.synthetic import check_reviewed, marks_of_row
 from tiebreak.data.text import BadRow, Row, Table
 from tiebreak.data.trees import open_trees
 from tiebreak.errors import DataError, RunError, counted, first_names
@@ -566,8 +566,9 @@ def _of_one_split(
 def _draft(where: str, cells: Cells, result: PromptRow, reading: Reading, has_splits: bool) -> Draft:
     """The record without its split. Raises ValueError if it is invalid."""
     facts = about(cells, _ABOUT[reading.wanted])
-    if cells.values.get("kind") == SYNTHETIC and SYNTHETIC not in facts.get("tags", ()):
-        facts["tags"] = (*facts.get("tags", ()), SYNTHETIC)
+    if marks := marks_of_row(cells.values):
+        facts["tags"] = tuple(dict.fromkeys((*facts.get("tags", ()), *marks)))
+        cells.used |= {"kind", "tags"}
     identity = prompt_id(result.prompt, result.tools)
     record = _record(identity, result, facts)
     return Draft(where, split_key(result.prompt, result.tools), _named_split(cells, has_splits), record)

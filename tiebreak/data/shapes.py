@@ -358,7 +358,15 @@ def _prompt_row(cells: Cells) -> PromptRow:
 
 
 _SHAPES: dict[RecordKind, tuple[Callable[[Cells], Interpretation | None], ...]] = {
-    "prompts": (ticket_prompt, logged_prompt, _bbq_prompt, _bare_prompt, _conversation_prompt, _common_prompt, _document),
+    "prompts": (
+        ticket_prompt,
+        logged_prompt,
+        _bbq_prompt,
+        _bare_prompt,
+        _conversation_prompt,
+        _common_prompt,
+        _document,
+    ),
     "demonstrations": (answered_ticket, logged_answer, conversation, prompt_and_answer),
     "preferences": (two_sides, pair_with_winner, ranking, rating),
     "answers": (_labelled_answer,),

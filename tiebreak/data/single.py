@@ -23,6 +23,7 @@ from tiebreak.data.rows.content import AnswerRow
 from tiebreak.data.shapes import interpret
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import named_split
+from tiebreak.data.synthetic import marks_of_row
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.files import explain
@@ -135,6 +136,8 @@ def _read_row(
     _require_text(found[0].prompt, text_only, found[0].image_column)
     split = named_split(cells.get("split")) or "train"
     facts = about(cells, ("source", "tags"))
+    if marks := marks_of_row(cells.values):
+        facts["tags"] = tuple(dict.fromkeys((*facts.get("tags", ()), *marks)))
     about_it = {"origin": cells.unused(), "split": split, "tools": found[0].tools, **facts}
     return _single(found[0].prompt, found[0].answer, wanted, media=text_only is None, **about_it)
 

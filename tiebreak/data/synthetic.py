@@ -1,13 +1,15 @@
 """Synthetic rows: how they are marked, and that none reaches training before a person has reviewed it.
 
-A synthetic row has the tag `synthetic`, or `kind: synthetic`. A review leaves the tag `reviewed:accepted`,
-`reviewed:edited` or `reviewed:by_sample`; a person's judgment of a pair is a review as well, a program's is not.
-`review: none` of *synthesise* leaves `reviewed:none`: training takes these rows, and reports say so.
+A synthetic row has the tag `synthetic`, `kind: synthetic`, or a source that begins with `synthetic:`. A review leaves
+the tag `reviewed:accepted`, `reviewed:edited` or `reviewed:by_sample`; a person's judgment of a pair is a review as
+well, a program's is not. `review: none` of *synthesise* leaves `reviewed:none`: training takes these rows, and reports
+say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiebreak.errors import HandoffError, counted
@@ -48,11 +50,33 @@ def synthetic_marks(tags: Sequence[str]) -> tuple[str, ...]:
     return tuple(tag for tag in tags if tag == SYNTHETIC or tag.startswith(f"{REVIEWED}:")) if SYNTHETIC in tags else ()
 
 
+def marks_of_row(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The marks in a row's columns, whatever program wrote them: a table has its tags as text. None if it is not
+    synthetic."""
+    tags = values.get("tags")
+    if isinstance(tags, str):
+        tags = [tag.strip() for tag in re.split(r"[][()'\",;|]+", tags)]
+    listed = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list | tuple) else []
+    is_made = str(values.get("kind")).strip().casefold() == SYNTHETIC or _is_made(str(values.get("source")))
+    return synthetic_marks(list(dict.fromkeys([*listed, *([SYNTHETIC] if is_made else [])])))
+
+
 def is_synthetic(record: Any) -> bool:
     """Whether a record was made, not collected."""
-    return SYNTHETIC in _tags(record) or getattr(record, "kind", "") == SYNTHETIC
+    about = _about(record)
+    return SYNTHETIC in about.tags or _is_made(about.source) or getattr(record, "kind", "") == SYNTHETIC
+
+
+def _is_made(source: str) -> bool:
+    """Whether a row's source is a method of *synthesise*."""
+    return source.startswith(f"{SYNTHETIC}:")
 
 
 def _tags(record: Any) -> Sequence[str]:
-    tags: Sequence[str] = record.prompt.tags if isinstance(record, Demonstration) else record.tags
+    tags: Sequence[str] = _about(record).tags
     return tags
+
+
+def _about(record: Any) -> Any:
+    """What has a record's tags and source."""
+    return record.prompt if isinstance(record, Demonstration) else record

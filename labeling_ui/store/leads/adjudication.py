@@ -271,7 +271,7 @@ def adjudicate(
     judgment = build_judgment(submission, lead, assignment.pair.id, assignment.shown, assignment.task)
     settle(tx, submission.pair_id, judgment, client_at_ms=submission.client_at_ms)
     if assignment.task == "review":
-        look_at_lot(tx, st.ITEM.one(tx.connection, item=submission.pair_id))
+        look_at_lot(tx, st.ITEM.one(tx.connection, item=submission.pair_id).batch)
     return judgment
 
 

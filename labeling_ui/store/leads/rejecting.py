@@ -30,6 +30,7 @@ from labeling_ui.database.schema import (
     REJECTIONS,
 )
 from labeling_ui.store.answers import storable
+from labeling_ui.store.pairs.inspection import look_at_lots
 from labeling_ui.store.work.judging import count_vote, count_work
 from tiebreak.assessments import read_judgment
 from tiebreak.messages import Record
@@ -117,6 +118,7 @@ def reject(tx: Transaction, judgment_ids: Sequence[str], reason: str, by: str | 
     rows = tx.connection.execute(query).all()
     for row in rows:
         _reject_one(tx, row, reason, by, again)
+    look_at_lots(tx)
     return len(rows)
 
 
@@ -162,6 +164,7 @@ def take_back(tx: Transaction, judgment_ids: Sequence[str], by: str | None) -> t
         else:
             _take_back_one(tx, row, by)
             done += 1
+    look_at_lots(tx)
     return done, stay
 
 

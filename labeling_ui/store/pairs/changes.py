@@ -39,6 +39,7 @@ from labeling_ui.store.pairs.campaign import (
     steer,
     write_batch,
 )
+from labeling_ui.store.pairs.inspection import look_at_lots
 from tiebreak.assessments import read_pair
 from tiebreak.records import Pair
 
@@ -98,6 +99,7 @@ def withdraw(tx: Transaction, pair_ids: Sequence[str], reason: str, by: str | No
         now = tx.event("pairs_withdrawn", rater_id=by, payload={"pair_ids": new, "reason": reason})
         rows = [{"pair_id": one, "reason": reason, "replaced_by": None, "at_ms": now} for one in new]
         tx.connection.execute(sa.insert(WITHDRAWALS), rows)
+        look_at_lots(tx)
     return len(new)
 
 
@@ -124,6 +126,7 @@ def restore(tx: Transaction, pair_ids: Sequence[str], by: str | None = None) -> 
             batch = find_batch(tx.connection, name) or Batch(name)
             for part in _in_parts(back):
                 steer(tx, batch, sa.and_(ITEMS.c.pair_id.in_(part), ITEMS.c.batch == name))
+        look_at_lots(tx)
     return len(back)
 
 
@@ -150,7 +153,9 @@ def correct(tx: Transaction, pairs: Sequence[Pair], source: Source, by: str | No
     record_source(tx, source)
     if source.id == CORRECTIONS:
         refuse_personal_data(tx, changed)
-    return [_replace(tx, pair, current[pair.id], source, by) for pair in changed]
+    corrections = [_replace(tx, pair, current[pair.id], source, by) for pair in changed]
+    look_at_lots(tx)
+    return corrections
 
 
 def _replace(tx: Transaction, pair: Pair, old: str, source: Source, by: str | None) -> Correction:

@@ -3,7 +3,9 @@
 Single sampling by attributes. Of a lot, n answers are drawn at random and reviewed. If at most c of them are defective, the
 lot is accepted; else all of it is reviewed. n and c are the smallest for which a lot with the share `acceptable` of defects
 fails with a probability of at most α, and one with the share `rejectable` passes with at most β (binomial; Montgomery 2012,
-"Statistical Quality Control", 15.2). An answer is defective if its raters do not accept it unchanged.
+"Statistical Quality Control", 15.2). An answer is defective if its raters, who are people, do not accept it unchanged.
+
+A lot that has passed is looked at again whenever a judgment of its sample changes or goes; one that has failed stays so.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -178,22 +180,42 @@ def inspections(connection: Connection) -> dict[str, Inspection]:
     return {one.batch: one for one in found}
 
 
-def look_at_lot(tx: Transaction, item: Any) -> None:
-    """After a judgment: decide the inspection of the item's lot once its sample decides it."""
-    value = tx.connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == INSPECTION + item.batch))
-    if value is None or (inspection := Inspection(**json.loads(value))).passed is not None:
+def look_at_lot(tx: Transaction, batch: str) -> None:
+    """After a judgment: decide the inspection of a lot, if the batch is its sample."""
+    value = tx.connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == INSPECTION + batch))
+    if value is not None:
+        _look_at(tx, Inspection(**json.loads(value)))
+
+
+def look_at_lots(tx: Transaction) -> None:
+    """After judgments or answers have gone or come back: decide all inspections anew."""
+    for inspection in inspections(tx.connection).values():
+        _look_at(tx, inspection)
+
+
+def _look_at(tx: Transaction, inspection: Inspection) -> None:
+    if inspection.passed is False:
+        return  # the rest of the lot is under review
+    passed, defects = outcome(tx.connection, inspection)
+    if passed is inspection.passed:
         return
-    decided, defects = _count(tx.connection, inspection.batch)
-    if defects > inspection.most_defects:
-        done = replace(inspection, passed=False, defects=defects)
-    elif decided >= _size(tx.connection, inspection):
-        done = replace(inspection, passed=True, defects=defects)
-    else:
-        return
+    done = replace(inspection, passed=passed, defects=0 if passed is None else defects)
     tx.event("inspection_decided", payload=asdict(done))
     _write(tx, done)
-    if not done.passed:
+    if passed is False:
         change_batch(tx, done.rest, BatchChange(paused=False))
+
+
+def outcome(connection: Connection, inspection: Inspection, without: Collection[str] = ()) -> tuple[bool | None, int]:
+    """(whether the sample's judgments pass the lot, None as long as they do not decide; its defective answers).
+
+    Args:
+        without: raters whose judgments do not count.
+    """
+    decided, defects = _count(connection, inspection.batch, without)
+    if defects > inspection.most_defects:
+        return False, defects
+    return (True if decided >= _size(connection, inspection) else None), defects
 
 
 def progress_of(connection: Connection, inspection: Inspection) -> dict[str, Any]:
@@ -208,15 +230,17 @@ def _size(connection: Connection, inspection: Inspection) -> int:
     return int(connection.scalar(query.select_from(ITEMS)) or 0)
 
 
-def _count(connection: Connection, batch: str) -> tuple[int, int]:
-    """(answers that a lead has settled or whose raters have all judged, those of them that are defective)."""
+def _count(connection: Connection, batch: str, without: Collection[str] = ()) -> tuple[int, int]:
+    """(answers that a lead has settled or whose raters have all judged, those of them that are defective). Judgments of
+    programs do not count."""
     query = sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record, ITEMS.c.overlap).join(
         ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id
     )
     which = sa.and_(ITEMS.c.batch == batch, JUDGMENTS.c.occasion == 0, ITEMS.c.withdrawn == 0)
+    by_people = sa.and_(JUDGMENTS.c.kind == "human", JUDGMENTS.c.rater_id.not_in(without))
     votes: dict[str, list[str]] = {}
     wanted: dict[str, int] = {}
-    for row in connection.execute(query.where(which).order_by(JUDGMENTS.c.seq)):
+    for row in connection.execute(query.where(which, by_people).order_by(JUDGMENTS.c.seq)):
         judgment = read_judgment(row.record)
         if not judgment.skip:
             votes.setdefault(row.item_id, []).append(str(getattr(judgment, "value", "")))
@@ -225,8 +249,9 @@ def _count(connection: Connection, batch: str) -> tuple[int, int]:
         ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id
     )
     for one in connection.execute(settled.where(ITEMS.c.batch == batch, ITEMS.c.withdrawn == 0)):
-        votes[one.item_id] = [str(getattr(read_judgment(one.record), "value", ""))]
-        wanted[one.item_id] = 1
+        if (settlement := read_judgment(one.record)).kind == "human":
+            votes[one.item_id] = [str(getattr(settlement, "value", ""))]
+            wanted[one.item_id] = 1
     decided = [verdicts for item, verdicts in votes.items() if len(verdicts) >= wanted[item]]
     return len(decided), sum(decide_review(verdicts) != "accept" for verdicts in decided)
 

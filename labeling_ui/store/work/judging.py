@@ -101,7 +101,7 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
     st.SET_STATE.do(tx.connection, assignment=assignment.id, to_state="done")
     st.DROP_DRAFT.do(tx.connection, assignment=assignment.id)
     if item.task == "review":
-        look_at_lot(tx, item)
+        look_at_lot(tx, item.batch)
     look_at_rater(tx, rater, assignment, rules.qualify, rules.stop)
     return StoredJudgment(identity, judgment)
 
@@ -136,7 +136,7 @@ def amend(
     count_work(tx, rater_id, at_ms, judged=0, **more)
     _remember(tx, rater_id, client_id, judgment_id, sent)
     if item.task == "review":
-        look_at_lot(tx, item)
+        look_at_lot(tx, item.batch)
     return StoredJudgment(judgment_id, judgment)
 
 
@@ -160,6 +160,8 @@ def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assi
     payload = {"assignment": row.assignment_id, "judgment_id": judgment_id}
     tx.event("undone", rater_id=rater_id, item_id=row.item_id, payload=payload)
     st.DROP_JUDGMENT.do(tx.connection, judgment=judgment_id)
+    if item.task == "review":
+        look_at_lot(tx, item.batch)
     # The time counts all the same; only the number of judgments goes down, in the hour in which it went up.
     count_work(tx, rater_id, row.at_ms, judged=-1)
     renew(tx, rules, row.assignment_id)

@@ -67,7 +67,9 @@ def _is_response(values: Mapping[str, Any]) -> bool:
     """Whether there is a response, be it an error's."""
     if not isinstance(values.get("response"), Mapping):
         return "custom_id" in values and isinstance(values.get("error"), Mapping)
-    return bool({"choices", "output", "error"} & _body(values["response"]).keys()) or "status_code" in values["response"]
+    return (
+        bool({"choices", "output", "error"} & _body(values["response"]).keys()) or "status_code" in values["response"]
+    )
 
 
 def _body(value: Any) -> Mapping[str, Any]:
