@@ -22,7 +22,7 @@ from evaluation.compare.reading import beside
 from evaluation.configuration import EvaluateConfig
 from tiebreak.errors import ConfigError, DataError, TiebreakError
 from tiebreak.extras import require_package
-from tiebreak.measures.statistics import Interval, student_quantile, win_interval
+from tiebreak.measures.statistics import Interval, difference_interval
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
@@ -164,33 +164,17 @@ def _errors(questions: ByQuestion) -> Figures:
 def _against(own: ByQuestion, baseline: ByQuestion) -> Figures:
     """Differences from the baseline, question by question, and their mean's 95% interval.
 
-    >>> found = _against({"f1": {"0": 1.0, "1": 0.9, "2": 0.3}}, {"f1": {"0": 0.5, "1": 0.9, "2": 0.2}})
-    >>> round(found["f1_difference"], 3), [round(edge, 3) for edge in found["f1_difference_interval"]]
-    (0.2, [-0.457, 0.857])
+    >>> _against({"acc": dict.fromkeys("abcd", 1.0)}, {"acc": dict.fromkeys("abcd", 0.0)})["acc_difference"]
+    1.0
     """
     found: Figures = {}
     for metric, values in own.items():
         others = baseline.get(metric, {})
         differences = [value - others[question] for question, value in values.items() if question in others]
-        if len(differences) > 1:
+        if (interval := difference_interval(differences)) is not None:
             found[beside(metric, "difference")] = statistics.fmean(differences)
-            found[beside(metric, "difference_interval")] = mean_interval(differences)
+            found[beside(metric, "difference_interval")] = interval
     return found
-
-
-def mean_interval(differences: Sequence[float]) -> Interval:
-    """The 95% interval of a mean difference: the score interval of right and wrong answers, which has a width where all
-    questions agree, and Student's of other metrics. (The bootstrap holds 10,000 resamples of every question in memory.)
-
-    >>> [round(edge, 3) for edge in mean_interval([0.0] * 100)]
-    [-0.054, 0.054]
-    """
-    if set(differences) <= {-1.0, 0.0, 1.0}:
-        low, high = win_interval(differences.count(1.0), differences.count(0.0), differences.count(-1.0))
-        return 2 * low - 1, 2 * high - 1
-    middle = statistics.fmean(differences)
-    half = student_quantile(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return middle - half, middle + half
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:

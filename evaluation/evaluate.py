@@ -43,7 +43,7 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.files import write_json, write_jsonl
-from tiebreak.measures.statistics import Interval, bootstrap_interval, count_outcomes, ratio_interval
+from tiebreak.measures.statistics import bootstrap_interval, count_outcomes, mean_interval, ratio_interval
 from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, shortened
 from tiebreak.measures.yardsticks.registry import Measure
 from tiebreak.measures.yardsticks.wording import repeated_share
@@ -592,11 +592,6 @@ def win_figures(measured: list[float], baseline: list[float] | None) -> dict[str
         "win_rate_interval": outcomes.interval,
         "outcomes": {"wins": outcomes.wins, "ties": outcomes.ties, "losses": outcomes.losses},
     }
-
-
-def mean_interval(values: list[float], seed: int) -> Interval | None:
-    """The 95% interval of a mean; None of fewer than two values, which show no spread."""
-    return bootstrap_interval(values, seed) if len(values) > 1 else None
 
 
 def kinds_behind(config: EvaluateConfig) -> list[str]:

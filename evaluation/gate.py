@@ -27,7 +27,7 @@ from tiebreak.data.splits import VALIDATION_SHARE
 from tiebreak.errors import ConfigError, GateError, counted
 from tiebreak.files import write_json
 from tiebreak.measures.ratings import MANY_PROMPTS, length_controlled, outcomes_of, share_interval
-from tiebreak.measures.statistics import Interval, bootstrap_interval
+from tiebreak.measures.statistics import Interval, difference_interval
 from tiebreak.measures.yardsticks.registry import Better
 from tiebreak.measures.yardsticks.wording import refuses
 from tiebreak.page.numbers import number, percent, signed
@@ -170,7 +170,7 @@ def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
         if bounds.at_most is not None:
             yield _at_most(name, figures.get(name), bounds.at_most, number)
         if bounds.no_worse_by is not None:
-            interval = difference_interval(evaluation, gate.policy, name)
+            interval = interval_against_baseline(evaluation, gate.policy, name)
             yield _no_worse(name, figures.get(name), before.get(name), interval, bounds.no_worse_by, better)
 
 
@@ -297,7 +297,7 @@ def better_of(name: str, yardsticks: Sequence[Mapping[str, Any]] = ()) -> Better
     return found
 
 
-def difference_interval(evaluation: Evaluation, policy: str, name: str) -> Interval | None:
+def interval_against_baseline(evaluation: Evaluation, policy: str, name: str) -> Interval | None:
     """The 95% interval of a policy's figure minus the baseline's, paired by prompt or question; None if the figure is no
     mean over them, such as the BLEU of a corpus, or the evaluation was made before they were kept."""
     kind, _, rest = name.partition(".")
@@ -310,9 +310,7 @@ def difference_interval(evaluation: Evaluation, policy: str, name: str) -> Inter
         found = own.get("benchmarks", {}).get(inner, {}).get(beside(last, "difference_interval"))
     elif value_of := _value_of(name):
         mine, theirs = (_means(evaluation, one, value_of) for one in (policy, evaluation.baseline))
-        shared = sorted(mine.keys() & theirs.keys())
-        if len(shared) > 1:
-            found = bootstrap_interval([mine[prompt] - theirs[prompt] for prompt in shared])
+        found = difference_interval([mine[prompt] - theirs[prompt] for prompt in sorted(mine.keys() & theirs.keys())])
     return None if found is None else (found[0], found[1])
 
 

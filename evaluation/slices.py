@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.yardstick_figures import ATTRIBUTE, GROUP, PAIR
-from tiebreak.measures.statistics import bootstrap_interval, count_outcomes
+from tiebreak.measures.statistics import count_outcomes, mean_interval
 from tiebreak.records import Prompt
 
 FEWEST = 10
@@ -59,7 +59,7 @@ def _figures(own: Sequence[float], baseline: Sequence[float] | None, seed: int) 
     found: dict[str, Any] = {
         "n_prompts": len(own),
         "yardstick_mean": statistics.fmean(own),
-        "yardstick_interval": bootstrap_interval(own, seed),
+        "yardstick_interval": mean_interval(own, seed),
     }
     if baseline is not None:
         outcomes = count_outcomes(own, baseline)

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tiebreak.measures.statistics import bootstrap_interval, count_outcomes, holm
+from tiebreak.measures.statistics import count_outcomes, difference_interval, holm, mean_interval
 from tiebreak.measures.yardsticks.registry import Better, Measure
 from tiebreak.records import Prompt
 
@@ -67,8 +67,7 @@ def _won_by_prompt(drawn: Sequence[Prompt], own: Sequence[Mapping[str, Any]], so
 def _mean(values: Sequence[float], seed: int) -> Figures:
     if not values:
         return {"mean": None, "interval": None, "n_prompts": 0}
-    interval = bootstrap_interval(values, seed) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "interval": interval, "n_prompts": len(values)}
+    return {"mean": statistics.fmean(values), "interval": mean_interval(values, seed), "n_prompts": len(values)}
 
 
 def _against(own: ByPrompt, baseline: ByPrompt, better: Better, seed: int) -> Figures:
@@ -81,7 +80,7 @@ def _against(own: ByPrompt, baseline: ByPrompt, better: Better, seed: int) -> Fi
     outcomes = count_outcomes(theirs, mine) if better == "lower" else count_outcomes(mine, theirs)
     return {
         "difference": statistics.fmean(differences),
-        "difference_interval": bootstrap_interval(differences, seed) if len(shared) > 1 else None,
+        "difference_interval": difference_interval(differences, seed),
         "outcomes": {"wins": outcomes.wins, "ties": outcomes.ties, "losses": outcomes.losses},
         "p_value": outcomes.p_value,
     }
@@ -144,7 +143,7 @@ def gaps_of(
                         "yardstick": measure.source,
                         "policy": policy,
                         "gap": statistics.fmean(differences),
-                        "gap_interval": bootstrap_interval(differences, seed) if len(both) > 1 else None,
+                        "gap_interval": difference_interval(differences, seed),
                         "pairs": len(both),
                         "p_value": outcomes.p_value,
                     }

@@ -148,23 +148,36 @@ def label_by_simulation(config: LabelConfig) -> None:
 
 
 def say_label_end(config: LabelConfig, words: Sequence[str], sources: Sequence[str]) -> None:
-    """Print the last lines. A duel's judgments are read by its report, and never by training.
+    """Print the last lines. Judgments of a duel are read by its report, those of an evaluation's pairs by another
+    evaluation, and neither by training.
 
     Args:
         sources: of the store's pairs.
     """
-    duels = [source for source in sources if source and _is_duel(source)]
+    stages = {source: _stage_of(source) for source in sources if source}
     report = ["tiebreak", "duel", "report", "--judgments", config.output]
-    reports = [shlex.join([*report, "--duel", duel, "--output", f"{duel}-report"]) for duel in duels]
-    say_end("label", config, words, reports, usual=not duels or bool(read_manifest(config.output).get("preferences")))
+    others = [
+        shlex.join([*report, "--duel", source, "--output", f"{source}-report"])
+        for source, stage in stages.items()
+        if stage == "duel"
+    ]
+    again = "tiebreak evaluate --config FILE --output FOLDER --yardsticks"
+    others += [f"{again} {shlex.quote(f'people:{config.output}')}" for stage in stages.values() if stage == "evaluate"]
+    say_end("label", config, words, others, usual=not others or _trainable(config.output) > 0)
 
 
-def _is_duel(source: str) -> bool:
-    """Whether pairs come from a duel; not if they are gone."""
+def _trainable(folder: str) -> int:
+    """How many preferences of a finished labelling run training may read."""
+    report = json.loads((Path(folder) / "final" / "report.json").read_text(encoding="utf-8"))
+    return int(report.get("preferences", {}).get("by_split", {}).get("train", 0))
+
+
+def _stage_of(source: str) -> str:
+    """The stage that made a run; empty if it is gone, or no run."""
     try:
-        return is_run(source) and read_manifest(source)["stage"] == "duel"
+        return str(read_manifest(source)["stage"]) if is_run(source) else ""
     except TiebreakError:
-        return False
+        return ""
 
 
 def read_some_pairs(config: LabelConfig) -> list[Pair]:

@@ -29,7 +29,7 @@ from evaluation.compare.verdicts import (
 from evaluation.compare.words import distinct_names
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError
-from tiebreak.measures.statistics import bootstrap_interval
+from tiebreak.measures.statistics import difference_interval
 from tiebreak.stages import find_stage
 
 __all__ = ["build_report", "distinct_names", "guard_decision", "verdict"]
@@ -119,7 +119,7 @@ def changes(evaluation: Evaluation, lineage: Lineage) -> list[dict[str, Any]]:
         differences = [mine[prompt] - theirs[prompt] for prompt in sorted(mine)]
         outcomes = evaluation.outcomes(name, origin.policy)
         mean = math.fsum(differences) / len(differences)
-        interval = list(bootstrap_interval(differences)) if len(differences) > 1 else None
+        interval = difference_interval(differences)
         rows.append(
             {
                 "policy": name,

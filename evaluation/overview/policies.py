@@ -25,7 +25,7 @@ from tiebreak.measures.ratings import (
     share_interval,
     share_p_value,
 )
-from tiebreak.measures.statistics import Outcomes, bootstrap_interval, holm
+from tiebreak.measures.statistics import Outcomes, bootstrap_interval, holm, mean_interval
 from tiebreak.measures.yardsticks.wording import refuses, repeated_share
 
 Array = NDArray[np.float64]
@@ -280,7 +280,7 @@ def describe(
         members=[one.title for one in team],
         runs=list(dict.fromkeys(names[one.identity] for one in team if one.identity in names)),
         yardstick=spread_of(map(float, scores.mean(axis=1))),
-        yardstick_interval=bootstrap_interval(list(per_prompt)) if len(per_prompt) > 1 else None,
+        yardstick_interval=mean_interval(list(map(float, per_prompt))),
         length=spread_of(_mean([a.length_tokens for a in rows]) for rows in answers),
         unfinished=spread_of(_mean([not a.finished for a in rows]) for rows in answers),
         repetition=spread_of(_mean([repeated_share(a.text) for a in rows]) for rows in answers),

@@ -69,6 +69,15 @@ def made(real_evaluation: Path, tmp_path: Path) -> Path:
     return evaluation(folder)
 
 
+def test_judgments_of_an_evaluations_pairs_go_to_the_next_evaluation(real_evaluation: Path, tmp_path: Path) -> None:
+    label = tmp_path / "label"
+    simulated = ("--simulate.enabled", "true", "--overlap", "1")
+    status, message = run_here("label", "--pairs", real_evaluation, "--output", label, *simulated, *UNTRACKED)
+    assert status == 0, message
+    nexts = [line for line in message.splitlines() if line.startswith("next: ")]
+    assert nexts == [f"next: tiebreak evaluate --config FILE --output FOLDER --yardsticks people:{label}"]
+
+
 def test_a_duel_from_an_evaluation_to_its_report(made: Path, tmp_path: Path) -> None:
     duel, label, report = tmp_path / "duel", tmp_path / "label", tmp_path / "report"
     status, message = run_here("duel", "--evaluation", made, "--output", duel, *UNTRACKED)

@@ -14,7 +14,7 @@ from study import finished, write_evaluation
 from support import REPOSITORY, run_here
 
 from evaluation.compare.reading import read_evaluation
-from evaluation.gate import Gate, check, difference_interval, read_gate
+from evaluation.gate import Gate, check, interval_against_baseline, read_gate
 from tiebreak.config import read_yaml
 from tiebreak.data.reading import read_prompts
 from tiebreak.errors import ConfigError
@@ -96,10 +96,10 @@ def test_the_whole_interval_of_a_difference_is_within_the_margin(evaluation: Pat
         for answer in one.answers
     )
     worse = replace(one, answers=answers)
-    low, high = difference_interval(worse, "dpo-low", "score_mean") or (0.0, 0.0)
+    low, high = interval_against_baseline(worse, "dpo-low", "score_mean") or (0.0, 0.0)
     half = 2.0227 * float(np.std(off, ddof=1)) / 40**0.5
     assert [low, high] == pytest.approx([-0.1 - half, -0.1 + half], abs=0.003)
-    assert difference_interval(worse, "dpo-low", "length_tokens_mean") is None
+    assert interval_against_baseline(worse, "dpo-low", "length_tokens_mean") is None
 
 
 def test_a_benchmark_is_no_worse_where_its_interval_says_so(evaluation: Path, tmp_path: Path) -> None:

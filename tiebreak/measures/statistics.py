@@ -137,6 +137,20 @@ def student_within(t: float, degrees: int) -> float:
     return 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * series)
 
 
+def mean_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
+    """The 95% interval of a mean over prompts: the bootstrap's, or Wilson's of a share that is 0 or 1, where the bootstrap
+    has no width. None of other values that are all the same, or of one: they show no spread.
+
+    >>> tuple(round(edge, 3) for edge in mean_interval([0.0] * 64))  # no refusal in 64 answers
+    (0.0, 0.057)
+    """
+    if len(values) < 2:
+        return None
+    if len(set(values)) == 1:
+        return wilson_interval(sum(values), len(values)) if values[0] in (0.0, 1.0) else None
+    return bootstrap_interval(values, seed)
+
+
 # --- one policy against another, on the same prompts ---
 
 
@@ -218,6 +232,30 @@ def _edge(too_far: Callable[[float], bool], inside: float, outside: float) -> fl
         middle = (inside + outside) / 2
         inside, outside = (inside, middle) if too_far(middle) else (middle, outside)
     return inside
+
+
+def difference_interval(differences: Sequence[float], seed: int = 0) -> Interval | None:
+    """The 95% interval of a mean difference over prompts; None of fewer than two.
+
+    Of shares, whose differences are −1, 0 or 1: `win_interval`, which has a width even where all are the same. Of other
+    values: the bootstrap's, or Student's of very many, for the bootstrap holds 10,000 resamples of them in memory.
+
+    >>> tuple(round(edge, 3) for edge in difference_interval([0.0] * 100))
+    (-0.054, 0.054)
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    if set(differences) <= {-1.0, 0.0, 1.0}:
+        low, high = win_interval(*(sum(one == outcome for one in differences) for outcome in (1.0, 0.0, -1.0)))
+        return 2 * low - 1, 2 * high - 1
+    if n <= MOST_RESAMPLED:
+        return bootstrap_interval(differences, seed)
+    half = student_quantile(n - 1) * float(np.std(differences, ddof=1)) / math.sqrt(n)
+    return float(np.mean(differences)) - half, float(np.mean(differences)) + half
+
+
+MOST_RESAMPLED = 5000
 
 
 def win_p_value(wins: int, losses: int) -> float:
