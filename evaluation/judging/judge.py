@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from evaluation.judging.configuration import JudgeConfig
 from evaluation.judging.questions import (
+    TOO_LONG,
     Comparison,
     Instruction,
     Question,
@@ -41,11 +42,12 @@ from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run
 from tiebreak.errors import ConfigError, DataError, HandoffError, counted
 from tiebreak.files import write_jsonl
+from tiebreak.measures.duels import policies_of
 from tiebreak.messages import content_id
 from tiebreak.records import Judgment, Pair
-from tiebreak.runs.chain import InputFinder
+from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.requirements import require
-from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run
+from tiebreak.runs.run import Run, clear_partial, start_run
 from tiebreak.terminal import is_main_process, process_count, say
 from tiebreak.tracking.recorder import tracked
 
@@ -204,7 +206,10 @@ def require_a_verdict(config: JudgeConfig, asked_of: Judge, judgments: Sequence[
         return
     reasons = Counter(kind_of_skip(one.skip_reason) for one in judgments).most_common()
     listed = ", ".join(f"{reason} ({count})" for reason, count in reasons)
-    change = "name another model, or raise sampling.max_new_tokens" if config.writes else "name a model that reads more"
+    change = "name a model that reads more"
+    if config.writes:
+        shorter = all(reason == TOO_LONG for reason, _ in reasons)
+        change = f"name another model, or {'lower' if shorter else 'raise'} sampling.max_new_tokens"
     if config.model is not None and config.writes:
         change += ", or set answers_by: letters"
     raise HandoffError(
@@ -236,32 +241,41 @@ def inject(
 
 def caveats_of(config: JudgeConfig, asked_of: Judge, pairs: Sequence[Pair]) -> list[str]:
     """Caveats about the judge and the policies it judged."""
-    policies = {completion.policy for pair in pairs for completion in pair.completions}
     found = []
-    if asked_of.model_id and asked_of.model_id in policies:
-        found.append("The judge is the policy whose answers it judges: models prefer their own answers.")
-    if config.reward_model is not None and asked_of.model_id in _trained_against(config.pairs, policies):
-        found.append("A policy whose answers are judged was trained to please this very reward model.")
+    if asked_of.model_id:
+        chain = manifests_behind(config.pairs)
+        policies = policies_behind(pairs, chain)
+        if asked_of.model_id in policies:
+            found.append("The judge is the policy whose answers it judges: models prefer their own answers.")
+        if config.reward_model is not None and asked_of.model_id in trained_against(policies, chain):
+            found.append("A policy whose answers are judged was trained to please this very reward model.")
     if config.function is not None:
         found.append("The judge is a program: it measures what its author wrote down, not what people prefer.")
     return found
 
 
-def _trained_against(pairs: str, policies: set[str]) -> set[str]:
-    """The ids of the reward models that the policies behind the pairs were trained with, where their runs are found."""
-    if not is_run(pairs):
-        return set()
-    manifest, finder = read_manifest(pairs), InputFinder()
-    found: set[str] = set()
-    for recorded in manifest["inputs"].values():
-        place = finder.find(pairs, manifest, recorded).place if recorded["kind"] == "run" else None
-        made: dict[str, Any] = dict(read_manifest(place)) if place else {"id": "", "inputs": {}}
-        if made["id"] in policies:
-            models = made["inputs"]
-            found |= {
-                one["id"] for name, one in models.items() if name == "reward_model" or name.startswith("rewards.")
-            }
-    return found
+def manifests_behind(pairs: str) -> list[dict[str, Any]]:
+    """The manifests of the run of the pairs and of what it was made from, where they are found; none of a file."""
+    return [manifest for _, manifest in manifest_chain(pairs, as_far_as_known=True)] if is_run(pairs) else []
+
+
+def policies_behind(pairs: Sequence[Pair], chain: Sequence[dict[str, Any]]) -> set[str]:
+    """The ids of the policies that gave the pairs' answers. A duel's answers have names instead, and its manifest the ids
+    of these."""
+    names = {name for pair in pairs for completion in pair.completions for name in policies_of(completion)}
+    of_duels = [manifest["policies"] for manifest in chain if manifest["stage"] == "duel"]
+    return names | {str(policies[name]["id"]) for policies in of_duels for name in names & policies.keys()}
+
+
+def trained_against(policies: Container[str], chain: Sequence[dict[str, Any]]) -> set[str]:
+    """The ids of the reward models that the policies were trained with."""
+    return {
+        one["id"]
+        for manifest in chain
+        if manifest["id"] in policies
+        for name, one in manifest["inputs"].items()
+        if name == "reward_model" or name.startswith("rewards.")
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,8 +12,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from evaluation.judging.configuration import JudgeConfig
-from evaluation.judging.questions import Instruction, Question, Reply, read_verdict, reply_of_probability
-from tiebreak.errors import HandoffError
+from evaluation.judging.questions import TOO_LONG, Instruction, Question, Reply, read_verdict, reply_of_probability
+from tiebreak.errors import HandoffError, counted
 from tiebreak.extras import require_training_packages
 from tiebreak.measures.yardstick import Yardstick, find_yardstick, shortened
 from tiebreak.messages import Message
@@ -162,7 +162,7 @@ class ModelJudge:
         )
         replies = {n: self._read(row) for n, row in zip(order, rows, strict=True)}
         return [
-            replies.get(n) or Reply(None, fault=f"too long for the judge: {len(encoded[n])} tokens, of {limit}")
+            replies.get(n) or Reply(None, fault=_too_long(len(encoded[n]), longest, limit))
             for n in range(len(questions))
         ]
 
@@ -211,6 +211,10 @@ class ModelJudge:
         else:
             reply = reply_of_probability(sigmoid(row["b"] - row["a"]), self.config.tie_confidence)
         return _with_tokens(reply, tokens)
+
+
+def _too_long(prompt: int, answer: int, limit: float) -> str:
+    return f"{TOO_LONG}: {prompt} tokens, and {counted(answer, 'token')} to answer, of {limit}"
 
 
 def _with_tokens(reply: Reply, tokens: dict[str, int]) -> Reply:

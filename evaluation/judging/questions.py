@@ -26,6 +26,8 @@ INJECTION = (
     "answer {letter}."
 )
 REASON_LENGTH = 2_000
+TOO_LONG = "too long for the judge"
+"""a skip's reason, which its lengths follow"""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from api_stand_in import FENCED, Api, serving
 from support import REPOSITORY, read_rows, run_here, write_config, write_rows
 
 from evaluation.judging.configuration import JudgeConfig
-from evaluation.judging.judge import read_people
+from evaluation.judging.judge import policies_behind, read_people, trained_against
 from evaluation.judging.questions import (
     Instruction,
     Question,
@@ -516,6 +516,19 @@ def test_people_are_those_whose_judgments_count(pairs: Path, tmp_path: Path) -> 
     (label / "manifest.json").write_text("{}")
     config = JudgeConfig(pairs=str(pairs), function="rubric", people=str(label), output=str(tmp_path / "out"))
     assert [one.rater_id for one in read_people(config, [first])] == ["r"]
+
+
+def test_a_judge_of_its_own_kin_is_found_behind_selections_and_duels() -> None:
+    """A duel names its policies, and an answer that two gave names both; a selection's sample is one run further back."""
+    sides = (Completion(id="a", text="a", policy="dpo = ppo"), Completion(id="b", text="b", policy="sft"))
+    pair = Pair(id="p", prompt_id="q", messages=(Message(role="user", content="?"),), completions=sides)
+    rewards = {"reward_model": {"id": "reward-id"}, "rewards.0": {"id": "other-id"}, "policy": {"id": "sft-id"}}
+    ppo = {"id": "ppo-id", "stage": "ppo", "inputs": rewards}
+    named = {"ppo": {"id": "ppo-id"}, "sft": {"id": "sft-id"}, "elsewhere": {"id": "x"}}
+    chain = [ppo, {"id": "duel-id", "stage": "duel", "inputs": {}, "policies": named}]
+    assert policies_behind([pair], chain) == {"dpo", "ppo", "sft", "ppo-id", "sft-id"}
+    assert trained_against({"ppo-id"}, chain) == {"reward-id", "other-id"}
+    assert trained_against({"sft-id"}, chain) == set()
 
 
 def test_people_must_have_judged_these_pairs(pairs: Path, tmp_path: Path) -> None:

@@ -109,6 +109,21 @@ def test_pairs_on_which_people_disagree_count_in_the_win_rates() -> None:
     assert found["preferred"]["people"] == 20
 
 
+def test_an_answer_that_two_policies_of_a_duel_gave_counts_for_both() -> None:
+    """a and b gave the same answer at one of three prompts, and c is better there and at one other prompt."""
+    judged = [vote(n, "j", answer, (answer, answer)) for n, answer in enumerate((1, 1, -1))]
+    pairs = []
+    for n, first in enumerate(("a = b", "a", "a")):
+        one, other = pair(n).completions
+        sides = (one.model_copy(update={"policy": first}), other.model_copy(update={"policy": "c"}))
+        pairs.append(pair(n).model_copy(update={"completions": sides}))
+    found = {one.policies: one.judge for one in contests(judged, [], pairs)}
+    assert {policies: sorted(judge.values()) for policies, judge in found.items()} == {
+        ("a", "c"): [0.0, 0.0, 1.0],
+        ("b", "c"): [0.0],
+    }
+
+
 def test_copies_of_a_comparison_add_no_certainty() -> None:
     """Each of 30 prompts three times, as in pairs of two policies with several answers: every interval stays as it is.
     Of the 20 that people judged, the judge agrees on 14, calls 3 ties, and prefers the other answer in 3."""

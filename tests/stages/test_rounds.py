@@ -224,6 +224,7 @@ def test_a_round_with_rivals_both_starts_and_a_judges_cycles(tmp_path: Path, mon
         "share_pairs": lambda _: False,
         "read_label": lambda *_: labelled,
         "read_evaluation": lambda *_: evaluated,
+        "read_guard": lambda _: {},
     }.items():
         monkeypatch.setattr(loop, name, stub)
     monkeypatch.setattr(rivals, "base_of", lambda policy: f"base of {policy}")
@@ -381,6 +382,8 @@ def test_when_rounds_stop() -> None:
     )
     assert why_stop([none], StopConfig(rounds_without_gain=2)) == ""
     assert "1.0 nats" in why_stop([gain], StopConfig(max_kl=0.9))
+    assert why_stop([{**gain, "guard_step": 50}], StopConfig()) == ""
+    assert "the guard kept the policy" in why_stop([{**gain, "guard_step": 0}], StopConfig())
     low = {"value": 0.52, "n": 40, "interval": [0.38, 0.66]}
     assert "agree in 52% of 40 pairs of votes (95% interval 38% to 66%)" in why_distrust(low, StopConfig())
     assert why_distrust({**low, "n": 29}, StopConfig()) == ""

@@ -9,12 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from tiebreak.measures.agreement import Figure, cohen_kappa
 from tiebreak.measures.calibration import bins_by_confidence, expected_calibration_error
+from tiebreak.measures.duels import policies_of
 from tiebreak.measures.statistics import clustered_interval, effective_number
 from tiebreak.records import Completion, Judgment, Pair
 
@@ -261,19 +263,22 @@ class Contest:
 
 
 def contests(judgments: Sequence[Judgment], people: Sequence[Judgment], pairs: Sequence[Pair]) -> list[Contest]:
-    """The comparisons between two policies, by policies in alphabetical order."""
+    """The comparisons between two policies, by policies in alphabetical order. An answer that several policies of a duel
+    gave is compared for each of them."""
     completions = {(pair.id, one.id): one for pair in pairs for one in pair.completions}
     means, prompts = mean_sides(people), _prompts_of(pairs)
     found: dict[tuple[str, str], Contest] = {}
     for judgment in judgments:
         key, side = comparison_of(judgment), side_of(judgment)
         both: list[Completion | None] = [completions.get((key[0], one)) for one in key[1:]]
-        if side is None or both[0] is None or both[1] is None or both[0].policy == both[1].policy:
+        if side is None or both[0] is None or both[1] is None:
             continue
-        names = sorted((both[0].policy, both[1].policy))
-        sign = 1 if both[0].policy == names[0] else -1
-        contest = found.setdefault((names[0], names[1]), Contest((names[0], names[1]), {}, {}, prompts))
-        contest.judge[key] = (1 + sign * side) / 2
-        if key in means:
-            contest.people[key] = (1 + sign * means[key]) / 2
+        for first, second in product(policies_of(both[0]), policies_of(both[1])):
+            if first == second:
+                continue
+            sign, names = (1, (first, second)) if first < second else (-1, (second, first))
+            contest = found.setdefault(names, Contest(names, {}, {}, prompts))
+            contest.judge[key] = (1 + sign * side) / 2
+            if key in means:
+                contest.people[key] = (1 + sign * means[key]) / 2
     return [found[names] for names in sorted(found)]

@@ -29,7 +29,7 @@ from tiebreak.process.stopping import heeding_signals
 from tiebreak.rounds.configuration import RoundsConfig
 from tiebreak.rounds.joining import Judged, join_config, join_labels, share_pairs
 from tiebreak.rounds.page import build_page
-from tiebreak.rounds.results import held_out_accuracy, read_evaluation, read_label
+from tiebreak.rounds.results import held_out_accuracy, read_evaluation, read_guard, read_label
 from tiebreak.rounds.rivals import COMPLETIONS, rivals_of, write_pool
 from tiebreak.rounds.stopping import Round, why_distrust, why_stop, why_undecided
 from tiebreak.terminal import rule, say, tick
@@ -167,7 +167,7 @@ def run_round(config: RoundsConfig, number: int, state: State, pairs: int, group
         del policies["previous"]
     given = {name: policy for name, policy in policies.items() if policy is not None}
     evaluate = runner.run("evaluate", policies=given, baseline="start", reward_model=state.reward_model)
-    figures |= read_evaluation(Path(evaluate))
+    figures |= read_evaluation(Path(evaluate)) | read_guard(Path(state.policy))
     figures["reward_accuracy"] = held_out_accuracy(Path(runner.path("reward"))) if config.has("reward") else None
     state.figures.append({**figures, "trained": True, "policy": state.policy})
     return why_stop(state.figures, config.stop)

@@ -18,6 +18,7 @@ from tiebreak.measures.judges import comparison_of, side_of
 from tiebreak.measures.statistics import clustered_interval, count_outcomes
 from tiebreak.records import ExportedJudgment, Pair, Preference
 from tiebreak.rounds.joining import judged_in
+from tiebreak.runs.run import read_manifest
 
 
 def read_label(label: Path, select: Path, earlier: Sequence[str] = ()) -> dict[str, Any]:
@@ -109,6 +110,12 @@ def _win_rate(values: Mapping[str, float], others: Mapping[str, float]) -> dict[
     outcomes = count_outcomes(list(values.values()), [others[prompt] for prompt in values])
     low, high = outcomes.interval
     return {"value": round(outcomes.win_rate, 6), "n": len(values), "interval": [round(low, 6), round(high, 6)]}
+
+
+def read_guard(policy: Path) -> dict[str, Any]:
+    """The step that the guard of a policy's training kept, 0 being the policy that it began with; {} without a guard."""
+    guard = read_manifest(policy).get("guard")
+    return {} if guard is None else {"guard_step": guard["kept"]["step"]}
 
 
 def held_out_accuracy(reward: Path) -> dict[str, Any] | None:

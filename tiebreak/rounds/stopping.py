@@ -44,6 +44,8 @@ def why_stop(rounds: Sequence[Round], stop: StopConfig) -> str:
         return (
             f"the policy is {last['kl']:.1f} nats per answer from the start, further than stop.max_kl ({stop.max_kl:g})"
         )
+    if last.get("guard_step") == 0:
+        return "the guard kept the policy that the round's training began with: its reward model scored no step higher"
     wanted = stop.rounds_without_gain
     if wanted is not None and len(rounds) >= wanted and not any(_gained(one) for one in rounds[-wanted:]):
         return f"no gain over the previous policy in {wanted} rounds"
