@@ -293,15 +293,44 @@ def add_answers(store: Store, config: LabelConfig, answers: Sequence[SingleAnswe
 
 
 def add_judges(store: Store, config: LabelConfig) -> None:
-    """Add the judgments of the configured judge runs to the store, as raters of kind `model`; those there stay."""
+    """Add the judgments of the configured judge runs to the store, as raters of kind `model`; those there stay.
+
+    Raises:
+        HandoffError: a judge judged none of the store's pairs.
+    """
     for source in config.judges:
-        judgments = read_judgments(source)
+        every = read_judgments(source)
+        judgments = of_pairs(every, store.pairs(withdrawn=True))
+        if not judgments:
+            raise HandoffError(
+                f"judges: none of {counted(len(every), 'judgment')} in {source} is of the pairs in {store.url}: give a "
+                "judge run on these pairs, or on the pool that they were selected from"
+            )
+        if len(judgments) < len(every):
+            show(f"{source}: {len(every) - len(judgments)} of {len(every)} judgments are of pairs that are not here")
         added = import_records(
             store, (), judgments, source=source, source_id=identify_input(source).id, places=[source] * len(judgments)
         )
         if added.judgments:
             raters = ", ".join(sorted({one.rater_id for one in judgments}))
             show(f"{source}: {counted(added.judgments, 'judgment')} by {raters}")
+
+
+def of_pairs(judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> list[Judgment]:
+    """The judgments of these pairs, with their ids. A judge judges a whole pool; people get the pairs that `select` chose,
+    which makes a pair of each comparison of a larger set."""
+    there = {pair.id for pair in pairs}
+    of_sets = {
+        (pair.selection.set_id, frozenset(one.id for one in pair.completions)): pair.id
+        for pair in pairs
+        if pair.selection is not None and pair.selection.set_id
+    }
+    found = []
+    for one in judgments:
+        pair_id = of_sets.get((one.pair_id, frozenset((one.left, one.right))), one.pair_id)
+        if pair_id in there:
+            found.append(one if pair_id == one.pair_id else one.model_copy(update={"pair_id": pair_id}))
+    return found
 
 
 def read_judgments(source: str) -> list[Judgment]:

@@ -126,6 +126,8 @@ class Selection(Record):
     """of its selection, by either arm"""
     score: float | None = None
     """by the strategy, where the larger one is taken first; None without a strategy, or a score"""
+    set_id: str = Field(default="", exclude_if=is_empty)
+    """the id that the pool has for the set of three or more completions that the pair is from; empty: it was a pair"""
 
 
 class Pair(Record):

@@ -25,6 +25,11 @@ class Candidate:
     """the id of the pair in the pool that it belongs to"""
 
     @property
+    def set_id(self) -> str:
+        """`pool_id` if that pair is a set of three or more completions, otherwise empty."""
+        return "" if self.pool_id == self.pair.id else self.pool_id
+
+    @property
     def first(self) -> Completion:
         """The first completion, by id."""
         return min(self.pair.completions, key=lambda one: one.id)

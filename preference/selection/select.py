@@ -97,8 +97,9 @@ def select_from(config: SelectConfig, run: Run, split: Split, candidates: Sequen
     pairs = []
     for row, (arm, probability) in chosen.items():
         score = None if scores is None else float(scores[row])
-        selection = to_selection(arm, probability, score, name_of(config))
-        pairs.append(candidates[row].pair.model_copy(update={"selection": selection}))
+        one = candidates[row]
+        selection = to_selection(arm, probability, score, name_of(config), one.set_id)
+        pairs.append(one.pair.model_copy(update={"selection": selection}))
     return Chosen(split, pairs, shares, len(candidates))
 
 

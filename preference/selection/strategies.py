@@ -152,9 +152,12 @@ def choose(ids: Sequence[str], ranking: Sequence[int], shares: Shares, seed: int
     return {row: (arm_of[row], by_row[row]) for row in sorted(arm_of)}
 
 
-def to_selection(arm: str, probability: float, score: float | None, strategy: str) -> Selection:
+def to_selection(arm: str, probability: float, score: float | None, strategy: str, set_id: str = "") -> Selection:
     """The record of a selected pair. An infinite score, such as that of farthest_first's first pair, becomes None."""
     finite = None if score is None or not math.isfinite(score) else round(score, 6)
     return Selection(
-        strategy="random" if arm == "random" else strategy, probability=min(round(probability, 12), 1.0), score=finite
+        strategy="random" if arm == "random" else strategy,
+        probability=min(round(probability, 12), 1.0),
+        score=finite,
+        set_id=set_id,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from label_support import answer, make_pair, open_store, rubric_pairs, write_pairs
-from support import read_rows, run_here
+from support import read_rows, run_here, write_rows
 
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.label import status_lines
@@ -117,6 +117,46 @@ def test_the_stage_takes_up_judges_and_counts_both(judged: tuple[Path, Path], tm
     assert found[0]["people"]["kinds"] == ["simulated"]
     assert found[0]["people"]["n"] >= 5
     assert without[0]["people"]["n"] == found[0]["people"]["n"] - 1
+
+
+def test_a_judge_of_the_whole_pool_joins_the_pairs_that_were_selected_from_it(tmp_path: Path) -> None:
+    """Three sets of three and three pairs: 12 comparisons. Those that were selected have the verdict that the judge gave of
+    the same two texts in the pool, and the others are left out."""
+    texts = [
+        "",
+        "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes, then measure it again",
+        "It depends",
+    ]
+    rows = []
+    for n in range(6):
+        sides = [{"id": f"{n}-{k}", "text": f"{text} or {n}.", "policy": "p"} for k, text in enumerate(texts)]
+        asked = [{"role": "user", "content": f"question {n}?"}]
+        about = {"id": f"pool-{n}", "prompt_id": f"prompt-{n}", "messages": asked}
+        rows.append({**about, "completions": sides if n % 2 else sides[1:]})
+    pool = write_rows(tmp_path / "pool.jsonl", rows)
+    untracked = ("--tracking.mode", "disabled")
+    for words in (
+        ["judge", "--pairs", pool, "--function", "rubric", "--output", tmp_path / "judge"],
+        ["select", "--pairs", pool, "--selected-pairs", 8, "--output", tmp_path / "select"],
+        ["label", "--pairs", tmp_path / "select", "--judges", tmp_path / "judge", "--simulate", "true", "--output",
+         tmp_path / "label"],
+    ):  # fmt: skip
+        status, printed = run_here(*words, *untracked)
+        assert status == 0, printed
+    judged = {
+        frozenset((row["left"], row["right"])): row for row in read_rows(tmp_path / "judge/final/judgments.jsonl")
+    }
+    kept = [row for row in read_rows(tmp_path / "label/final/judgments.jsonl") if row["kind"] == "model"]
+    selected = {row["id"]: row for row in read_rows(tmp_path / "select/final/pairs.jsonl")}
+    assert {row["pair_id"] for row in kept} == set(selected)
+    for row in kept:
+        assert {row["left"], row["right"]} == {side["id"] for side in selected[row["pair_id"]]["completions"]}
+        assert row["answer"] == judged[frozenset((row["left"], row["right"]))]["answer"]
+    others = write_pairs(tmp_path, rubric_pairs(2))
+    words = ["label", "--pairs", others, "--judges", tmp_path / "judge", "--simulate", "true", *untracked]
+    status, printed = run_here(*words, "--output", tmp_path / "other")
+    assert status == 1
+    assert "judges: none of 12 judgments" in printed
 
 
 def test_a_run_of_another_stage_is_no_judge(judged: tuple[Path, Path], tmp_path: Path) -> None:
