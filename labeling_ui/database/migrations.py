@@ -564,6 +564,13 @@ def _migrate_026_batches_and_people(connection: Connection) -> None:
     _run_all(connection, _BATCHES_AND_PEOPLE)
 
 
+def _migrate_027_reasons(connection: Connection) -> None:
+    """Of settled answers by who settled them, and of rejections by whose judgments they rejected: see `REASONS_INDEXED`."""
+    connection.exec_driver_sql(
+        "CREATE INDEX events_of_reasons ON events (rater_id) WHERE kind IN ('adjudicated', 'rejected')"
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -591,6 +598,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_024_disputed_single_answers,
     _migrate_025_large_stores,
     _migrate_026_batches_and_people,
+    _migrate_027_reasons,
 )
 
 

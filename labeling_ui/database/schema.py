@@ -336,6 +336,8 @@ EVENTS = Table(
 )
 ANSWERS_INDEXED = "'submitted', 'skipped', 'amended', 'imported'"
 """Kinds of events that contain a judgment, in the words of an index: with parameters, SQLite would read the whole log."""
+REASONS_INDEXED = "'adjudicated', 'rejected'"
+"""Kinds of events with a lead's reason, likewise."""
 LOG_HEAD = Table(
     "log_head",
     METADATA,

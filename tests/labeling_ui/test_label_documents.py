@@ -19,6 +19,7 @@ from labeling_ui.label import main
 from labeling_ui.raters import main as raters
 from labeling_ui.store.answers import Draft, Submission
 from labeling_ui.store.leads import notes
+from labeling_ui.store.leads.rejecting import REASON_REMOVED, Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web import context
@@ -195,6 +196,21 @@ def test_an_erased_rater_leaves_a_pseudonym_and_a_log_that_verifies(
     assert campaign.call("lead", "PUT", f"/api/lead/raters/{rater_id}", {"disabled": False}).status_code == 409
     assert campaign.call("lead", "POST", f"/api/lead/raters/{rater_id}/password", {}).status_code == 409
     assert campaign.call("lead", "POST", path, {"judgments": True}).status_code == 200, "completes an interrupted one"
+
+
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_the_reason_of_a_rejection_goes_with_the_raters_data(
+    campaign: Campaign, tmp_path: Path, taken_back: bool
+) -> None:
+    store, rater_id = campaign.store, personal(campaign)
+    (first, *_) = store.judgments_of_rater(rater_id)
+    store.reject(Selection(judgment_ids=(first.judgment_id,)), SECRETS[4])
+    if taken_back:
+        store.take_back_rejections([first.judgment_id])
+    assert campaign.call("lead", "POST", f"/api/lead/raters/{rater_id}/erase", {"judgments": False}).status_code == 200
+    assert anywhere(store, tmp_path) == [SECRETS[3]], "a kept judgment keeps its rater's reason"
+    assert verify(store).faults == []
+    assert [one.rejected for one in store.rejections_of_rater(rater_id)] == ([] if taken_back else [REASON_REMOVED])
 
 
 def test_an_erased_reviewer_leaves_settled_answers_without_their_words(campaign: Campaign, tmp_path: Path) -> None:

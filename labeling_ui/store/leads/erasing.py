@@ -1,8 +1,9 @@
 """Personal data: what the store has about a person, and its erasure.
 
-Erasure leaves the pseudonym. The name, the password, sessions, drafts, identities and what an invitation said of the person
-go; judgments stay under the pseudonym, or are rejected and lose every text that the rater wrote. A lead's or a reviewer's
-messages go too; the answers they settled stay, with their edits, and lose reasons, links and comments where judgments go.
+Erasure leaves the pseudonym. The name, the password, sessions, drafts, identities, what an invitation said of the person
+and the reasons for which leads rejected judgments go. Judgments stay under the pseudonym, or are rejected and lose every
+text that the rater wrote. A lead's or a reviewer's messages go too; the answers they settled stay, with their edits, and
+lose reasons, links and comments where judgments go.
 
 Some of it is in the log, whose events are never changed otherwise. A redacted event keeps its hash, to which the next event
 is chained, and gets a payload without the texts; the event `erased`, at the end of the chain, has the hash of that payload.
@@ -39,12 +40,14 @@ from labeling_ui.database.schema import (
     MAIL_ADDRESSES,
     RATER_HOURS,
     RATERS,
+    REASONS_INDEXED,
     REJECTIONS,
     SECOND_FACTORS,
     SESSIONS,
     TURNS,
 )
 from labeling_ui.store.leads.notes import IS_NOTE, threads_of_rater
+from labeling_ui.store.leads.rejecting import ERASED, REASON_REMOVED
 from labeling_ui.store.work.assigning import shown_of
 from labeling_ui.store.work.standing import lapse_open
 from tiebreak.hashing import canonical_json
@@ -108,6 +111,8 @@ def events_to_redact(connection: Connection, rater_id: str, *, judgments: bool) 
             without = payload | {"text": ""} if rater_id in (event.rater_id, payload["by"]) else payload
         elif event.kind == "standing_changed":
             without = {name: value for name, value in payload.items() if name != "reason"}
+        elif event.kind == "rejected":
+            without = payload if payload["reason"] == ERASED else payload | {"reason": REASON_REMOVED}
         else:
             without = payload | {"judgment": without_texts(payload["judgment"], keep_edit=event.kind == "adjudicated")}
         if without != payload:
@@ -122,9 +127,10 @@ def _events_about(connection: Connection, rater_id: str, *, judgments: bool) -> 
     of_people = sa.text("events.kind IN ('invited', 'standing_changed')")
     yield from connection.execute(query.where(of_people, sa.or_(EVENTS.c.kind == "invited", theirs)))
     yield from connection.execute(query.where(IS_NOTE))  # also in others' threads: a lead answers there
+    of_reasons = connection.execute(query.where(sa.text(f"events.kind IN ({REASONS_INDEXED})"), theirs)).all()
+    yield from (event for event in of_reasons if judgments or event.kind == "rejected")
     if not judgments:
         return
-    yield from connection.execute(query.where(EVENTS.c.kind == "adjudicated", theirs))
     yield from connection.execute(query.where(sa.text(f"events.kind IN ({ANSWERS_INDEXED})"), theirs))
 
 
@@ -167,6 +173,8 @@ def erase(tx: Transaction, rater_id: str, by: str | None, *, judgments: bool, re
     if judgments:
         _empty(tx.connection, REJECTIONS, REJECTIONS.c.id, REJECTIONS.c.rater_id == rater_id)
         _empty(tx.connection, ADJUDICATIONS, ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.lead_id == rater_id)
+    of_leads = sa.and_(REJECTIONS.c.rater_id == rater_id, REJECTIONS.c.reason != ERASED)
+    tx.connection.execute(sa.update(REJECTIONS).where(of_leads).values(reason=REASON_REMOVED))
     _redact(tx.connection, redactions)
     digests = {str(seq): digest_of(payload) for seq, payload in sorted(redactions.items())}
     now = tx.event("erased", rater_id=rater_id, payload={"judgments": judgments, "by": by, "redacted": digests})

@@ -62,6 +62,8 @@ class Selection(Record):
 
 ERASED = "the rater's data were erased"
 """The reason of rejections that come with an erasure; none of them is taken back."""
+REASON_REMOVED = "the lead's reason went with the rater's data"
+"""The reason of a rejection from before an erasure."""
 
 
 @dataclass(frozen=True)
