@@ -202,7 +202,7 @@ def test_a_store_of_before_finds_its_disagreements(tmp_path: Path) -> None:
         connection.execute(sa.delete(SCHEMA_MIGRATIONS).where(SCHEMA_MIGRATIONS.c.number >= 24))
         for index in (
             "events_pairs_added", "items_disputed_in_order", "items_untouched", "items_ids",
-            "items_of_batch", "items_unfinished", "events_of_people", "events_of_answers",
+            "items_of_batch", "items_unfinished", "events_of_people", "events_of_answers", "events_of_reasons",
         ):  # fmt: skip
             connection.exec_driver_sql(f"DROP INDEX {index}")
     assert [fault.partition(":")[0] for fault in verify(store).faults] == [f"item answer-{n}" for n in (0, 1, 2, 3)]
