@@ -45,6 +45,7 @@ from sft.duplicates import (
 from sft.licences import licences_of
 from sft.pii.vault import secret_of
 from sft.reading import ReadRows, file_names, read_sources
+from sft.report.flow import rows_read
 from sft.report.page import SourceFacts, build_page
 from sft.row_lengths import Lengths, drop_long
 from sft.steps.running import KINDS, Journal, run_steps
@@ -404,6 +405,7 @@ def data_report(
         "lengths": {name: _quantiles(values) for name, values in lengths.tokens.items() if len(values)},
         "dropped": dict(reasons.most_common()),
         "tags": dict(counts["tags"].most_common()),
+        **({"left_out": dict(read.left_out.most_common())} if read.left_out else {}),
         **({"steps": [asdict(tally) for tally in journal.tallies]} if journal.tallies else {}),
     }
 
@@ -417,6 +419,7 @@ def data_facts(report: Mapping[str, Any]) -> dict[str, Any]:
         "lengths": report["lengths"],
         "tags": report["tags"],
         "dropped": report["dropped"],
+        "left_out": report.get("left_out", {}),
         "steps": {
             name: {key: one[key] for key in ("read", "changed", "dropped", "flagged")} for name, one in steps.items()
         },
@@ -446,7 +449,7 @@ def _quantiles(values: Numbers) -> dict[str, float]:
 def say_report(run: Run, report: dict[str, Any]) -> None:
     """The report as two tables."""
     counts, splits = report["counts"], ("train", "validation", "test")
-    read = " and ".join(f"{rows} {what}" for what, rows in counts["read"].items())
+    read = rows_read(counts["read"])
     reasons = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
     rows: list[list[str | Cell]] = [[Cell(name, "dim") for name in ("kept", *splits)]]
     rows += [

@@ -43,9 +43,12 @@ class ReadRows:
 
     rows: RowFiles
     read: Counter[str] = field(default_factory=Counter)
+    """rows that were read as prompts, and as demonstrations"""
     normalised: int = 0
     distributions: list[Counts] = field(default_factory=list)
     by_source: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """what was not read of the sources, by the reason"""
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,13 @@ def read_sources(config: PrepareConfig, work: Store, run: Run | None = None) -> 
     kept = tuple(replace(part, without=frozenset(leaked.get(number, ()))) for number, part in enumerate(found.parts))
     read: Counter[str] = Counter()
     by_source: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     for reading in readings:
         read[reading.wanted] += reading.rows
         by_source[reading.source] += reading.rows
+        left_out += reading.left_out
     counts = [one["distributions"] for one in parts]
-    return ReadRows(RowFiles(kept), read, sum(one["normalised"] for one in parts), counts, by_source)
+    return ReadRows(RowFiles(kept), read, sum(one["normalised"] for one in parts), counts, by_source, left_out)
 
 
 def _read_all(config: PrepareConfig, opened: Pass, rules: Rules) -> Summary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tiebreak.errors import counted
 from tiebreak.page.charts import svg_points
 from tiebreak.page.markup import Markup, el, svg, text
 from tiebreak.page.numbers import number
@@ -26,13 +27,21 @@ def flow(report: Mapping[str, Any]) -> Markup | None:
     stages = [*([("not usable", rows - usable)] if usable < rows else []), *stages_of(report)]
     left = rows - sum(dropped for _, dropped in stages)
     drawn, end = _stream(rows, stages)
-    kinds = " and ".join(f"{number(count)} {kind}" for kind, count in read.items())
-    drawn.insert(0, text(LEFT, 14, f"{kinds} read", "spot"))
+    drawn.insert(0, text(LEFT, 14, f"{rows_read(read)} read", "spot"))
     drawn.append(text(LEFT, end + 16, f"{number(left)} kept", "spot"))
     label = f"Of {number(rows)} rows read, {number(left)} are kept. " + " ".join(
         f"{name}: {number(dropped)} dropped." for name, dropped in stages
     )
     return svg(WIDTH, round(end + 26), drawn, cls="plot sankey", label=label)
+
+
+def rows_read(counts: Mapping[str, int]) -> str:
+    """The rows of the sources, by what they were read as; a row may hold no record of the kind, or several.
+
+    >>> rows_read({"prompts": 1072, "demonstrations": 1})
+    '1,072 rows of prompts and 1 row of demonstrations'
+    """
+    return " and ".join(f"{counted(rows, 'row')} of {kind}" for kind, rows in counts.items())
 
 
 def stages_of(report: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.report.examples import Lines, examples
-from sft.report.flow import flow
+from sft.report.flow import flow, rows_read
 from sft.report.histograms import histograms, outliers
 from tiebreak.page.charts import count_bar
 from tiebreak.page.document import build_document
@@ -50,7 +50,7 @@ def build_page(
     """
     sections = [
         ("flow", "From rows read to rows kept", flow(report)),
-        ("sources", "Sources and licences", _sources(sources)),
+        ("sources", "Sources and licences", _sources(sources, report.get("left_out", {}))),
         ("steps", "What each step did", _steps(report)),
         ("personal", "Personal data", _personal(report)),
         ("kept", "What is kept", _kept(report)),
@@ -71,7 +71,7 @@ def _head(report: Report, sources: Sequence[SourceFacts]) -> Markup:
     usable = report.get("usable", read)
     claim = f"{number(usable - counts['dropped'])} of {number(max(read, usable))} rows are kept"
     facts = {
-        "Read": ", ".join(f"{number(rows)} {what}" for what, rows in counts["read"].items()),
+        "Read": rows_read(counts["read"]),
         "From": ", ".join(dict.fromkeys(one.path for one in sources)),
         "Not usable": number(read - usable) if usable < read else "",
         "Normalised": number(counts["normalised"]),
@@ -98,7 +98,7 @@ def _canaries(report: Report) -> str:
     return f"{planted['count']} in {planted['rows']} rows, {planted['rows_with_number']} of them unchanged"
 
 
-def _sources(sources: Sequence[SourceFacts]) -> Markup | None:
+def _sources(sources: Sequence[SourceFacts], left_out: Mapping[str, int]) -> Markup | None:
     rows = [
         el(
             "tr",
@@ -114,7 +114,12 @@ def _sources(sources: Sequence[SourceFacts]) -> Markup | None:
         if missing
         else None
     )
-    return join(table([heading("Source"), heading("Rows", numeric=True), heading("Licence")], rows), remark)
+    parts = "; ".join(f"{number(count)} {reason}" for reason, count in left_out.items())
+    return join(
+        table([heading("Source"), heading("Rows", numeric=True), heading("Licence")], rows),
+        note(f"Left out when read: {parts}.") if parts else None,
+        remark,
+    )
 
 
 def _steps(report: Report) -> Markup | None:

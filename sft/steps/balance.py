@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft.configuration import PrepareConfig
+from sft.steps.language import load_identifier
 from sft.steps.step import Ledger, Row, Step, require_package
 from tiebreak.measures.canaries import is_canary
 
@@ -21,6 +22,10 @@ LENGTHS = ((20, "up to 20 words"), (50, "21 to 50 words"), (150, "51 to 150 word
 MOST_TOPICS = 24
 WORDS_IN_NAME = 3
 EXAMPLES = 3
+TOO_SHORT, NOT_CLEAR = "too short", "not clear"
+"""in place of a language: nothing is rare about these"""
+LEAST_PROBABILITY = 0.5
+"""of a text's language: with less, the others together are as probable"""
 MANY_ROWS = 20_000
 """From this number of rows on, k-means uses mini-batches (Sculley 2010)."""
 _STOP_WORDS = frozenset(
@@ -43,7 +48,8 @@ class Balance(Step):
         super().__init__(config)
         self.settings = config.balance
         require_package("sklearn", "balance")
-        self.languages = require_package("py3langid", "balance")
+        require_package("py3langid", "balance")
+        self.languages = load_identifier()
 
     def run(self, rows: Sequence[Row], ledger: Ledger) -> Sequence[Row]:
         unique = {row.prompt.id: (row.prompt_text, row.prompt.tags) for row in rows if not is_canary(row.prompt)}
@@ -65,7 +71,10 @@ class Balance(Step):
         return rows
 
     def _language(self, text: str) -> str:
-        return str(self.languages.classify(text)[0]) if len(text) >= self.settings.min_characters else "too short"
+        if len(text) < self.settings.min_characters:
+            return TOO_SHORT
+        language, probability = self.languages.classify(text)
+        return str(language) if probability > LEAST_PROBABILITY else NOT_CLEAR
 
 
 def length_of(text: str) -> str:
@@ -132,9 +141,11 @@ def gaps_of(values: Mapping[str, Sequence[Sequence[str]]], texts: Sequence[str],
         for number, found in enumerate(of_rows):
             for value in found:
                 places[value].append(number)
+        for unknown in (TOO_SHORT, NOT_CLEAR) if kind == "language" else ():
+            places.pop(unknown, None)
         even = sum(map(len, places.values())) / max(len(places), 1)
         for value, there in sorted(places.items()):
-            if value != "too short" and len(there) < rare * even:
+            if len(there) < rare * even:
                 gaps.append(_gap(kind, value, len(there), even, [texts[n] for n in there]))
     return gaps + _crossed(values, texts, rare)
 
@@ -148,7 +159,7 @@ def _crossed(values: Mapping[str, Sequence[Sequence[str]]], texts: Sequence[str]
     tags, languages = (Counter(key[n] for key, there in places.items() for _ in there) for n in (0, 1))
     total, gaps = sum(tags.values()), []
     for tag in sorted(tags):
-        for language in sorted(languages.keys() - {"too short"}):
+        for language in sorted(languages.keys() - {TOO_SHORT, NOT_CLEAR}):
             expected, there = tags[tag] * languages[language] / total, places.get((tag, language), [])
             if expected >= 2 and len(there) < rare * expected and tag not in languages:
                 gaps.append(

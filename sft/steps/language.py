@@ -26,9 +26,7 @@ class Language(RowStep):
 
     @cached_property
     def _identifier(self) -> Any:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        return load_identifier()
 
     def look(self, row: Row, ledger: Ledger) -> Row | Drop:
         texts = [m.text for m in (*row.prompt.messages, *row.answers) if m.role in ("user", "assistant")]
@@ -39,7 +37,7 @@ class Language(RowStep):
         found, probability = self._identifier.classify(text)
         if found not in self.settings.keep and probability >= self.min_probability:
             return Drop(f"language is {found}")
-        ledger.now.count(f"{found}: kept")
+        ledger.now.count(f"{found}: kept" if found in self.settings.keep else "not clear: kept")
         asked, answered = (self._surely(part) for part in (row.prompt.messages[-1].text, row.answer_text))
         if asked and answered and asked != answered:
             ledger.flag(row, f"the prompt is {asked}, the answer {answered}", "prompt and answer in two languages")
@@ -51,3 +49,10 @@ class Language(RowStep):
             return ""
         found, probability = self._identifier.classify(text)
         return str(found) if probability >= self.min_probability else ""
+
+
+def load_identifier() -> Any:
+    """py3langid's model, whose `classify(text)` gives a language and its probability."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from support import read_rows, run_here, write_rows
 
-from sft.steps.balance import gaps_of, length_of, topics_of
+from sft.configuration import PrepareConfig
+from sft.steps.balance import Balance, gaps_of, length_of, topics_of
 
 WORDS = {
     "pump": "pump valve hose leaking water",
@@ -60,6 +61,17 @@ def test_gaps_by_hand() -> None:
         "51 to 150 words",
         "over 150 words",
     ]
+
+
+def test_a_language_that_is_not_clear_is_no_gap() -> None:
+    """py3langid takes this German sentence for Luxembourgish, with a probability of .38."""
+    step = Balance(PrepareConfig(output="x", prompts=["p.jsonl"], steps=["balance"]))
+    texts = ["Die Lampe brummt beim Dimmen.", "Kann die Lampe um 6:30 von selbst angehen?", "Where is my order now?", "ok"]
+    assert [step._language(text) for text in texts] == ["not clear", "de", "en", "too short"]
+    # en 6 and de 1: an even share is 3.5, whatever is not clear
+    languages = [["en"]] * 6 + [["de"]] + [["not clear"]] + [["too short"]] * 2
+    found = gaps_of({"tag": [[]] * 10, "language": languages}, [""] * 10, 0.5)
+    assert [(gap["value"], gap["rows"], gap["even_share"], gap["wanted"]) for gap in found] == [("de", 1, 3.5, 3)]
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def data_sheet(subject: Subject) -> list[Part]:
             (
                 *_found(made, ("rows", "counts"), ("lengths in tokens", "data/lengths"), ("tags", "data/tags")),
                 *_found(made, ("languages", "data/languages"), ("lengths in words", "data/words")),
-                *_found(made, ("gaps found", "data/gaps")),
+                *_found(made, ("gaps found", "data/gaps"), ("left out when read", "data/left_out")),
                 *_synthetic(subject),
                 *_blanks("data_represents", "data_missing", "data_relations", "data_errors", "data_offensive"),
                 *_blanks("data_groups"),
