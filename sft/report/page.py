@@ -188,7 +188,7 @@ def _kept(report: Report) -> Markup:
     return join(
         splits,
         table(heads, lengths) if lengths else None,
-        table([heading("Tag"), heading("Prompts")], shown) if shown else None,
+        join(el("h3", "Prompts by tag"), table([], shown)) if shown else None,
     )
 
 
@@ -214,7 +214,7 @@ def _balance(report: Report) -> Markup | None:
             for value, count in counts.items()
         ]
         if rows:
-            parts.append(table([heading(kind.capitalize()), heading("Prompts")], rows))
+            parts += [el("h3", f"Prompts by {kind}"), table([], rows)]
     gaps = facts["gaps"]
     parts.append(
         note(f"{number(gaps)} gaps, each with a suggestion, are in gaps.jsonl." if gaps else "Nothing is rare.")
