@@ -149,7 +149,7 @@ def label_by_simulation(config: LabelConfig) -> None:
 
 def say_label_end(config: LabelConfig, words: Sequence[str], sources: Sequence[str]) -> None:
     """Print the last lines. Judgments of a duel are read by its report, those of an evaluation's pairs by another
-    evaluation, and neither by training.
+    evaluation, and neither by training; SFT learns from answers that a review accepted.
 
     Args:
         sources: of the store's pairs.
@@ -163,7 +163,11 @@ def say_label_end(config: LabelConfig, words: Sequence[str], sources: Sequence[s
     ]
     again = "tiebreak evaluate --config FILE --output FOLDER --yardsticks"
     others += [f"{again} {shlex.quote(f'people:{config.output}')}" for stage in stages.values() if stage == "evaluate"]
-    say_end("label", config, words, others, usual=not others or _trainable(config.output) > 0)
+    single = bool(read_manifest(config.output).get("assessments"))
+    accepted = Path(config.output) / "final" / "demonstrations.jsonl"
+    if single and accepted.is_file() and accepted.stat().st_size:
+        others.append(f"tiebreak sft --demonstrations {shlex.quote(config.output)} --policy POLICY --output FOLDER")
+    say_end("label", config, words, others, usual=not (others or single) or _trainable(config.output) > 0)
 
 
 def _trainable(folder: str) -> int:

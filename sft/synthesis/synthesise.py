@@ -72,10 +72,10 @@ def synthesise(config: SynthesiseConfig) -> None:
         material, tests = read_material(config)
         drafts = draft_rows(config, material)
         screen = Screen(material, tests, config.near_duplicate, read_test_answers(config))
-        made, dropped = make(config, run, writer, drafts, screen)
+        made, dropped, spent = make(config, run, writer, drafts, screen)
         write_rows(config, run, made, writer.name if writer else "")
         write_jsonl(run.final / "dropped.jsonl", dropped)
-        report = build_report(config, writer, drafts, made, dropped, material)
+        report = build_report(config, writer, drafts, made, dropped, spent, material)
         write_json(run.final / "report.json", report)
         run.facts |= {"counts": report["counts"], "synthetic": {"rows": len(made), "of": len(made), "reviewed": 0}}
         write_text_atomically(run.folder / "report.html", build_page(report))
@@ -269,8 +269,8 @@ def _detector() -> Callable[[str], bool] | None:
 
 def make(
     config: SynthesiseConfig, run: Run, writer: Writer | None, drafts: Sequence[Draft], screen: Screen
-) -> tuple[list[Made], list[dict[str, Any]]]:
-    """(kept rows, dropped rows with their reasons)."""
+) -> tuple[list[Made], list[dict[str, Any]], tuple[int, int]]:
+    """(kept rows, dropped rows with their reasons, prompt and completion tokens of all that was written)."""
     asked = [draft for draft in drafts if draft.request]
     written = writer.write(run, [(one.id, one.request) for one in asked], "prompts") if writer and asked else []
     by_id = {one.id: answer for one, answer in zip(asked, written, strict=True)}
@@ -286,7 +286,7 @@ def make(
             screen.add("an earlier synthetic prompt", one.draft.prompt)
         kept.append(one)
     if not config.answers or writer is None:
-        return kept, dropped
+        return kept, dropped, _tokens(written)
     bare = [one for one in kept if not one.draft.completion]
     answers = writer.write(run, [(one.draft.id, one.draft.prompt) for one in bare], "answers") if bare else []
     answered = {one.draft.id: answer for one, answer in zip(bare, answers, strict=True)}
@@ -302,7 +302,12 @@ def make(
         else:
             tokens = one.prompt_tokens + answer.prompt_tokens, one.completion_tokens + answer.completion_tokens
             final.append(Made(draft, *tokens))
-    return final, dropped
+    return final, dropped, _tokens([*written, *answers])
+
+
+def _tokens(written: Sequence[Written]) -> tuple[int, int]:
+    """(prompt tokens, completion tokens), also of texts that are dropped: they are paid for."""
+    return sum(one.prompt_tokens for one in written), sum(one.completion_tokens for one in written)
 
 
 def _fault_of_answer(screen: Screen, draft: Draft) -> str:
@@ -423,12 +428,16 @@ def build_report(
     drafts: Sequence[Draft],
     made: Sequence[Made],
     dropped: Sequence[Mapping[str, Any]],
+    tokens: tuple[int, int],
     material: Material,
 ) -> dict[str, Any]:
-    """Counts of rows tried, made and dropped, the cost, and the diversity beside that of the real prompts."""
+    """Counts of rows tried, made and dropped, the cost, and the diversity beside that of the real prompts.
+
+    Args:
+        tokens: of all that the writer was asked and wrote.
+    """
     tried = Counter(one.method for one in drafts)
     kept = Counter(one.draft.method for one in made)
-    tokens = sum(one.prompt_tokens for one in made), sum(one.completion_tokens for one in made)
     real = [_text(one) for one in material.prompts]
     screen = Screen(Material(material.prompts), (), 1.0)
     own = [one.draft.prompt for one in made if one.draft.method not in _KEEP_THE_PROMPT]

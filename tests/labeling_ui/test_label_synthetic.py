@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from label_support import open_store
 from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 from test_label_single import export_of, make_single
@@ -26,7 +27,9 @@ PROMPTS = (
 )
 
 
-def test_synthesised_rows_are_reviewed_and_learned_as_edited(tmp_path: Path, tiny_model: Path) -> None:
+def test_synthesised_rows_are_reviewed_and_learned_as_edited(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"prompt": text, "completion": f"Answer {n}.", "split": "train"} for n, text in enumerate(PROMPTS)]
     real, made = write_rows(tmp_path / "real.jsonl", rows), tmp_path / "made"
     words = ["--demonstrations", json.dumps([str(real)]), "--methods", '{"typos": 12}', "--tracking.mode", "disabled"]
@@ -44,6 +47,8 @@ def test_synthesised_rows_are_reviewed_and_learned_as_edited(tmp_path: Path, tin
         store.submit("r0", Submission(client_id=f"r0 {len(given)}", pair_id=assignment.item_id, **verdict))
     assert len(given) == len(answers)
     label.main(["export", "--store", store.url, "--output", str(tmp_path / "reviewed")])
+    (following,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("next: ")]
+    assert following.startswith(f"next: tiebreak sft --demonstrations {tmp_path / 'reviewed'} ")
 
     shown = read_demonstrations(str(tmp_path / "reviewed"))
     assert sorted(one.prompt.tags[-1] for one in shown) == ["reviewed:accepted", "reviewed:edited"]

@@ -66,7 +66,12 @@ def test_gaps_by_hand() -> None:
 def test_a_language_that_is_not_clear_is_no_gap() -> None:
     """py3langid takes this German sentence for Luxembourgish, with a probability of .38."""
     step = Balance(PrepareConfig(output="x", prompts=["p.jsonl"], steps=["balance"]))
-    texts = ["Die Lampe brummt beim Dimmen.", "Kann die Lampe um 6:30 von selbst angehen?", "Where is my order now?", "ok"]
+    texts = [
+        "Die Lampe brummt beim Dimmen.",
+        "Kann die Lampe um 6:30 von selbst angehen?",
+        "Where is my order now?",
+        "ok",
+    ]
     assert [step._language(text) for text in texts] == ["not clear", "de", "en", "too short"]
     # en 6 and de 1: an even share is 3.5, whatever is not clear
     languages = [["en"]] * 6 + [["de"]] + [["not clear"]] + [["too short"]] * 2

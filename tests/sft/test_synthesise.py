@@ -169,7 +169,7 @@ def test_an_endpoint_writes_prompts_and_answers_with_their_cost(
     assert kept_answers <= {one["completion"] for one in REAL}
     assert next(row["tags"] for row in rows if row["method"] == "gap-cards")[0] == "returns"
     report = json.loads((output / "final" / "report.json").read_text())
-    assert report["cost"] == pytest.approx(sum(row["cost"] for row in rows))
+    assert report["cost"] == pytest.approx(api.paid.total() * (100 * 10 + 10 * 100) / 1e6)  # dropped rows, too
     paid = api.paid.total()
     assert synthesise(output, *words, **methods)[0] == 0
     assert api.paid.total() == paid
@@ -212,6 +212,8 @@ def test_what_an_endpoint_should_not_write_is_dropped(tmp_path: Path, api: Api, 
         "nearly the same as a test answer",
     ]
     assert read_rows(output / "final" / "answers.jsonl") == []
+    report = json.loads((output / "final" / "report.json").read_text())
+    assert sum(report["tokens"].values()) == 110 * api.paid.total(), "what is dropped is paid for"
     written = "".join(file.read_text() for file in (output / "final").iterdir())
     assert "ann.b@example.org" not in written
 
