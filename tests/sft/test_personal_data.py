@@ -409,13 +409,15 @@ def test_own_patterns_and_words(tmp_path: Path, tiny_model: Path) -> None:
     assert json.loads((final.parent / "manifest.json").read_text())["inputs"]["words"]["kind"] == "file"
 
 
-def test_names_are_found_by_the_users_model(tmp_path: Path, tiny_model: Path) -> None:
+def test_names_are_found_by_the_users_model(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder may be called as a package is, which spaCy would load in its place."""
     spacy = pytest.importorskip("spacy")
+    monkeypatch.chdir(tmp_path)
     model = spacy.blank("en")
     model.add_pipe("entity_ruler").add_patterns([{"label": "PERSON", "pattern": "Erika Muster"}])
-    model.to_disk(tmp_path / "names")
+    model.to_disk(tmp_path / "spacy")
     rows = [{"prompt": "I am Erika Muster", "completion": "Hello Erika Muster"}]
-    final = run(tmp_path / "x", tiny_model, rows, model=str(tmp_path / "names"))
+    final = run(tmp_path / "x", tiny_model, rows, model="spacy")
     assert prompts(final) == ["I am <PERSON_1>"]
     assert read_rows(final / "demonstrations.jsonl")[0]["completion"] == "Hello <PERSON_1>"
     report = json.loads((final / "report.json").read_text())["steps"][-1]

@@ -55,7 +55,7 @@ class SpacyNames:
         try:
             import spacy
 
-            self._model: Any = spacy.load(folder)
+            self._model: Any = spacy.load(Path(folder))  # a name could be that of an installed package
         except (ImportError, OSError, ValueError) as error:
             raise _unloadable(folder, error) from error
         if not {"ner", "entity_ruler", "span_ruler"} & set(self._model.pipe_names):
