@@ -49,8 +49,8 @@ def require(requirements: Sequence[Requirement], source: str) -> None:
             f"require: anonymised: {source} is not a finished run, so nobody knows what is in it: {_REMEDY}"
         )
     chain = manifest_chain(source)
-    _refuse_changed(*chain[-1])
     for folder, manifest in chain:
+        _refuse_changed(folder, manifest)
         if fault := _fault(manifest):
             raise HandoffError(f"require: anonymised: {folder} {fault}: {_REMEDY}")
     if not any(manifest["stage"] == "prepare" for _, manifest in chain):

@@ -89,9 +89,12 @@ def test_rows_beside_those_of_an_anonymised_run_are_refused(tmp_path: Path, tiny
 
 def test_a_run_whose_rows_were_changed_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     clean = prepared(tmp_path / "a", tiny_model, steps=["anonymise"])
+    made = sampled(tmp_path / "b", clean)
+    require(["anonymised"], made)
     write_rows(Path(clean) / "final" / "demonstrations.jsonl", [{"prompt": "a@example.org", "completion": "ok"}])
-    with pytest.raises(HandoffError, match=r"demonstrations\.jsonl was changed after its run was finished"):
-        require(["anonymised"], clean)
+    for run in (clean, made):  # the sample may have read the rows before or after
+        with pytest.raises(HandoffError, match=r"demonstrations\.jsonl was changed after its run was finished"):
+            require(["anonymised"], run)
 
 
 def test_repair_after_anonymise_is_refused(tmp_path: Path, tiny_model: Path) -> None:
