@@ -44,7 +44,7 @@ from tiebreak.errors import ConfigError, DataError, HandoffError, counted
 from tiebreak.files import write_jsonl
 from tiebreak.measures.duels import policies_of
 from tiebreak.messages import content_id
-from tiebreak.records import Judgment, Pair
+from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, clear_partial, start_run
@@ -151,7 +151,7 @@ def choose_pairs(config: JudgeConfig) -> list[Pair]:
     return ranked[: config.max_pairs]
 
 
-def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[Judgment]:
+def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[ExportedJudgment]:
     """People's judgments of these pairs, or those of simulated raters if no person judged; gold is easier, and left out.
 
     Raises:
@@ -161,7 +161,7 @@ def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[Judgment]:
         return []
     judged = of_people(read_judgments(config.people))
     ids = {pair.id for pair in pairs}
-    shared = [one.judgment for one in judged if one.pair_id in ids and not one.gold]
+    shared = [one for one in judged if one.pair_id in ids and not one.gold]
     if not shared:
         raise DataError(
             f"people: none of {len(judged)} judgments in {config.people} is of the pairs in {config.pairs}: give people's "

@@ -33,7 +33,7 @@ def build_page(report: Report, made_from: Mapping[str, str]) -> str:
     sections = [
         ("people", "Against people", _people(report["people"])),
         ("calibration", "Calibration", _calibration(report["people"])),
-        ("win-rates", "Win rates", _win_rates(report["win_rates"])),
+        ("win-rates", "Win rates", _win_rates(report["win_rates"], report.get("chosen_by_strategy", 0))),
         ("habits", "Biases", _biases(report)),
         ("injection", "Prompt injection", _injection(report["injection"])),
         ("skips", "Without a verdict", _skips(report["counts"])),
@@ -148,7 +148,7 @@ def _calibration(people: Report | None) -> Markup | None:
 # --- win rates ---
 
 
-def _win_rates(rates: Sequence[Row]) -> Markup | None:
+def _win_rates(rates: Sequence[Row], chosen: int) -> Markup | None:
     rows = [row for one in rates for row in _contest_rows(one)]
     if not rows:
         return None
@@ -159,6 +159,8 @@ def _win_rates(rates: Sequence[Row]) -> Markup | None:
         "people prefer the first policy, by Rogan and Gladen (1978) with the interval of Lee et al. (2025). Both assume "
         "that people judged a random part of the pairs."
     )
+    if chosen:
+        remark += f" So people's judgments of {number(chosen)} pairs that a strategy of select chose do not count here."
     headings = [heading("Win rate"), heading("Share", "95% interval", scale=_SHARE), heading("Prompts", numeric=True)]
     return join(table(headings, rows), note(remark))
 

@@ -18,7 +18,7 @@ from tiebreak.measures.agreement import Figure
 from tiebreak.measures.corrected import CorrectedShare, prediction_powered_mean, rogan_gladen
 from tiebreak.measures.judges import Comparison, Contest, against_people, contests, habits
 from tiebreak.measures.statistics import clustered_interval, effective_number, student_quantile, wilson_interval
-from tiebreak.records import Judgment, ModelVerdict, Pair
+from tiebreak.records import ExportedJudgment, Judgment, ModelVerdict, Pair
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 
@@ -61,20 +61,25 @@ def measure_injections(asked: Sequence[tuple[Judgment, Reply, Reply]]) -> list[I
 def build_report(
     rater: Rater,
     judgments: Sequence[Judgment],
-    people: Sequence[Judgment],
+    people: Sequence[ExportedJudgment],
     pairs: Sequence[Pair],
     injections: Sequence[Injection],
     caveats: Caveats,
 ) -> dict[str, Any]:
     """All figures."""
+    chosen = chosen_by_strategy(people, pairs)
+    at_random = [one for one in people if one.pair_id not in chosen]
+    pool = [pair for pair in pairs if pair.selection is None or pair.id not in chosen]
     report: dict[str, Any] = {
         "judge": {"kind": caveats.kind, **vars(rater)},
         "counts": count(judgments, pairs, injections),
         "habits": habits(judgments, pairs),
         "injection": _injection(injections),
         "people": against_people(judgments, people, pairs),
-        "win_rates": [win_rates(contest) for contest in contests(judgments, people, pairs)],
+        "win_rates": [win_rates(contest) for contest in contests(judgments, at_random, pool)],
     }
+    if chosen:
+        report["chosen_by_strategy"] = len(chosen)
     report["caveats"] = [*caveats.lines, *_more_caveats(report)]
     report["metrics"] = to_metrics(report)
     return report
@@ -115,6 +120,15 @@ def _injection(injections: Sequence[Injection]) -> dict[str, Any]:
 
 
 # --- win rates ---
+
+
+def chosen_by_strategy(people: Sequence[ExportedJudgment], pairs: Sequence[Pair]) -> set[str]:
+    """The ids of the pairs that a strategy of `tiebreak select` chose for people, and not chance. Corrected win rates
+    assume that people judged a random part of the pairs."""
+    strategies = {one.pair_id: one.arm for one in people} | {
+        pair.id: pair.selection.strategy for pair in pairs if pair.selection is not None
+    }
+    return {pair_id for pair_id, strategy in strategies.items() if strategy not in ("", "random")}
 
 
 def win_rates(contest: Contest) -> dict[str, Any]:

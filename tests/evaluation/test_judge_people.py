@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from support import SHARED_DATA, read_rows, run_here, write_rows
 
-from evaluation.judging.report import win_rates
+from evaluation.judging.questions import Rater
+from evaluation.judging.report import Caveats, build_report, win_rates
 from tiebreak.data.pairs import read_pairs
 from tiebreak.measures.judges import (
     against_people,
@@ -21,7 +22,7 @@ from tiebreak.measures.judges import (
 )
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.messages import Message, prompt_id
-from tiebreak.records import Completion, Judgment, ModelVerdict, Pair
+from tiebreak.records import Completion, ExportedJudgment, Judgment, ModelVerdict, Pair, Selection
 
 PANDALM = SHARED_DATA / "pandalm-testset"
 
@@ -107,6 +108,32 @@ def test_pairs_on_which_people_disagree_count_in_the_win_rates() -> None:
     assert (found["people"]["value"], found["people"]["n"]) == (0.8, 20)
     assert found["corrected"]["value"] == pytest.approx(0.8)
     assert found["preferred"]["people"] == 20
+
+
+def test_pairs_that_a_strategy_chose_do_not_bias_the_win_rates() -> None:
+    """People prefer a on all 12 pairs that chance chose, and b on all 12 that a strategy did; the judge always prefers a.
+    The strategy's pairs are known by people's judgments, or by the judge's own pairs."""
+    judged = [vote(n, "j", -1, (-1, -1)) for n in range(60)]
+    arms = ["random"] * 12 + ["margin"] * 12
+    votes = [
+        ExportedJudgment(**vars(vote(n, "r", -1 if arm == "random" else 1)), arm=arm) for n, arm in enumerate(arms)
+    ]
+    pairs = [pair(n) for n in range(60)]
+    about = (Rater("j", "m", "v", 0, "1"), judged), ([], Caveats("function", ()))
+
+    def rates(people: list[ExportedJudgment], pairs: list[Pair]) -> tuple[Any, ...]:
+        report = build_report(*about[0], people, pairs, *about[1])
+        [one] = report["win_rates"]
+        chosen = report["chosen_by_strategy"]
+        return one["judge"]["n"], one["people"]["n"], one["people"]["value"], one["corrected"]["value"], chosen
+
+    assert rates(votes, pairs) == (60, 12, 1.0, 1.0, 12)
+    selected = [
+        pairs[n].model_copy(update={"selection": Selection(strategy=arm, probability=0.5)})
+        for n, arm in enumerate(arms)
+    ]
+    unmarked = [one.model_copy(update={"arm": ""}) for one in votes]
+    assert rates(unmarked, selected) == (12, 12, 1.0, 1.0, 12)
 
 
 def test_an_answer_that_two_policies_of_a_duel_gave_counts_for_both() -> None:
