@@ -422,7 +422,9 @@ def as_cell(value: Any) -> str:
 def _inner(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_inner, value))
+    return "" if value is None else str(value)
 
 
 # --- edits ---

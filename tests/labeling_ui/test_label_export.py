@@ -44,7 +44,7 @@ from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read_preferences, read_records
 from tiebreak.files import write_jsonl
 from tiebreak.measures.yardstick import find_yardstick
-from tiebreak.records import Demonstration, ExportedJudgment, Judgment, Pair, Preference
+from tiebreak.records import Demonstration, ExportedJudgment, Judgment, ModelVerdict, Pair, Preference
 from tiebreak.runs.audit import COMMAND
 from tiebreak.runs.run import identify_input, read_manifest, start_run
 
@@ -329,6 +329,13 @@ def test_a_table_has_empty_cells_for_what_a_judgment_does_not_have() -> None:
     linked = opinion(0, "a", 1).model_copy(update={"links": ("https://example.org",)})
     rows = list(csv.DictReader(io.StringIO(judgments_as_csv([linked, opinion(0, "b", 1)]), newline="")))
     assert [row["links"] for row in rows] == ["https://example.org", ""]
+
+
+def test_a_table_has_the_verdicts_of_model_judges() -> None:
+    verdict = ModelVerdict(model="m", answers=(2, None), prompt_tokens=7)
+    judged = opinion(0, "j", 1).model_copy(update={"kind": "model", "judge": verdict})
+    (row,) = csv.DictReader(io.StringIO(judgments_as_csv([judged]), newline=""))
+    assert row["judge"].startswith("model: m; answers: 2, ; confidence: ; prompt_tokens: 7")
 
 
 def test_both_bad_is_told_from_a_tie() -> None:
