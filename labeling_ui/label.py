@@ -300,7 +300,7 @@ def add_judges(store: Store, config: LabelConfig) -> None:
     """Add the judgments of the configured judge runs to the store, as raters of kind `model`; those there stay.
 
     Raises:
-        HandoffError: a judge judged none of the store's pairs.
+        HandoffError: a judge judged none of the store's pairs, or the store has another judge of its name.
     """
     for source in config.judges:
         every = read_judgments(source)
@@ -312,12 +312,34 @@ def add_judges(store: Store, config: LabelConfig) -> None:
             )
         if len(judgments) < len(every):
             show(f"{source}: {len(every) - len(judgments)} of {len(every)} judgments are of pairs that are not here")
+        refuse_another_judge(store, judgments, source)
         added = import_records(
             store, (), judgments, source=source, source_id=identify_input(source).id, places=[source] * len(judgments)
         )
         if added.judgments:
             raters = ", ".join(sorted({one.rater_id for one in judgments}))
             show(f"{source}: {counted(added.judgments, 'judgment')} by {raters}")
+
+
+def refuse_another_judge(store: Store, judgments: Sequence[Judgment], source: str) -> None:
+    """Refuse judgments by a judge whose name another one in the store has: they would be taken for its second judgments of
+    the pairs, which count nowhere.
+
+    Raises:
+        HandoffError: names both.
+    """
+    named = {one.rater_id: one.judge for one in store.judgments()[0] if one.judge is not None}
+    for one in judgments:
+        mine, there = one.judge, named.get(one.rater_id)
+        if mine is None or there is None:
+            continue
+        differs = [name for name in ("model", "prompt_version", "seed") if getattr(mine, name) != getattr(there, name)]
+        if differs:
+            listed = ", ".join(f"{name} {getattr(there, name)} there, {getattr(mine, name)} here" for name in differs)
+            raise HandoffError(
+                f"judges: {source} is of {one.rater_id}, and {store.url} has another judge of that name ({listed}): judge "
+                "again with another name (rater)"
+            )
 
 
 def of_pairs(judgments: Sequence[Judgment], pairs: Sequence[Pair]) -> list[Judgment]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from label_support import answer, make_pair, open_store, rubric_pairs, write_pairs
-from support import read_rows, run_here, write_rows
+from support import read_rows, run_here, write_config, write_rows
 
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.label import status_lines
@@ -157,6 +157,26 @@ def test_a_judge_of_the_whole_pool_joins_the_pairs_that_were_selected_from_it(tm
     status, printed = run_here(*words, "--output", tmp_path / "other")
     assert status == 1
     assert "judges: none of 12 judgments" in printed
+
+
+def test_two_judges_of_one_name_are_refused(judged: tuple[Path, Path], tmp_path: Path) -> None:
+    """Such as two reward models in folders of one name. The second one's verdicts were taken for repeats of the first."""
+    pairs, out = judged
+    untracked = ("--tracking.mode", "disabled")
+    (tmp_path / "mine.py").write_text("def length(prompt, answer):\n    return float(len(answer))\n")
+    config = write_config(
+        tmp_path / "judge.yaml",
+        pairs=pairs,
+        function="mine:length",
+        rater="judge-function-rubric",
+        output=tmp_path / "other",
+    )
+    assert run_here("judge", "--config", config, *untracked)[0] == 0
+    words = ["label", "--pairs", pairs, "--simulate", "true", *untracked, "--output", tmp_path / "label"]
+    status, printed = run_here(*words, "--judges", out, tmp_path / "other")
+    assert status == 1
+    assert "other is of judge-function-rubric, and" in printed
+    assert "has another judge of that name (model rubric there, mine:length here)" in printed
 
 
 def test_a_run_of_another_stage_is_no_judge(judged: tuple[Path, Path], tmp_path: Path) -> None:

@@ -152,8 +152,8 @@ def run_round(config: RoundsConfig, number: int, state: State, pairs: int, group
     if distrust := why_undecided(figures) or why_distrust(figures["agreement"], config.stop):
         state.figures.append({**figures, "trained": False})
         return (
-            f"round {number} is not trained on: {distrust}. See 'tiebreak label agreement', and revise the guidelines; once "
-            f"its pairs have better judgments, move {label} away and give this command again"
+            f"round {number} is not trained on: {distrust}. See 'tiebreak label agreement', and revise the guidelines; "
+            f"once its pairs have better judgments, move {label} away and give this command again"
         )
     state.labels.append(label)
     if judge is not None and config.judges_label == "rest":
