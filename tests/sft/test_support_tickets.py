@@ -57,8 +57,8 @@ def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypat
             assert not VALUES.findall(text), file
             assert not [name for name in customers() if name in text], file
     sheet = (run / "data-sheet.md").read_text()
-    assert "- personal data hidden, by kind: ADDRESS " in sheet
-    assert "- step anonymise: read " in sheet
+    assert "| personal data hidden, by kind | ADDRESS " in sheet
+    assert "| step anonymise | read " in sheet
     assert review[:3] == ["label", "--answers", "runs/support-tickets/prepare"]
     report = json.loads((run / "final" / "report.json").read_text())
     done = {tally["step"]: tally for tally in report["steps"]}

@@ -110,4 +110,4 @@ def test_the_card_has_measured_energy_and_otherwise_a_blank(finished_recipe: Pat
     text = (tmp_path / "card.md").read_text()
     assert "- **[blank: energy]** How much energy did training take?" in text
     assert "energy in kWh" not in text
-    assert "dpo: energy, not measured: processor, gpu" in text
+    assert "| energy, not measured | processor, gpu | dpo " in text
