@@ -319,8 +319,8 @@ class ExportedJudgment(Judgment):
     seconds_idle: float | None = Field(default=None, exclude_if=is_absent)
     """seconds on the screen without activity"""
     batch: str = Field(default="", exclude_if=is_empty)
-    arm: str = Field(default="", exclude_if=is_empty)
-    """why `tiebreak select` chose its pair: `random`, or a strategy's name; empty: not selected"""
+    selection: Selection | None = Field(default=None, exclude_if=is_absent)
+    """why its pair was selected to be judged"""
     gold: bool = Field(default=False, exclude_if=is_empty)
     """the item's answer is known: the judgment measures its rater"""
     repeat: bool = Field(default=False, exclude_if=is_empty)

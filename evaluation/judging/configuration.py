@@ -37,7 +37,7 @@ KINDS = {
         frozenset({"answers_by", "aspects", "sampling", "tie_confidence"}),
     ),
     "endpoint": JudgeKind(
-        "api", "evaluation.judging.endpoint:EndpointJudge", frozenset({"aspects", "sampling", "asking"})
+        "api", "evaluation.judging.endpoint:EndpointJudge", frozenset({"answers", "aspects", "asking", "sampling"})
     ),
 }
 """Every kind of judge, by its key."""
@@ -48,6 +48,7 @@ _READ_BY_SOME = {
     ("tie_threshold", "strength_step"): "only a function reads them",
     ("tie_confidence",): "only a reward model, or letters, have probabilities",
     ("asking",): "only an endpoint is asked under limits",
+    ("answers",): "only an endpoint is paid for its answers",
 }
 """Keys that not every judge reads, and why they are refused for the others."""
 
@@ -56,7 +57,7 @@ class JudgeConfig(StageConfig):
     """`tiebreak judge`"""
 
     revisable: ClassVar[frozenset[str]] = frozenset({"max_pairs"})
-    printed: ClassVar[frozenset[str]] = frozenset({"asking"})
+    printed: ClassVar[frozenset[str]] = frozenset({"answers", "asking"})
 
     pairs: str
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b"""
@@ -107,6 +108,9 @@ class JudgeConfig(StageConfig):
     """how a local model is loaded: precision, attention kernel and remote code"""
     asking: AskingConfig = AskingConfig()
     """rate and spend limits of an endpoint"""
+    answers: str | None = Field(default=None, exclude_if=lambda run: run is None)
+    """a finished judge run by the same endpoint: its answers to the same questions are used, and not paid for again, such
+    as when people have judged in the meantime"""
 
     def function_names(self) -> dict[str, str]:
         return {} if self.function in (None, RUBRIC) else {"function": str(self.function)}

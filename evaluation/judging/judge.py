@@ -161,6 +161,7 @@ def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[ExportedJudg
         return []
     judged = of_people(read_judgments(config.people))
     ids = {pair.id for pair in pairs}
+    judged = [one if one.pair_id in ids else of_its_set(one) for one in judged]
     shared = [one for one in judged if one.pair_id in ids and not one.gold]
     if not shared:
         raise DataError(
@@ -168,6 +169,12 @@ def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[ExportedJudg
             "judgments of these pairs, or leave the key out"
         )
     return shared
+
+
+def of_its_set(judgment: ExportedJudgment) -> ExportedJudgment:
+    """The judgment as one of the set in the pool that its pair is from: `select` makes pairs of a set's comparisons."""
+    set_id = judgment.selection.set_id if judgment.selection is not None else ""
+    return judgment.model_copy(update={"pair_id": set_id}) if set_id else judgment
 
 
 def judge_all(

@@ -16,9 +16,9 @@ from tiebreak.errors import counted
 from tiebreak.files import write_json, write_text_atomically
 from tiebreak.measures.agreement import Figure
 from tiebreak.measures.corrected import CorrectedShare, prediction_powered_mean, rogan_gladen
-from tiebreak.measures.judges import Comparison, Contest, against_people, contests, habits
+from tiebreak.measures.judges import Comparison, Contest, against_people, comparison_of, contests, habits
 from tiebreak.measures.statistics import clustered_interval, effective_number, student_quantile, wilson_interval
-from tiebreak.records import ExportedJudgment, Judgment, ModelVerdict, Pair
+from tiebreak.records import ExportedJudgment, Judgment, ModelVerdict, Pair, Selection
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 
@@ -68,8 +68,8 @@ def build_report(
 ) -> dict[str, Any]:
     """All figures."""
     chosen = chosen_by_strategy(people, pairs)
-    at_random = [one for one in people if one.pair_id not in chosen]
-    pool = [pair for pair in pairs if pair.selection is None or pair.id not in chosen]
+    at_random = [one for one in people if comparison_of(one) not in chosen]
+    pool = [pair for pair in pairs if not is_of_strategy(pair.selection)]
     report: dict[str, Any] = {
         "judge": {"kind": caveats.kind, **vars(rater)},
         "counts": count(judgments, pairs, injections),
@@ -122,13 +122,16 @@ def _injection(injections: Sequence[Injection]) -> dict[str, Any]:
 # --- win rates ---
 
 
-def chosen_by_strategy(people: Sequence[ExportedJudgment], pairs: Sequence[Pair]) -> set[str]:
-    """The ids of the pairs that a strategy of `tiebreak select` chose for people, and not chance. Corrected win rates
-    assume that people judged a random part of the pairs."""
-    strategies = {one.pair_id: one.arm for one in people} | {
-        pair.id: pair.selection.strategy for pair in pairs if pair.selection is not None
-    }
-    return {pair_id for pair_id, strategy in strategies.items() if strategy not in ("", "random")}
+def chosen_by_strategy(people: Sequence[ExportedJudgment], pairs: Sequence[Pair]) -> set[Comparison]:
+    """The comparisons that a strategy of `tiebreak select` chose for people, and not chance. Corrected win rates assume
+    that people judged a random part of the pairs."""
+    of_pairs = {pair.id: pair.selection for pair in pairs}
+    return {comparison_of(one) for one in people if is_of_strategy(one.selection or of_pairs.get(one.pair_id))}
+
+
+def is_of_strategy(selection: Selection | None) -> bool:
+    """Whether a strategy chose a pair, and not chance or nobody."""
+    return selection is not None and selection.strategy != "random"
 
 
 def win_rates(contest: Contest) -> dict[str, Any]:

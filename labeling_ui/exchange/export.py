@@ -87,10 +87,10 @@ def read_labels(store: Store) -> Labels:
     with store.reading() as connection:
         pairs, single_answers = described(connection, pairs), described(connection, store.single_answers())
         wanted = campaign.judgments_wanted(connection)
-    arms = {pair.id: pair.selection.strategy for pair in pairs if pair.selection is not None}
+    selected = {pair.id: pair.selection for pair in pairs if pair.selection is not None}
     return Labels(
         pairs,
-        [one.model_copy(update={"arm": arms.get(one.pair_id, "")}) for one in judgments] if arms else judgments,
+        [one.model_copy(update={"selection": selected.get(one.pair_id)}) for one in judgments],
         adjudications,
         known_answers,
         store.gold(),
@@ -389,7 +389,7 @@ def judgments_as_csv(judgments: Sequence[ExportedJudgment]) -> str:
     rows = [judgment.model_dump(mode="json") for judgment in judgments]
     new = {
         name
-        for name in ("answer_flags", "criteria", "spans", "links", "judge", "arm")
+        for name in ("answer_flags", "criteria", "spans", "links", "judge", "selection")
         if not any(name in row for row in rows)
     }
     single = any(isinstance(judgment, Assessment) for judgment in judgments)

@@ -451,6 +451,27 @@ def test_a_setting_that_the_model_refuses_ends_the_run(api: Api, pairs: Path, tm
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
+def test_answers_of_another_run_are_not_paid_for_again(api: Api, pairs: Path, tmp_path: Path) -> None:
+    """People judge after the judge did: the report against them costs nothing. A changed question is refused before it is
+    asked; a question more is asked alone."""
+    assert judge(*by_endpoint(api, pairs, tmp_path / "first", "--max-pairs", "5"))[0] == 0
+    votes = [{**row, "rater_id": "r", "kind": "human"} for row in read_rows(tmp_path / "first/final/judgments.jsonl")]
+    people = write_rows(tmp_path / "people.jsonl", [{k: v for k, v in row.items() if k != "judge"} for row in votes])
+    again = ("--answers", tmp_path / "first", "--people", people)
+    paid = api.paid.total()
+    status, printed = judge(*by_endpoint(api, pairs, tmp_path / "second", *again, "--max-pairs", "5"))
+    assert status == 0, printed
+    assert api.paid.total() == paid == 10
+    assert json.loads((tmp_path / "second" / "report.json").read_text())["people"]["n"] == 5
+    assert read_rows(tmp_path / "second/final/judgments.jsonl") == read_rows(tmp_path / "first/final/judgments.jsonl")
+    status, printed = judge(*by_endpoint(api, pairs, tmp_path / "other", *again, "--guidelines", "Prefer amounts."))
+    assert status == 1
+    assert "first has no answer to these questions" in printed
+    assert api.paid.total() == paid
+    assert judge(*by_endpoint(api, pairs, tmp_path / "all", *again))[0] == 0
+    assert api.paid.total() == paid + 2
+
+
 def test_kill_9_in_the_middle_pays_at_most_what_was_on_its_way(api: Api, pairs: Path, tmp_path: Path) -> None:
     api.seconds = 0.15
     words = by_endpoint(api, pairs, tmp_path / "out", "--asking.parallel", "2", "--tracking.mode", "disabled")
@@ -488,6 +509,7 @@ def test_kill_9_in_the_middle_pays_at_most_what_was_on_its_way(api: Api, pairs: 
         (["--function", "mine.py"], "function: rubric, or package.module:function"),
         (["--function", "rubric", "--aspects", "helpful"], "only written verdicts have aspects"),
         (["--function", "rubric", "--asking.max-tokens", "5"], "only an endpoint is asked under limits"),
+        (["--function", "rubric", "--answers", "runs/x"], "only an endpoint is paid for its answers"),
         (["--endpoint.model", "m", "--asking.max-tokens", "0"], "--asking.max-tokens: input should be greater"),
         (["--endpoint.model", "m", "--asking.max-cost", "1"], "needs endpoint.input_price"),
         (["--endpoint.model", "m", "--endpoint.url", "https://me:secret@example.org/v1"], "url: it must hold no user"),
@@ -516,6 +538,9 @@ def test_people_are_those_whose_judgments_count(pairs: Path, tmp_path: Path) -> 
     (label / "manifest.json").write_text("{}")
     config = JudgeConfig(pairs=str(pairs), function="rubric", people=str(label), output=str(tmp_path / "out"))
     assert [one.rater_id for one in read_people(config, [first])] == ["r"]
+    of_a_set = {**row, "pair_id": "cut", "selection": {"strategy": "random", "probability": 1.0, "set_id": first.id}}
+    write_rows(label / "final" / "judgments.jsonl", [of_a_set, {**row, "pair_id": "another"}])
+    assert [one.pair_id for one in read_people(config, [first])] == [first.id]
 
 
 def test_a_judge_of_its_own_kin_is_found_behind_selections_and_duels() -> None:

@@ -115,8 +115,10 @@ def test_pairs_that_a_strategy_chose_do_not_bias_the_win_rates() -> None:
     The strategy's pairs are known by people's judgments, or by the judge's own pairs."""
     judged = [vote(n, "j", -1, (-1, -1)) for n in range(60)]
     arms = ["random"] * 12 + ["margin"] * 12
+    selections = [Selection(strategy=arm, probability=0.5) for arm in arms]
     votes = [
-        ExportedJudgment(**vars(vote(n, "r", -1 if arm == "random" else 1)), arm=arm) for n, arm in enumerate(arms)
+        ExportedJudgment(**vars(vote(n, "r", -1 if one.strategy == "random" else 1)), selection=one)
+        for n, one in enumerate(selections)
     ]
     pairs = [pair(n) for n in range(60)]
     about = (Rater("j", "m", "v", 0, "1"), judged), ([], Caveats("function", ()))
@@ -128,11 +130,8 @@ def test_pairs_that_a_strategy_chose_do_not_bias_the_win_rates() -> None:
         return one["judge"]["n"], one["people"]["n"], one["people"]["value"], one["corrected"]["value"], chosen
 
     assert rates(votes, pairs) == (60, 12, 1.0, 1.0, 12)
-    selected = [
-        pairs[n].model_copy(update={"selection": Selection(strategy=arm, probability=0.5)})
-        for n, arm in enumerate(arms)
-    ]
-    unmarked = [one.model_copy(update={"arm": ""}) for one in votes]
+    selected = [pairs[n].model_copy(update={"selection": one}) for n, one in enumerate(selections)]
+    unmarked = [one.model_copy(update={"selection": None}) for one in votes]
     assert rates(unmarked, selected) == (12, 12, 1.0, 1.0, 12)
 
 

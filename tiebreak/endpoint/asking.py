@@ -331,6 +331,16 @@ class AnswerFile:
             os.fsync(file.fileno())
         self._keep(key, row)
 
+    def take_over(self, path: Path) -> None:
+        """Add the answers of another file that are not here. On return, they are on disk."""
+        new = {key: row for key, row in AnswerFile(path).rows.items() if key not in self.rows}
+        with self.path.open("ab") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in new.values())
+            file.flush()
+            os.fsync(file.fileno())
+        for key, row in new.items():
+            self._keep(key, row)
+
     def _keep(self, key: str, row: dict[str, Any]) -> None:
         self.rows[key] = row
         self.spent = self.spent[0] + row["prompt_tokens"], self.spent[1] + row["completion_tokens"]
