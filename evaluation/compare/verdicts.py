@@ -275,7 +275,7 @@ def _synthetic_caveats(links: Sequence[Link]) -> list[str]:
     rows = []
     for link in links:
         facts = link.manifest.get("synthetic")
-        if facts and find_stage(link.stage).makes != "data":
+        if facts and find_stage(link.stage).trains:
             unseen = facts["rows"] - facts["reviewed"]
             seen = "all of them reviewed" if not unseen else f"{unseen} of them reviewed by nobody (review: none)"
             rows.append(f"{facts['rows']} of the {facts['of']} rows of {link.stage} are synthetic, {seen}.")

@@ -43,7 +43,7 @@ from labeling_ui.store.pairs.media import described
 from labeling_ui.store.store import Store, count_kinds
 from labeling_ui.store.work.asking import FLAGS
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer
-from tiebreak.data.synthetic import REVIEWED
+from tiebreak.data.synthetic import REVIEWED, count_synthetic, is_synthetic
 from tiebreak.errors import DataError
 from tiebreak.files import write_json, write_jsonl, write_text_atomically
 from tiebreak.messages import assistant
@@ -136,6 +136,7 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
         "preferences": report["preferences"]["total"],
         "judgments": len(labels.judgments),
         **({"assessments": len(labels.assessments)} if labels.assessments else {}),
+        **({"synthetic": report["synthetic"]} if "synthetic" in report else {}),
         "pairs": len(labels.pairs),
         "withdrawn": [
             {"pair_id": o.pair_id, "reason": o.reason, "replaced_by": o.replaced_by} for o in labels.withdrawn
@@ -208,6 +209,8 @@ def write_labels(
         }
     demonstrations = [*(edit.demonstration for edit in edits), *demonstrations_of(assessed)]
     _write_records(folder, labels, aggregated, edits, demonstrations)
+    if any(map(is_synthetic, made := [*aggregated.preferences, *demonstrations])):
+        report["synthetic"] = count_synthetic(made)
     if assessed:
         report["single_answers"] = describe_assessed(assessed, labels.assessments)
         write_assessed(folder, assessed)

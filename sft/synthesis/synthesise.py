@@ -77,7 +77,7 @@ def synthesise(config: SynthesiseConfig) -> None:
         write_jsonl(run.final / "dropped.jsonl", dropped)
         report = build_report(config, writer, drafts, made, dropped, spent, material)
         write_json(run.final / "report.json", report)
-        run.facts |= {"counts": report["counts"], "synthetic": {"rows": len(made), "of": len(made), "reviewed": 0}}
+        run.facts |= {"counts": report["counts"], "synthetic": {"rows": len(made), "of": len(made)}}
         write_text_atomically(run.folder / "report.html", build_page(report))
         run.finish()
         _say_report(config, run, report)

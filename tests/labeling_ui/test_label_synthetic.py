@@ -53,6 +53,7 @@ def test_synthesised_rows_are_reviewed_and_learned_as_edited(
     shown = read_demonstrations(str(tmp_path / "reviewed"))
     assert sorted(one.prompt.tags[-1] for one in shown) == ["reviewed:accepted", "reviewed:edited"]
     assert [one.text for one in shown if one.prompt.tags[-1] == "reviewed:edited"] == ["As a person wrote it."]
+    assert read_manifest(tmp_path / "reviewed")["synthetic"] == {"rows": 2, "of": 2, "reviewed": 2}
     config = write_config(
         tmp_path / "sft.yaml",
         output=tmp_path / "sft",
@@ -85,3 +86,4 @@ def test_a_programs_review_is_no_review(url: str, tmp_path: Path) -> None:
     tags = {one.prompt.tags for one in shown}
     assert tags == {("synthetic", "reviewed:none"), ("synthetic", "reviewed:accepted")}
     assert sum(one.prompt.tags[-1] == "reviewed:accepted" for one in shown) == 1
+    assert read_manifest(tmp_path / "out")["synthetic"] == {"rows": 2, "of": 2, "reviewed": 1}

@@ -41,8 +41,19 @@ def check_reviewed(records: Sequence[Any], source: str, run: Run | None) -> None
             "make them with 'tiebreak synthesise' and review: none"
         )
     if made and run is not None:
-        unreviewed = sum(UNREVIEWED in _tags(one) and getattr(one, "kind", SYNTHETIC) != "human" for one in made)
-        run.facts["synthetic"] = {"rows": len(made), "of": len(records), "reviewed": len(made) - unreviewed}
+        run.facts["synthetic"] = count_synthetic(records)
+
+
+def count_synthetic(records: Sequence[Any]) -> dict[str, int]:
+    """How many records are synthetic, of how many, and how many of them people have reviewed; for manifests."""
+    made = [one for one in records if is_synthetic(one)]
+    return {"rows": len(made), "of": len(records), "reviewed": sum(map(_is_reviewed, made))}
+
+
+def _is_reviewed(record: Any) -> bool:
+    """Whether a person has reviewed a record, or judged the pair."""
+    reviews = [tag for tag in _tags(record) if tag.startswith(f"{REVIEWED}:")]
+    return getattr(record, "kind", "") == "human" or any(tag != UNREVIEWED for tag in reviews)
 
 
 def synthetic_marks(tags: Sequence[str]) -> tuple[str, ...]:
