@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tiebreak.data.synthetic import count_synthetic
 from tiebreak.files import write_json, write_text_atomically
 from tiebreak.messages import Message, Messages
 from tiebreak.records import ExportedJudgment, Judgment, Pair, Preference
@@ -192,6 +193,12 @@ def hub_card(preferences: Sequence[Preference], judgments: Sequence[ExportedJudg
     kinds = sorted({one.kind for one in judgments})
     rows = "\n".join(f"| {split} | {splits[split]:,} |" for split in there)
     raters = len({one.rater_id for one in judgments})
+    made = count_synthetic(preferences)
+    synthetic = (
+        f"\n{made['rows']:,} of them are of synthetic rows (tag `synthetic`), {made['reviewed']:,} of these judged by people.\n"
+        if made["rows"]
+        else ""
+    )
     return f"""---
 configs:
 - config_name: default
@@ -211,7 +218,7 @@ tags:
 
 {len(preferences):,} preferences from {len(judgments):,} {" and ".join(kinds)} judgments of {raters:,} raters, in TRL's
 columns, made with Tiebreak.
-
+{synthetic}
 | split | preferences |
 |---|---|
 {rows}

@@ -76,6 +76,7 @@ def test_the_folder_for_the_hub_is_a_data_set(exported: Path) -> None:
     card = (exported / "hub" / "README.md").read_text()
     assert "path: data/train.parquet" in card
     assert "preferences from 12 human judgments of 2 raters" in card
+    assert "synthetic" not in card
     rows = (exported / "hub" / "judgments" / "judgments.jsonl").read_text().splitlines()
     assert len(rows) == 12
     assert len({tuple(json.loads(row)) for row in rows}) == 1  # one set of columns
@@ -95,7 +96,9 @@ def test_what_programs_judged_and_what_is_synthetic_comes_back_as_that(tmp_path:
     verdict = Judgment(pair_id="pair-0", rater_id="judge", left="0-0", right="0-1", answer=3, kind="model")
     import_records(store, [], [verdict], source="judged", source_id="j")
     (tmp_path / "final").mkdir()
-    write_labels(store, tmp_path / "final", AggregationConfig(), (tool,))
+    write_labels(store, tmp_path / "final", AggregationConfig(), (tool, "hub"))
+    card = (tmp_path / "final" / "hub" / "README.md").read_text()
+    assert "\n2 of them are of synthetic rows (tag `synthetic`), 1 of these judged by people.\n" in card
     records = read_foreign(tool, None, str(tmp_path / "final" / f"{tool}.json"), FieldNames())
     assert Counter((one.kind, one.answer) for one in records.judgments) == {("human", -2): 1, ("model", 2): 1}
     assert {(one.split, one.tags) for one in records.pairs} == {("test", ("synthetic",))}
