@@ -194,11 +194,8 @@ def hub_card(preferences: Sequence[Preference], judgments: Sequence[ExportedJudg
     rows = "\n".join(f"| {split} | {splits[split]:,} |" for split in there)
     raters = len({one.rater_id for one in judgments})
     made = count_synthetic(preferences)
-    synthetic = (
-        f"\n{made['rows']:,} of them are of synthetic rows (tag `synthetic`), {made['reviewed']:,} of these judged by people.\n"
-        if made["rows"]
-        else ""
-    )
+    judged = f"(tag `synthetic`), {made['reviewed']:,} of these judged by people."
+    synthetic = f"\n{made['rows']:,} of them are of synthetic rows {judged}\n" if made["rows"] else ""
     return f"""---
 configs:
 - config_name: default

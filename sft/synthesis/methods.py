@@ -31,6 +31,8 @@ PLATITUDES = {
 }
 _ALONE = "Reply with the request alone, in the language of the example."
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
+_TAG = re.compile(r"<[A-Z][A-Z0-9_]*?(?:_[0-9a-f]+)?>")
+"""what `anonymise` puts in place of personal data"""
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _GERMAN = re.compile(r"\b(?:der|die|das|und|ist|nicht|ein|eine|Sie|mit|auf)\b")
 
@@ -189,7 +191,7 @@ _METHODS: dict[str, _Make] = {
 
 def with_typos(text: str, chance: Random) -> str:
     """A text in which one word of eight is mistyped: two letters swapped, one left out, or one doubled."""
-    parts = re.split(r"(\W+)", text)
+    parts = re.split(rf"({_TAG.pattern}|[^\w<]+|<)", text)
     places = [n for n, part in enumerate(parts) if len(part) > 3 and part.isalpha()]
     for n in chance.sample(places, min(len(places), max(1, len(places) // 8))):
         word, at = parts[n], chance.randrange(1, len(parts[n]) - 1)
@@ -199,8 +201,9 @@ def with_typos(text: str, chance: Random) -> str:
 
 
 def wrong_number(text: str, chance: Random) -> str:
-    """A text with one of its numbers changed; empty if it has none."""
-    found = list(_NUMBER.finditer(text))
+    """A text with one of its numbers changed; empty if it has none. Numbers of tags are none."""
+    tags = [one.span() for one in _TAG.finditer(text)]
+    found = [one for one in _NUMBER.finditer(text) if not any(start < one.start() < end for start, end in tags)]
     if not found:
         return ""
     one = chance.choice(found)

@@ -207,7 +207,16 @@ class Screen(Texts):
         self.answers = Texts()
         for text in test_answers:
             self.answers.add("a test answer", text)
+        self.pairs: set[tuple[str, str, str]] = set()
+        """prompts with both answers, of the pairs that are kept"""
         self.find_personal = _detector()
+
+    def keep(self, draft: Draft) -> None:
+        """Let no later draft repeat this one."""
+        if draft.rejected:
+            self.pairs.add((draft.prompt, draft.completion, draft.rejected))
+        else:
+            self.add("an earlier synthetic prompt", draft.prompt)
 
     def fault(self, draft: Draft) -> str:
         """Why a row is dropped; empty if it is kept."""
@@ -227,6 +236,8 @@ class Screen(Texts):
 
     def _repeats(self, draft: Draft) -> str:
         """What a draft repeats, as the reason to drop it; empty if nothing."""
+        if (draft.prompt, draft.completion, draft.rejected) in self.pairs:
+            return "the same as an earlier synthetic pair"
         if draft.completion and trigrams(draft.completion) == trigrams(draft.prompt):
             return "the answer repeats the prompt"
         if draft.request and overlap_of(draft.prompt, draft.request) >= self.threshold:
@@ -282,8 +293,7 @@ def make(
         if reason:
             dropped.append(_dropped(one.draft, reason))
             continue
-        if one.draft.method not in _KEEP_THE_PROMPT:
-            screen.add("an earlier synthetic prompt", one.draft.prompt)
+        screen.keep(one.draft)
         kept.append(one)
     if not config.answers or writer is None:
         return kept, dropped, _tokens(written)

@@ -99,6 +99,28 @@ def test_corruptions_by_hand() -> None:
     assert diversity(["a b c", "a b d"]) == {"prompts": 2, "distinct_2": 0.75, "words_median": 3}
 
 
+def test_rules_leave_tags_as_they_are() -> None:
+    """`anonymise` put them there: <ORDER_4> in place of <ORDER_1> is no wrong number, and <EMIAL> no typing error."""
+    for seed in range(40):
+        wrong = wrong_number("Send <ORDER_1> and <EMAIL_3f9a12> within 5 days.", Random(seed))
+        assert wrong.startswith("Send <ORDER_1> and <EMAIL_3f9a12> within ")
+        assert "within 5 days" not in wrong
+        assert "<EMAIL>" in with_typos("Write <EMAIL> about lamps <PERSON_1>", Random(seed))
+    assert wrong_number("Send <ORDER_1>.", Random(0)) == ""
+
+
+def test_no_pair_is_made_twice(tmp_path: Path) -> None:
+    """Of one answer with two sentences and no number, rules make three worse ones: without either, and a platitude."""
+    row = {"prompt": "Why does it hum?", "completion": "The dimmer is too old. Replace it.", "split": "train"}
+    rows = write_rows(tmp_path / "real.jsonl", [row])
+    status, err = synthesise(tmp_path / "made", "--demonstrations", json.dumps([str(rows)]), corruption=20)
+    assert status == 0, err
+    pairs = read_rows(tmp_path / "made" / "final" / "pairs.jsonl")
+    assert len(pairs) == len({pair["id"] for pair in pairs}) == 3
+    reasons = {one["reason"] for one in read_rows(tmp_path / "made" / "final" / "dropped.jsonl")}
+    assert reasons == {"the same as an earlier synthetic pair"}
+
+
 def test_rules_alone_make_rows_with_their_provenance(tmp_path: Path, real: list[str | Path]) -> None:
     templates = write_rows(
         tmp_path / "templates.jsonl",
