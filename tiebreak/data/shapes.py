@@ -166,6 +166,9 @@ def _refuse_unread(cells: Cells) -> None:
 
 _FORMULA = re.compile(r"[=+@-][A-Z][A-Z0-9.]*\(.*\)|[=+@-]\w+\|.*!.*", re.DOTALL | re.IGNORECASE)
 """A cell that is a formula as a whole, or a command of Dynamic Data Exchange."""
+_SIGNS = r"[\s\d()+*/^&%.,;:$<>=!-]*"
+_OF_CELLS = re.compile(rf"={_SIGNS}(?:\b[A-Z]{{1,3}}\$?\d{{1,7}}\b{_SIGNS})+")
+"""A formula of cells alone: `=A1`, `=A1+2*$B$3`."""
 _SPREADSHEET_ERRORS = ("#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#N/A", "#NULL!", "#NUM!")
 _ABSENT = ("nan", "NaN", "<NA>", "NULL", "\\N")
 """what pandas and databases write in a table for a cell without a value"""
@@ -180,10 +183,14 @@ def _refuse_formulas(cells: Cells) -> None:
                 f"{name}: {value.strip()} is how programs write an absent value: leave the cell empty, or save the data as "
                 "JSON Lines if it is a text"
             )
-        if isinstance(value, str) and (_FORMULA.fullmatch(value.strip()) or value.strip() in _SPREADSHEET_ERRORS):
+        if isinstance(value, str) and _is_formula(value.strip()):
             raise ValueError(
                 f"{name}: {value.strip()[:40]!r} is a spreadsheet's formula or error, no text: save its values"
             )
+
+
+def _is_formula(cell: str) -> bool:
+    return bool(_FORMULA.fullmatch(cell) or _OF_CELLS.fullmatch(cell)) or cell in _SPREADSHEET_ERRORS
 
 
 def _refuse_printed(cells: Cells) -> None:

@@ -296,11 +296,14 @@ def test_formulas_of_a_spreadsheet_are_no_text(tmp_path: Path) -> None:
         "Why does =SUM(A1) fail?",
         "=sum(a1)",
         '"=SUM(A1,\nB1)"',
+        "=A1&$B$2",
+        "=A1 is the first cell",
+        "=1+1",
     ]
     rows = "".join(f"{json.dumps(cell) if cell[0] == '-' else cell},yes\n" for cell in cells)
     (tmp_path / "x.csv").write_text("prompt,completion\n" + rows.replace("\\n", "\n"))
     found = faults(tmp_path / "x.csv", "demonstrations")
-    assert [*found] == ["x.csv:3", "x.csv:4", "x.csv:5", "x.csv:6", "x.csv:10", "x.csv:11"]
+    assert [*found] == ["x.csv:3", "x.csv:4", "x.csv:5", "x.csv:6", "x.csv:10", "x.csv:11", "x.csv:13"]
     assert all("is a spreadsheet's formula or error, no text: save its values" in reason for reason in found.values())
 
 
