@@ -240,7 +240,9 @@ def read_some_answers(config: LabelConfig) -> list[SingleAnswer]:
     if reasons is not None:
         _count_flagged(config.answers, answers, reasons)
     if not answers:
-        raise HandoffError(f"{config.answers} contains no answers: there is nothing to judge")
+        pairs = Path(config.answers) / "final" / "pairs.jsonl"
+        there = f", but pairs: give it as --pairs {config.answers}" if pairs.is_file() and pairs.stat().st_size else ""
+        raise HandoffError(f"{config.answers} contains no answers{there or ': there is nothing to judge'}")
     refuse_unclassed(answers, config.classes, config.answers)
     return answers
 

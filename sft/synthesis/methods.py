@@ -29,6 +29,8 @@ PLATITUDES = {
     "en": "That is a great question. There are many things to consider, and it depends on your situation.",
     "de": "Das ist eine gute Frage. Dabei gibt es vieles zu beachten, und es kommt auf den Einzelfall an.",
 }
+PLACE = re.compile(r"\{(\w+)\}")
+"""a template's place for one of its values"""
 _ALONE = "Reply with the request alone, in the language of the example."
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 _TAG = re.compile(r"<[A-Z][A-Z0-9_]*?(?:_[0-9a-f]+)?>")
@@ -139,10 +141,14 @@ def _typos(_: int, chance: Random, material: Material, __: SynthesiseConfig) -> 
     )
 
 
-def _template(number: int, _: Random, material: Material, __: SynthesiseConfig) -> Draft | None:
-    filled = list(_filled(material.templates))
+def _template(number: int, _: Random, material: Material, config: SynthesiseConfig) -> Draft | None:
+    """The rows of all templates, in order; if fewer are wanted, a random sample of them."""
+    filled, wanted = list(_filled(material.templates)), config.methods["templates"]
     if number >= len(filled):
         return None
+    if wanted < len(filled):
+        chosen = Random(content_id("templates", config.seed)).sample(range(len(filled)), wanted)
+        number = sorted(chosen)[number]
     prompt, completion, how = filled[number]
     return Draft("", 0, (), "", prompt, completion, how=how)
 
@@ -156,7 +162,7 @@ def _filled(templates: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, 
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
+    return PLACE.sub(lambda found: values.get(found[1], found[0]), text)
 
 
 def _corruption(number: int, chance: Random, material: Material, __: SynthesiseConfig) -> Draft | None:

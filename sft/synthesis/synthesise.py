@@ -22,7 +22,7 @@ from typing import Any
 from sft.duplicates import trigrams
 from sft.normalising import normalise
 from sft.synthesis.configuration import ANSWERED, PAPERS, SynthesiseConfig
-from sft.synthesis.methods import Draft, Material, draft_rows
+from sft.synthesis.methods import PLACE, Draft, Material, draft_rows
 from sft.synthesis.page import build_page
 from sft.synthesis.writers import Writer, Written, build_writer
 from tiebreak.command.launch import stage_main
@@ -155,11 +155,27 @@ def _templates(config: SynthesiseConfig) -> list[Mapping[str, Any]]:
         return []
     rows = read_rows(config.templates)
     for where, row in rows:
-        values = row.get("values", {})
-        fits = isinstance(values, dict) and all(isinstance(one, list) and one for one in values.values())
-        if not isinstance(row.get("prompt"), str) or not fits:
-            raise ConfigError(f"{where}: a template has prompt, completion and values, as {{lamp: [Arc, Line]}}")
+        if fault := _fault_of_template(row):
+            raise ConfigError(f"{where}: {fault}")
     return [row for _, row in rows]
+
+
+def _fault_of_template(row: Mapping[str, Any]) -> str:
+    """What is wrong with a template; empty if nothing."""
+    values, texts = row.get("values", {}), [row.get("prompt"), row.get("completion", "")]
+    fits = isinstance(values, dict) and all(isinstance(one, list) and one for one in values.values())
+    if not fits or not all(isinstance(text, str) for text in texts) or row.keys() - {"prompt", "completion", "values"}:
+        return "a template has prompt, completion and values, as {lamp: [Arc, Line]}, and nothing else"
+    places = {place for text in texts for place in PLACE.findall(_WITHOUT_CODE.sub("", text))}
+    if missing := sorted(places - values.keys()):
+        return f"{{{missing[0]}}} has no values: add it to values, which has {', '.join(values) or 'none'}"
+    if unused := sorted(name for name in values if not any(f"{{{name}}}" in text for text in texts)):
+        return f"values: {{{unused[0]}}} is neither in the prompt nor in the completion"
+    return ""
+
+
+_WITHOUT_CODE = re.compile(r"(?<=[\\\w}$]){\w+}")
+"""braces after a command, a name or another brace, as in \\frac{a}{b}: no place of a template"""
 
 
 # --- screening ---

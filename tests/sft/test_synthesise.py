@@ -99,6 +99,41 @@ def test_corruptions_by_hand() -> None:
     assert diversity(["a b c", "a b d"]) == {"prompts": 2, "distinct_2": 0.75, "words_median": 3}
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ({"prompt": "Is {lamp} {colour}?", "values": {"lamp": ["Arc"]}}, "{colour} has no values"),
+        ({"prompt": "Is {lamp} on?", "values": {"lamp": ["Arc"], "room": ["hall"]}}, "values: {room} is neither in"),
+        ({"prompt": "Is it on?", "answer": "Yes."}, "a template has prompt, completion and values"),
+        ({"prompt": "Is it on?", "completion": 1}, "a template has prompt, completion and values"),
+        ({"prompt": r"Simplify \frac{a}{b} for {n}.", "completion": "$x_{n}$", "values": {"n": [1, 2]}}, ""),
+    ],
+)
+def test_a_template_that_cannot_be_filled_is_refused(tmp_path: Path, template: Any, message: str) -> None:
+    file = write_rows(tmp_path / "templates.jsonl", [template])
+    status, err = synthesise(tmp_path / "made", "--templates", file, templates=4)
+    assert (status != 0, message in err) == (bool(message), True), err
+    if not message:
+        made = [row["prompt"][0]["content"] for row in read_rows(tmp_path / "made" / "final" / "answers.jsonl")]
+        assert made[:1] == [r"Simplify \frac{a}{b} for 1."]
+
+
+def test_fewer_rows_than_templates_make_are_a_sample_of_them(tmp_path: Path) -> None:
+    """20 of 2 × 100 rows: the first 20 would be of the first template alone."""
+    numbers = [str(n) for n in range(100)]
+    rows = [{"prompt": f"{word} {{n}}?", "values": {"n": numbers}} for word in ("Lamp", "Shade")]
+    file = write_rows(tmp_path / "templates.jsonl", rows)
+
+    def drafts(seed: int) -> list[str]:
+        config = SynthesiseConfig(output="x", methods={"templates": 20}, templates=str(file), seed=seed)
+        return [one.prompt for one in draft_rows(config, Material(templates=rows))]
+
+    made = drafts(0)
+    assert len(set(made)) == 20
+    assert {one.split()[0] for one in made} == {"Lamp", "Shade"}
+    assert drafts(0) == made != drafts(1)
+
+
 def test_rules_leave_tags_as_they_are() -> None:
     """`anonymise` put them there: <ORDER_4> in place of <ORDER_1> is no wrong number, and <EMIAL> no typing error."""
     for seed in range(40):
