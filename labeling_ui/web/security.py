@@ -31,6 +31,8 @@ MAX_BODY_BYTES = 600_000
 MAX_BODY_SECONDS = 30
 MAX_UPLOAD_BYTES = 50_000_000
 MAX_UPLOAD_SECONDS = 300
+MAX_DISCARDED_BYTES = 4_000_000
+"""of a body that is too large, read before the refusal"""
 UPLOADS = ("/api/lead/pairs/upload", "/api/lead/media")
 """The addresses to which leads may send larger bodies."""
 _TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES:,} bytes, and must state its length"
@@ -118,6 +120,8 @@ class Guard:
         if refusal is None and path.startswith(PAGES):
             refuse = _page_refusal if self.has_campaign else _door_refusal
             refusal = await run_in_threadpool(refuse, request, path)
+        if refusal is not None and refusal.status_code == 413:
+            await _discard(receive)
         await (refusal or self.app)(request.scope, _BoundedBody(receive, *limits), send)
 
     def _record(self, request: Request, path: str, status: int, seconds: float) -> None:
@@ -171,6 +175,20 @@ class _BoundedBody:
             raise HTTPException(413, _TOO_LARGE)
         self._complete = not message.get("more_body", False)
         return message
+
+
+async def _discard(receive: Receive) -> None:
+    """Read a refused body, within bounds: with the connection closed on it, a proxy that still sends would report a bad
+    gateway in place of the refusal."""
+    left, until = MAX_DISCARDED_BYTES, time.monotonic() + MAX_BODY_SECONDS
+    while left > 0:
+        try:
+            message = await asyncio.wait_for(receive(), until - time.monotonic())
+        except TimeoutError:
+            return
+        left -= len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 def _is_lead(request: Request) -> bool:

@@ -107,7 +107,16 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         "TABLE mail_addresses",
         "INDEX events_notes",
         *(f"INDEX {one}" for one in ("events_pairs_added", "items_disputed_in_order", "items_untouched", "items_ids")),
-        *(f"INDEX {one}" for one in ("items_of_batch", "items_unfinished", "events_of_people", "events_of_answers")),
+        *(
+            f"INDEX {one}"
+            for one in (
+                "items_of_batch",
+                "items_unfinished",
+                "events_of_people",
+                "events_of_answers",
+                "events_of_reasons",
+            )
+        ),
         *(f"INDEX {one}" for one in indices),
     ):
         connection.execute(f"DROP {statement}")

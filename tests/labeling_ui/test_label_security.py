@@ -33,7 +33,7 @@ from labeling_ui.web.metrics import TOKEN
 from labeling_ui.web.page_policy import inline_scripts
 from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.routes.api import DEVICE_COOKIE
-from labeling_ui.web.security import MAX_BODY_BYTES, Guard
+from labeling_ui.web.security import MAX_BODY_BYTES, MAX_DISCARDED_BYTES, Guard
 from labeling_ui.web.server import create_app
 from labeling_ui.worker import ConverseConfig, start_worker
 from tiebreak.errors import ConfigError
@@ -211,7 +211,8 @@ def test_bodies_are_bounded_in_bytes_and_time_whatever_the_headers_say(
     app = create_app(open_store(tmp_path, [make_pair(0)]), PageConfig("t"))
     kind = {"content-type": "application/json"}
     for encoding in ("chunked", "Chunked", "CHUNKED", "gzip, Chunked"):
-        assert ask(app, {**kind, "transfer-encoding": encoding}, [(0, b"x" * 1_000_000)]) == (413, 0)
+        assert ask(app, {**kind, "transfer-encoding": encoding}, [(0, b"x" * 1_000_000)]) == (413, 1_000_000)
+    assert ask(app, {**kind, "content-length": "9999999"}, [(0, b"x" * 1_000_000)] * 9) == (413, MAX_DISCARDED_BYTES)
     many = [(0.0, b"x" * 100_000)] * 100
     status, taken = ask(app, {**kind, "content-length": "10"}, many)
     assert (status, taken) == (413, MAX_BODY_BYTES + 100_000)
@@ -219,6 +220,8 @@ def test_bodies_are_bounded_in_bytes_and_time_whatever_the_headers_say(
     begun = time.monotonic()
     status, _ = ask(app, {**kind, "content-length": "10"}, [(0.1, b"{")] * 100)
     assert status == 408
+    status, _ = ask(app, {**kind, "content-length": "9999999"}, [(0.1, b"{")] * 100)
+    assert status == 413
     assert time.monotonic() - begun < seconds_here(2)
 
 
