@@ -37,6 +37,7 @@ from evaluation.yardstick_scores import (
 from tiebreak.config import StageConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.measures.compared import answer_id
+from tiebreak.measures.statistics import win_interval
 from tiebreak.measures.yardsticks.inputs import YardstickInput
 from tiebreak.measures.yardsticks.registry import build_measure, parse
 from tiebreak.messages import Message, prompt_id
@@ -494,8 +495,11 @@ def test_one_value_has_no_interval_and_none_no_mean(count: int) -> None:
     if not count:
         assert figures == {"mean": None, "interval": None, "n_prompts": 0}
         return
-    both = (1.0, 1.0) if count == 2 else None
-    assert (figures["mean"], figures["interval"], figures["n_prompts"]) == (1.0, both, count)
+    wilson = (pytest.approx(2 / (2 + 1.959964**2)), 1.0)  # of two successes in two trials
+    assert (figures["mean"], figures["n_prompts"]) == (1.0, count)
+    assert figures["interval"] == (wilson if count == 2 else None)
+    low, high = win_interval(2, 0, 0)
+    both = (2 * low - 1, 2 * high - 1) if count == 2 else None
     assert (figures["difference"], figures["difference_interval"]) == (1.0, both)
 
 

@@ -11,8 +11,13 @@ from tiebreak.records import ExportedJudgment
 
 
 def read_judgments(source: str) -> list[ExportedJudgment]:
-    """The judgments of a label or judge run, or of a file, without those of excluded raters (`excluded_raters`)."""
-    file = Path(source) / "final" / "judgments.jsonl" if is_run(source) else Path(source)
+    """The judgments of a label or judge run, or of a file, without those of excluded raters (`excluded_raters`).
+
+    Raises:
+        RunError: the run is not finished.
+    """
+    folder = Path(source)
+    file = folder / "final" / "judgments.jsonl" if is_run(source) or folder.is_dir() else folder
     excluded = excluded_raters(source)
     return [one for one in read_records(file, ExportedJudgment) if one.rater_id not in excluded]
 
