@@ -655,8 +655,9 @@ def build_page(config: LabelConfig, words: Sequence[str] = ()) -> PageConfig:
     guidelines, consent = _text_of("guidelines", config.guidelines), _text_of("consent", config.consent)
     hosts = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
     anyone = config.host in ("0.0.0.0", "::") and not config.hosts
+    shown = load_words(config.words)
     return PageConfig(
-        title=config.title,
+        title=_title_of(config, shown),
         guidelines=guidelines,
         guideline_version=config.guideline_version,
         consent=consent,
@@ -670,7 +671,7 @@ def build_page(config: LabelConfig, words: Sequence[str] = ()) -> PageConfig:
         asked=config.asked,
         reason=config.ask_reason,
         oidc=config.oidc.label if config.oidc else "",
-        words=load_words(config.words),
+        words=shown,
         policies=tuple(config.converse.policies) if config.converse else (),
         system=config.converse.system if config.converse else "",
         no_difference=config.no_difference,
@@ -678,6 +679,14 @@ def build_page(config: LabelConfig, words: Sequence[str] = ()) -> PageConfig:
         prefix=config.prefix,
         hosts=() if anyone else tuple(sorted(hosts)),
     )
+
+
+def _title_of(config: LabelConfig, words: Mapping[str, str]) -> str:
+    """The configured title. Of single answers alone, by default what their task asks, which is no comparison."""
+    task = "review" if config.flagged else config.task
+    if "title" in config.model_fields_set or not config.answers or config.pairs or config.converse or not task:
+        return config.title
+    return words[f"title.{task}"]
 
 
 def _pull_reports(config: LabelConfig, words: Sequence[str]) -> PullReports:

@@ -20,6 +20,7 @@ from labeling_ui.configuration import LabelConfig
 from labeling_ui.database.errors import RefusedError
 from labeling_ui.database.migrations import MIGRATIONS
 from labeling_ui.exchange.single import difference
+from labeling_ui.label import build_page
 from labeling_ui.quality.agreement import krippendorff_alpha, measure_votes
 from labeling_ui.quality.single import measure_assessments
 from labeling_ui.quality.vote_cache import LiveVotes
@@ -522,3 +523,18 @@ def test_a_value_that_the_campaign_does_not_offer_is_refused(served: tuple[str, 
     for value in (6, 0, "5", True):
         body = {"client_id": "x", "pair_id": given["pair_id"], "value": value}  # type: ignore[dict-item]
         assert httpx.post(f"{address}/api/judgments", json=body).status_code in (409, 422), value
+
+
+def test_the_title_of_single_answers_alone_is_what_their_task_asks() -> None:
+    """It is the name of the page's tab, of the app, and of mails."""
+
+    def title(**values: Any) -> str:
+        return build_page(LabelConfig(output="out", **values)).title
+
+    assert title(answers="a.jsonl", task="review") == "Can this answer be used?"
+    assert title(answers="runs/x", flagged=True) == "Can this answer be used?"
+    assert title(answers="a.jsonl", task="rate") == "How good is this answer?"
+    assert title(answers="a.jsonl", task="rate", title="Mine") == "Mine"
+    assert (
+        title(answers="a.jsonl") == title(pairs="p.jsonl", answers="a.jsonl", task="rate") == "Which answer is better?"
+    )
