@@ -19,7 +19,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,9 +49,10 @@ from sft.report.flow import rows_read
 from sft.report.page import SourceFacts, build_page
 from sft.row_lengths import Lengths, drop_long
 from sft.steps.running import KINDS, Journal, run_steps
-from sft.steps.step import build_steps
+from sft.steps.step import Change, build_steps
 from sft.store import WORK, RowFiles, RowPart, Store, Summary
 from tiebreak.command.launch import stage_main
+from tiebreak.data.documents import DOCUMENT_ENDINGS
 from tiebreak.errors import DataError, TiebreakError
 from tiebreak.files import write_json, write_jsonl, write_text_atomically
 from tiebreak.measures.canaries import Canary, is_canary
@@ -115,10 +116,11 @@ def _write_data(config: PrepareConfig, run: Run, work: Store) -> dict[str, Any]:
     flagged = {one["where"] for one in journal.lines("flagged")} if steps else set[str]()
     counts, after, kept_flagged = write_rows(rows, keep, splits, compared, work, run.final, canaries, flagged)
     names = file_names([*config.prompts, *config.demonstrations])
-    written = {"dropped": _listed(journal, rows, dropped, names)}
+    places = Places(names, journal.protect)
+    written = {"dropped": _listed(journal, rows, dropped, places)}
     if steps:
-        written["changed"] = (_by_name(one, names) for one in journal.lines("changed"))
-        written["flagged"] = (_with_prompts(one, names, kept_flagged) for one in journal.lines("flagged"))
+        written["changed"] = (_by_name(one, places) for one in journal.lines("changed"))
+        written["flagged"] = (_with_prompts(one, places, kept_flagged) for one in journal.lines("flagged"))
     for name, lines in written.items():
         write_jsonl(run.final / f"{name}.jsonl", lines)
     if "balance" in config.steps:
@@ -149,7 +151,7 @@ def _protect_bad_rows(run: Run, journal: Journal) -> None:
     path = run.folder / BAD_ROWS
     if journal.protect is not None and path.is_file():
         protect = journal.protect
-        write_jsonl(path, [{**one, "reason": protect(one["reason"])} for one in list(_lines_of(path))])
+        write_jsonl(path, [{name: protect(text) for name, text in one.items()} for one in list(_lines_of(path))])
 
 
 def _anonymised(journal: Journal) -> dict[str, str]:
@@ -158,23 +160,33 @@ def _anonymised(journal: Journal) -> dict[str, str]:
     return {key: str(facts[key]) for key in ("mode", "names", "kinds") if key in facts}
 
 
-def _by_name(entry: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    return {**entry, "where": _named(entry["where"], names), "reason": _named(entry["reason"], names)}
+@dataclass(frozen=True)
+class Places:
+    """Places of rows, as files of the run name them."""
+
+    names: Mapping[str, str]
+    """source → its name in the run, in place of its path"""
+    protect: Change | None
+    """removes personal data, which the name of a document may hold"""
+
+    def named(self, text: str) -> str:
+        """A text with its places as the run names them."""
+        for source, name in self.names.items():
+            for mark in ":/":  # in a path, and in a shard's place
+                text = text.replace(f"{source}{mark}", f"{name}{mark}")
+        return self.protect(text) if self.protect is not None and _DOCUMENT.search(text) else text
 
 
-def _with_prompts(
-    entry: Mapping[str, str], names: Mapping[str, str], kept: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
+_DOCUMENT = re.compile("|".join(rf"{re.escape(ending)}\b" for ending in DOCUMENT_ENDINGS), re.IGNORECASE)
+
+
+def _by_name(entry: Mapping[str, str], places: Places) -> dict[str, str]:
+    return {**entry, "where": places.named(entry["where"]), "reason": places.named(entry["reason"])}
+
+
+def _with_prompts(entry: Mapping[str, str], places: Places, kept: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """A line of flagged.jsonl, with the ids of the prompts that are kept of its place, which no other file names."""
-    return {**_by_name(entry, names), "prompt_ids": list(kept.get(entry["where"], ()))}
-
-
-def _named(text: str, names: Mapping[str, str]) -> str:
-    """A text with the names of sources in place of their paths."""
-    for source, name in names.items():
-        for mark in ":/":  # in a path, and in a shard's place
-            text = text.replace(f"{source}{mark}", f"{name}{mark}")
-    return text
+    return {**_by_name(entry, places), "prompt_ids": list(kept.get(entry["where"], ()))}
 
 
 def _lines_of(path: Path) -> Iterator[Mapping[str, str]]:
@@ -193,17 +205,17 @@ def _texts(rows: RowFiles, numbers: Sequence[int], side: Side) -> list[str]:
 
 
 def _listed(
-    journal: Journal, rows: RowFiles, dropped: Sequence[DroppedRow], names: Mapping[str, str]
+    journal: Journal, rows: RowFiles, dropped: Sequence[DroppedRow], places: Places
 ) -> Iterator[dict[str, str]]:
     """The lines of dropped.jsonl: rows dropped by steps, then the others."""
-    yield from (_by_name(one, names) for one in journal.lines("dropped"))
+    yield from (_by_name(one, places) for one in journal.lines("dropped"))
     others = {number: row.where for number, row in rows.at(one.other for one in dropped if one.other is not None)}
     for start, end in _ascending([one.number for one in dropped]):
         group = dropped[start:end]
         for one, (_, row) in zip(group, rows.at(one.number for one in group), strict=True):
             reason = one.reason.format(others.get(one.other, "") if one.other is not None else "")
             line = {"where": row.where, "reason": reason, "text": compared_text(row.record, one.side)}
-            yield _by_name(line, names)
+            yield _by_name(line, places)
 
 
 def _ascending(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

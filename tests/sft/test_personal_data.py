@@ -400,6 +400,25 @@ def test_arguments_of_calls_are_searched_keys_and_numbers_included() -> None:
     assert tagged.id == prompt_id(tagged.messages, tagged.tools) != prompt.id
 
 
+def test_names_of_documents_are_hidden_where_the_run_names_them(tmp_path: Path, tiny_model: Path) -> None:
+    """A folder of letters, named by their senders; two are the same."""
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    for sender, text in (
+        ("anna.weber", "My lamp is dark."),
+        ("ben.kurz", "My lamp is dark."),
+        ("carl", "Call 0171 2345678"),
+    ):
+        (folder / f"{sender}@firma.example.txt").write_text(text)
+    settings = {"output": str(tmp_path / "run"), "policy": str(tiny_model), "prompts": [str(folder)]}
+    prepare(PrepareConfig.model_validate({**settings, "steps": ["anonymise"]}))
+    written = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert {"changed.jsonl", "dropped.jsonl", "report.html"} <= {file.name for file in written}
+    assert [file for file in written if "firma.example" in file.read_text(errors="replace")] == []
+    (dropped,) = read_rows(tmp_path / "run" / "final" / "dropped.jsonl")
+    assert dropped["where"].endswith("<EMAIL_1>")
+
+
 def test_own_patterns_and_words(tmp_path: Path, tiny_model: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("Project Heron\n")
