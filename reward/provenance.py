@@ -44,14 +44,15 @@ class Origin:
 def trace_origin(preferences: str) -> Origin:
     """The origin of a label run's preferences; empty for a file or a hub data set."""
     prompts: dict[str, Prompt] = {}
-    texts: dict[str, str] = {}
+    texts: dict[tuple[str, str], str] = {}
     judgments: list[Judgment] = []
     for final in _finals(preferences, InputFinder()):
         if (final / "prompts.jsonl").is_file():
             found = read_prompts(str(final.parent), ["train", "validation", "test"])
             prompts |= {prompt.id: prompt for prompt in found}
         if (final / "pairs.jsonl").is_file():
-            texts |= {c.id: c.text for pair in read_pairs(str(final.parent), stage="reward") for c in pair.completions}
+            pairs = read_pairs(str(final.parent), stage="reward")
+            texts |= {(pair.id, one.id): one.text for pair in pairs for one in pair.completions}
         if (final / "judgments.jsonl").is_file():
             judgments += read_records(final / "judgments.jsonl", ExportedJudgment)
     return Origin(prompts, tuple(vote for judgment in judgments for vote in _votes(judgment, texts)))
@@ -73,9 +74,9 @@ def _finals(source: str, finder: InputFinder) -> Iterator[Path]:
             yield from _finals(found.place, finder)
 
 
-def _votes(judgment: Judgment, texts: Mapping[str, str]) -> Iterator[Vote]:
-    if judgment.answer and judgment.left in texts and judgment.right in texts:
-        left, right = texts[judgment.left], texts[judgment.right]
+def _votes(judgment: Judgment, texts: Mapping[tuple[str, str], str]) -> Iterator[Vote]:
+    left, right = (texts.get((judgment.pair_id, side)) for side in (judgment.left, judgment.right))
+    if judgment.answer and left is not None and right is not None:
         first = judgment.answer < 0
         better, worse = (left, right) if first else (right, left)
         yield Vote(judgment.rater_id, judgment.pair_id, better, worse, first)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -223,6 +224,15 @@ def content_id(prefix: str, *parts: object) -> str:
     """A short id made from content: the same content has the same id on every machine."""
     canonical = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=_as_json)
     return f"{prefix}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+
+def is_content_id(identity: str, prefix: str) -> bool:
+    """Whether an id has the form of `content_id`.
+
+    >>> is_content_id(content_id("pair", 1), "pair"), is_content_id("pair-1", "pair")
+    (True, False)
+    """
+    return re.fullmatch(rf"{re.escape(prefix)}-[0-9a-f]{{16}}", identity) is not None
 
 
 def _as_json(value: object) -> object:

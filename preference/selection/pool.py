@@ -11,7 +11,7 @@ from preference.selection.configuration import SelectConfig
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import is_run, read_records
 from tiebreak.errors import DataError, HandoffError, counted
-from tiebreak.messages import comparison_key, content_id
+from tiebreak.messages import comparison_key, content_id, is_content_id
 from tiebreak.records import Completion, ExportedJudgment, Pair, Preference
 from tiebreak.runs.run import read_manifest
 
@@ -78,7 +78,7 @@ def read_pool(config: SelectConfig) -> Pool:
         first.setdefault(one.texts, one)
     unique = list(first.values())
     judged = read_judged(config.judged)
-    left = [one for one in unique if one.ids not in judged.ids and one.texts not in judged.texts]
+    left = [one for one in unique if not judged.has(one)]
     pool = Pool(left, len(every) - len(unique), len(unique) - len(left))
     if config.selected_pairs > len(left):
         gone = [
@@ -105,10 +105,19 @@ def _cut(pair: Pair) -> Iterator[Candidate]:
 
 @dataclass(frozen=True)
 class Judged:
-    """What people have judged: by the ids of both completions, or by prompt and texts."""
+    """What people have judged."""
 
+    of_pairs: set[tuple[str, frozenset[str]]]
+    """a pair's id, and the ids of both completions"""
     ids: set[frozenset[str]]
+    """the ids of both completions, if they are made from content: others may be the same in all pairs"""
     texts: set[tuple[str, frozenset[str]]]
+    """`Candidate.texts`"""
+
+    def has(self, one: Candidate) -> bool:
+        """Whether people have judged this comparison, in whichever pair."""
+        of_pairs = {(identity, one.ids) for identity in (one.pair.id, one.pool_id)}
+        return bool(of_pairs & self.of_pairs) or one.ids in self.ids or one.texts in self.texts
 
 
 def read_judged(sources: Sequence[str]) -> Judged:
@@ -119,7 +128,7 @@ def read_judged(sources: Sequence[str]) -> Judged:
         HandoffError: a source is another stage's run.
         DataError: a source has model judges' verdicts alone.
     """
-    found = Judged(set(), set())
+    found = Judged(set(), set(), set())
     for source in sources:
         judgments = list(read_records(_file_of_people(source), ExportedJudgment))
         if judgments and all(one.kind == "model" for one in judgments):
@@ -128,8 +137,13 @@ def read_judged(sources: Sequence[str]) -> Judged:
                 "pair out: give judgments of people, or leave it out"
             )
         for judgment in judgments:
-            if judgment.kind != "model" and not judgment.skip:
-                found.ids.update(frozenset((one.left, one.right)) for one in judgment.pairwise())
+            if judgment.kind == "model" or judgment.skip:
+                continue
+            for one in judgment.pairwise():
+                both = frozenset((one.left, one.right))
+                found.of_pairs.add((one.pair_id, both))
+                if all(is_content_id(identity, "completion") for identity in both):
+                    found.ids.add(both)
         preferences = Path(source) / "final" / "preferences.jsonl"
         if preferences.is_file():
             found.texts.update(

@@ -354,6 +354,21 @@ def test_what_was_judged_is_not_selected_again_however_its_prompt_is_written(tmp
     assert [one.texts in judged.texts for pair in (again, other) for one in _cut(pair)] == [True, False]
 
 
+def test_ids_that_name_completions_of_their_pair_alone_leave_no_other_pair_out(tmp_path: Path) -> None:
+    """All pairs of a user's file call their answers a and b; one was judged."""
+    asked = [{"role": "user", "content": "?"}]
+    rows = [
+        {"id": f"p{n}", "prompt_id": f"q{n}", "messages": [{**asked[0], "content": f"question {n}?"}],
+         "completions": [{"id": side, "text": f"{side} {n}"} for side in "ab"]}
+        for n in range(6)
+    ]  # fmt: skip
+    vote = {"pair_id": "p0", "rater_id": "r", "left": "b", "right": "a", "answer": 1, "kind": "human"}
+    words = ("--pairs", write_rows(tmp_path / "own.jsonl", rows), "--judged", write_rows(tmp_path / "j.jsonl", [vote]))
+    status, message = select(*words, "--selected-pairs", "5", "--output", tmp_path / "out")
+    assert status == 0, message
+    assert set(selected(tmp_path / "out")) == {f"p{n}" for n in range(1, 6)}
+
+
 def test_what_leaves_no_pair_out_is_refused_as_judged(tmp_path: Path) -> None:
     """A judge's run and a file of its verdicts; a file in which a person judged too counts that person's pair alone."""
     vote = {"left": "a", "right": "b", "answer": 1}
@@ -367,7 +382,9 @@ def test_what_leaves_no_pair_out_is_refused_as_judged(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the 1 judgment in .* are all a model judge's, which leave no pair out"):
         read_judged([str(file)])
     person = {**vote, "left": "c", "pair_id": "q", "rater_id": "r", "kind": "human"}
-    assert read_judged([str(write_rows(tmp_path / "both.jsonl", [*verdicts, person]))]).ids == {frozenset("bc")}
+    assert read_judged([str(write_rows(tmp_path / "both.jsonl", [*verdicts, person]))]).of_pairs == {
+        ("q", frozenset("bc"))
+    }
 
 
 def test_pairs_that_no_judge_saw_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
