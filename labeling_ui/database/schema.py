@@ -189,6 +189,10 @@ REJECTIONS = Table(
     Column("by_id", String),
     Column("rejected_at_ms", BigInteger),
 )
+ERASED = "the rater's data were erased"
+"""The reason of rejections that come with an erasure; none of them is taken back."""
+REASON_REMOVED = "the lead's reason went with the rater's data"
+"""The reason of a rejection from before an erasure."""
 RATER_HOURS = Table(
     "rater_hours",
     METADATA,

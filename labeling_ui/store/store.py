@@ -29,6 +29,7 @@ from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.migrations import migrate
 from labeling_ui.database.schema import (
     BATCHES,
+    ERASED,
     GOLD,
     ITEMS,
     RATERS,
@@ -553,10 +554,10 @@ class Store(TransactionalStore):
                     erasing.conversation_pairs(connection, rater_id),
                 )
             if pairs:
-                self.withdraw_pairs(pairs, rejecting.ERASED, by)
+                self.withdraw_pairs(pairs, ERASED, by)
             for n in range(0, len(ids), rejecting.MOST_TOGETHER):
                 part = ids[n : n + rejecting.MOST_TOGETHER]
-                rejected += self.transact(partial(rejecting.reject, judgment_ids=part, reason=rejecting.ERASED, by=by))
+                rejected += self.transact(partial(rejecting.reject, judgment_ids=part, reason=ERASED, by=by))
         with self.reading() as connection:
             redactions = erasing.events_to_redact(connection, rater_id, judgments=judgments)
         done = self.transact(lambda tx: erasing.erase(tx, rater_id, by, judgments=judgments, redactions=redactions))

@@ -14,12 +14,12 @@ from sqlalchemy.exc import DBAPIError
 from test_label_api import PAGE, PASSWORD, Campaign, no_pages  # noqa: F401
 
 from labeling_ui.database.migrations import allow_redaction, forbid_redaction
-from labeling_ui.database.schema import EVENTS, IDENTITIES, INVITATIONS, METADATA, RATERS
+from labeling_ui.database.schema import EVENTS, IDENTITIES, INVITATIONS, METADATA, RATERS, REASON_REMOVED
 from labeling_ui.label import main
 from labeling_ui.raters import main as raters
 from labeling_ui.store.answers import Draft, Submission
 from labeling_ui.store.leads import notes
-from labeling_ui.store.leads.rejecting import REASON_REMOVED, Selection
+from labeling_ui.store.leads.rejecting import Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web import context

@@ -31,6 +31,7 @@ from labeling_ui.database.schema import (
     ANSWERS_INDEXED,
     ASSIGNMENTS,
     DRAFTS,
+    ERASED,
     EVENTS,
     HOUR_MS,
     IDENTITIES,
@@ -40,6 +41,7 @@ from labeling_ui.database.schema import (
     MAIL_ADDRESSES,
     RATER_HOURS,
     RATERS,
+    REASON_REMOVED,
     REASONS_INDEXED,
     REJECTIONS,
     SECOND_FACTORS,
@@ -47,7 +49,6 @@ from labeling_ui.database.schema import (
     TURNS,
 )
 from labeling_ui.store.leads.notes import IS_NOTE, threads_of_rater
-from labeling_ui.store.leads.rejecting import ERASED, REASON_REMOVED
 from labeling_ui.store.work.assigning import shown_of
 from labeling_ui.store.work.standing import lapse_open
 from tiebreak.hashing import canonical_json

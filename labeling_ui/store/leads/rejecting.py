@@ -23,6 +23,7 @@ from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
     ASSIGNMENTS,
+    ERASED,
     GOLD,
     IMPORTED_AT_MS,
     ITEMS,
@@ -58,12 +59,6 @@ class Selection(Record):
     @classmethod
     def _storable_ids(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(storable(name) or "" for name in names)
-
-
-ERASED = "the rater's data were erased"
-"""The reason of rejections that come with an erasure; none of them is taken back."""
-REASON_REMOVED = "the lead's reason went with the rater's data"
-"""The reason of a rejection from before an erasure."""
 
 
 @dataclass(frozen=True)
