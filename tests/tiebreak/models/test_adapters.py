@@ -310,6 +310,7 @@ def test_a_module_that_peft_treats_as_the_head_is_refused(tmp_path: Path) -> Non
     )
     base = LlamaForSequenceClassification(config)
     assert Adapter.build(copy.deepcopy(base), AdapterConfig(r=2), "SEQ_CLS").layers()
+    assert Adapter.build(copy.deepcopy(base), AdapterConfig(method="prompt", virtual_tokens=2), "SEQ_CLS")
     base.model.layers[0].mlp.classifier = nn.Linear(16, 4)  # as LongCat-Flash's router
     refusal = r"treats model\.layers\.0\.mlp\.classifier as the head of the reward model"
     with pytest.raises(ConfigError, match=refusal):

@@ -440,13 +440,13 @@ def _require_one_head(model: PeftModel, asked: Collection[str]) -> None:
     from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
     whole = {id(module) for module in whole_modules(model)}
-    names = [name.removeprefix("base_model.model.") for name, module in model.named_modules() if id(module) in whole]
-    for name in names:
+    base = model.get_base_model()
+    for name in [name for name, module in base.named_modules() if id(module) in whole]:
         last = name.rpartition(".")[2]
         if "." in name and last in SEQ_CLS_HEAD_NAMES and last not in asked:
             raise ConfigError(
                 f"adapter: PEFT treats {name} as the head of the reward model, because of its name, and would train it: "
-                f"{type(model.get_base_model()).__name__} needs adapter.method: full"
+                f"{type(base).__name__} needs adapter.method: full"
             )
 
 
