@@ -28,13 +28,14 @@ from sft.synthesis.writers import Writer, Written, build_writer
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_own, read_rows, settle
 from tiebreak.data.synthetic import SYNTHETIC, UNREVIEWED
+from tiebreak.endpoint.asking import ANSWERS
 from tiebreak.errors import ConfigError, DataError, counted
 from tiebreak.files import write_json, write_jsonl, write_text_atomically
 from tiebreak.measures.canaries import CANARY
 from tiebreak.messages import Message, content_id, prompt_id, text_of
 from tiebreak.records import Completion, Demonstration, Pair, Preference, Prompt
 from tiebreak.runs.requirements import require
-from tiebreak.runs.run import Run, start_run
+from tiebreak.runs.run import Run, clear_partial, start_run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import tracked
 
@@ -79,7 +80,9 @@ def synthesise(config: SynthesiseConfig) -> None:
         write_json(run.final / "report.json", report)
         run.facts |= {"counts": report["counts"], "synthetic": {"rows": len(made), "of": len(made)}}
         write_text_atomically(run.folder / "report.html", build_page(report))
+        forget_personal_data(run, screen)
         run.finish()
+        clear_partial(run)
         _say_report(config, run, report)
 
 
@@ -334,6 +337,17 @@ def make(
 def _tokens(written: Sequence[Written]) -> tuple[int, int]:
     """(prompt tokens, completion tokens), also of texts that are dropped: they are paid for."""
     return sum(one.prompt_tokens for one in written), sum(one.completion_tokens for one in written)
+
+
+def forget_personal_data(run: Run, screen: Screen) -> None:
+    """Remove an endpoint's texts with personal data from the answers on disk, once nothing is asked again: their rows are
+    dropped."""
+    path = run.folder / ANSWERS
+    if screen.find_personal is None or not path.is_file():
+        return
+    rows = [row for _, row in read_rows(str(path))]
+    if any(held := [screen.find_personal(str(row.get("text", ""))) for row in rows]):
+        write_jsonl(path, [{**row, "text": ""} if one else row for row, one in zip(rows, held, strict=True)])
 
 
 def _fault_of_answer(screen: Screen, draft: Draft) -> str:
