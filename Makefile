@@ -16,7 +16,7 @@ WORKERS ?= 3
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
 	@echo "make test         lint, types, import rules and all tests"
-	@echo "make test-fast    the tests of every day: under three minutes"
+	@echo "make test-fast    the tests of every day: about six minutes on two cores"
 	@echo "make proofs       tests that take too long for every day: benchmarks, and more losses trained and resumed"
 	@echo "make campaign     a lead runs a campaign of 20 raters on the page, in real browsers: an hour, or MINUTES=5"
 	@echo "make kills        recipes killed at 40 random moments, half of them under ZeRO-2 and 3, against uncut ones: an hour or two"
