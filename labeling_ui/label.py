@@ -161,8 +161,9 @@ def say_label_end(config: LabelConfig, words: Sequence[str], sources: Sequence[s
         for source, stage in stages.items()
         if stage == "duel"
     ]
-    again = "tiebreak evaluate --config FILE --output FOLDER --yardsticks"
-    others += [f"{again} {shlex.quote(f'people:{config.output}')}" for stage in stages.values() if stage == "evaluate"]
+    if "evaluate" in stages.values():
+        judged = shlex.quote(f"people:{config.output}")
+        others.append(f"tiebreak evaluate --config FILE --output FOLDER --yardsticks {judged}")
     single = bool(read_manifest(config.output).get("assessments"))
     accepted = Path(config.output) / "final" / "demonstrations.jsonl"
     if single and accepted.is_file() and accepted.stat().st_size:
@@ -324,8 +325,8 @@ def add_judges(store: Store, config: LabelConfig) -> None:
 
 
 def refuse_another_judge(store: Store, judgments: Sequence[Judgment], source: str) -> None:
-    """Refuse judgments by a judge whose name another one in the store has: they would be taken for its second judgments of
-    the pairs, which count nowhere.
+    """Refuse judgments by a judge whose name another one in the store has: they would be second judgments of the
+    pairs, which count nowhere.
 
     Raises:
         HandoffError: names both.

@@ -160,7 +160,7 @@ def test_a_judge_of_the_whole_pool_joins_the_pairs_that_were_selected_from_it(tm
 
 
 def test_two_judges_of_one_name_are_refused(judged: tuple[Path, Path], tmp_path: Path) -> None:
-    """Such as two reward models in folders of one name. The second one's verdicts were taken for repeats of the first."""
+    """Such as two reward models in folders of one name. The second one's verdicts were stored as repeats of the first."""
     pairs, out = judged
     untracked = ("--tracking.mode", "disabled")
     (tmp_path / "mine.py").write_text("def length(prompt, answer):\n    return float(len(answer))\n")

@@ -64,7 +64,7 @@ def test_gaps_by_hand() -> None:
 
 
 def test_a_language_that_is_not_clear_is_no_gap() -> None:
-    """py3langid takes this German sentence for Luxembourgish, with a probability of .38."""
+    """py3langid calls this German sentence Luxembourgish, with a probability of .38."""
     step = Balance(PrepareConfig(output="x", prompts=["p.jsonl"], steps=["balance"]))
     texts = [
         "Die Lampe brummt beim Dimmen.",

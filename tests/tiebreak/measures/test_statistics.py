@@ -11,13 +11,30 @@ from tiebreak.measures.statistics import (
     bootstrap_interval,
     clustered_interval,
     count_outcomes,
+    difference_interval,
     holm,
+    mean_interval,
     needed_prompts,
     student_quantile,
     wilson_interval,
     win_interval,
     win_p_value,
 )
+
+
+def test_very_many_differences_have_students_interval() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(0).normal(0.2, 1.0, 6_000)
+    theirs = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    assert difference_interval(values.tolist()) == pytest.approx(theirs, abs=1e-6)
+
+
+@pytest.mark.parametrize(("value", "n"), [(0.0, 64), (1.0, 4)])
+def test_a_share_that_never_varies_has_wilsons_interval(value: float, n: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    theirs = stats.binomtest(int(value) * n, n).proportion_ci(method="wilson")
+    assert mean_interval([value] * n) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+    assert mean_interval([0.5] * n) is None
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 10), (3, 10), (10, 10), (57, 60), (413, 1000)])
